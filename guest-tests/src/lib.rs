@@ -1,0 +1,1 @@
+//! Harness that runs the daemon under a real QEMU with a real Linux guest.

@@ -1,0 +1,12 @@
+//! vfio-user-nvme: an NVMe controller as a process of its own.
+//!
+//! ARCHITECTURE.md draws the rooms; each module says here what its one job is.
+
+pub mod backend;
+pub mod copy;
+pub mod memory;
+pub mod namespace;
+pub mod nvme_ctrl;
+pub mod pci;
+pub mod spec;
+pub mod vfio_user;

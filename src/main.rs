@@ -1,0 +1,3 @@
+//! Arguments to configuration, configuration to a running device, device to an exit code.
+
+fn main() {}

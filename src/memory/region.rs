@@ -1,0 +1,4 @@
+//! One mapped range of guest memory.
+/// One mapped range of guest memory.
+#[derive(Debug)]
+pub struct Region {}
