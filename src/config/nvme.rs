@@ -200,10 +200,10 @@ pub(super) const TABLE: Table<NvmeDraft> = Table {
             "NVMe Qualified Name of the subsystem, whole",
             |d, v| { d.subnqn = Some(nqn(v)?); Ok(()) };
         "x-pci-vendor-id" = "ID", Def::Value("0x1234"), "0x1b36",
-            "PCI vendor id, hexadecimal. With 1b36:0010 Linux ignores the namespace ids",
+            "PCI vendor id. With 1b36:0010 Linux ignores the namespace ids",
             |d, v| { d.vendor_id = value::pci_id(v)?; Ok(()) };
         "x-pci-device-id" = "ID", Def::Value("0x4e56"), "0x10",
-            "PCI device id, hexadecimal",
+            "PCI device id",
             |d, v| { d.device_id = value::pci_id(v)?; Ok(()) };
         "iothreads" = "1..16", Def::Value("1"), "2",
             "Worker threads; the queues are dealt out among them",
@@ -304,7 +304,7 @@ mod tests {
     fn given_values() {
         let c = config(
             "serial=a,,b,model=M 1,firmware-version=9,mdts=5,max_ioqpairs=511,mqes=1,aerl=0,\
-             aer_max_queued=1,cdfe=28,subnqn=nqn.2026-11.org.example:x,x-pci-vendor-id=1b36,\
+             aer_max_queued=1,cdfe=28,subnqn=nqn.2026-11.org.example:x,x-pci-vendor-id=0x1b36,\
              x-pci-device-id=0x11,iothreads=16,aio=io_uring",
         );
         assert_eq!(
@@ -380,7 +380,7 @@ mod tests {
             ),
             (
                 "x-pci-vendor-id=0xffff",
-                "--nvme x-pci-vendor-id=0xffff: must be a hexadecimal id, 0x1 to 0xfffe; leave it out for 0x1234",
+                "--nvme x-pci-vendor-id=0xffff: must be 0x1 to 0xfffe, written with 0x; leave it out for 0x1234",
             ),
             (
                 "aio=native",
