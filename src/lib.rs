@@ -3,6 +3,8 @@
 //! ARCHITECTURE.md draws the rooms; each module says here what its one job is.
 
 pub mod backend;
+pub mod cli;
+pub mod config;
 pub mod copy;
 pub mod memory;
 pub mod namespace;
