@@ -2,6 +2,7 @@
 //!
 //! Enums on the wire are open: a field with unknown values stays a number, its known values are constants.
 
+pub mod copy;
 pub mod status;
 
 pub use status::Status;
