@@ -8,6 +8,7 @@ pub mod identify;
 pub mod log_page;
 pub mod opcode;
 pub mod registers;
+pub mod copy;
 pub mod status;
 
 pub use command::{Cqe, Sqe};
