@@ -1,4 +1,335 @@
 //! The control thread's side of guest memory: map and unmap.
+#![expect(
+    unsafe_code,
+    reason = "asks libc for the page size of the machine, which rustix hides behind another feature"
+)]
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
+
+use super::region::{KeptFile, Mapping, OnRelease};
+use super::{DmaMap, Region, Rights, sigbus};
+
+/// Maps with a descriptor come in multiples of this: the `pgsizes` that our VERSION reply offers.
+const PAGE: u64 = 4096;
+
+/// `f_type` of hugetlbfs, memfds with MFD_HUGETLB included.
+const HUGETLBFS_MAGIC: u64 = libc::HUGETLBFS_MAGIC as u64;
+
+/// What one client may map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaLimits {
+    /// Maps at a time (the `max_dma_maps` of our VERSION reply).
+    pub max_maps: usize,
+    /// Bytes of all maps together, whether they have a descriptor or not.
+    pub max_bytes: u64,
+}
+
+impl Default for DmaLimits {
+    /// 4096 maps (each costs a VMA of 65530), 64 TiB (half of what user space can address on x86-64).
+    fn default() -> Self {
+        Self { max_maps: 4096, max_bytes: 1 << 46 }
+    }
+}
+
+/// Why a map or unmap was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// Size 0, wrapping, misaligned, beyond the end of the file, or not a file that can be mapped.
+    #[error("invalid DMA map: {0}")]
+    Invalid(&'static str),
+    /// Another map, or the same, covers some of the range.
+    #[error("the range overlaps an earlier DMA map")]
+    Overlap,
+    /// One of [`DmaLimits`], or the process-wide table of regions.
+    #[error("too many or too large DMA maps")]
+    Limit,
+    /// Nothing is mapped there.
+    #[error("no such DMA map")]
+    NotMapped,
+    /// The range is not exactly one earlier map.
+    #[error("the range is not exactly one earlier DMA map")]
+    NotExact,
+    /// The kernel refused to map the file.
+    #[error("cannot map the memory: {0}")]
+    Host(#[source] Errno),
+}
+
+impl MapError {
+    /// For the error reply: positive, never 0.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Invalid(_) | Self::NotExact => libc::EINVAL,
+            Self::Overlap => libc::EEXIST,
+            Self::Limit => libc::ENOSPC,
+            Self::NotMapped => libc::ENOENT,
+            Self::Host(errno) => errno.raw_os_error().max(1),
+        }
+    }
+}
+
 /// Owner of the DMA table; see the module docs.
+pub struct DmaSpace {
+    limits: DmaLimits,
+    on_release: OnRelease,
+    regions: BTreeMap<u64, Arc<Region>>,
+    bytes: u64,
+    /// The files of hugetlb regions, by device, inode and whether they may be written; see [`KeptFile`].
+    kept: BTreeMap<(u64, u64, bool), std::sync::Weak<OwnedFd>>,
+    shared: Arc<ArcSwap<DmaMap>>,
+}
+
+impl fmt::Debug for DmaSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DmaSpace")
+            .field("limits", &self.limits)
+            .field("bytes", &self.bytes)
+            .field("regions", &self.regions.values())
+            .finish()
+    }
+}
+
+impl DmaSpace {
+    /// An empty table. `on_release` is called from any thread when the last pin of a removed region falls (it
+    /// should wake the control thread, which then asks [`Unmapping::released`]); it may be called too often.
+    /// Installs the process's SIGBUS handler.
+    pub fn new(limits: DmaLimits, on_release: Arc<dyn Fn() + Send + Sync>) -> Self {
+        sigbus::install();
+        Self {
+            limits,
+            on_release,
+            regions: BTreeMap::new(),
+            bytes: 0,
+            kept: BTreeMap::new(),
+            shared: Arc::new(ArcSwap::from_pointee(DmaMap::default())),
+        }
+    }
+
+    /// The published snapshot; workers read it through an `arc_swap::Cache`.
+    pub fn shared(&self) -> Arc<ArcSwap<DmaMap>> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Maps now in the table.
+    pub fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Nothing mapped?
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// DMA_MAP: `size` bytes of guest memory at `iova`, found at `file_offset` of `file`. Without a file (ROM,
+    /// BARs, private guest RAM) the range is known, but DMA to it fails.
+    pub fn map(
+        &mut self,
+        iova: u64,
+        size: u64,
+        rights: Rights,
+        file_offset: u64,
+        file: Option<OwnedFd>,
+    ) -> Result<(), MapError> {
+        let more = size.checked_sub(1).ok_or(MapError::Invalid("size 0"))?;
+        let last = iova.checked_add(more).ok_or(MapError::Invalid("address + size wraps"))?;
+        if self.overlaps(iova, last) {
+            return Err(MapError::Overlap);
+        }
+        let bytes = self.bytes.checked_add(size).ok_or(MapError::Limit)?;
+        if self.regions.len() >= self.limits.max_maps || bytes > self.limits.max_bytes {
+            return Err(MapError::Limit);
+        }
+        let host = match file {
+            None => None,
+            Some(file) => {
+                if [iova, size, file_offset].iter().any(|n| !n.is_multiple_of(PAGE)) {
+                    return Err(MapError::Invalid("address, size and file offset must be page aligned"));
+                }
+                Some(self.map_file(file, file_offset, size, rights)?)
+            }
+        };
+        let region = Region::new(iova, size, rights, host, Arc::clone(&self.on_release));
+        self.regions.insert(iova, Arc::new(region));
+        self.bytes = bytes;
+        self.publish();
+        Ok(())
+    }
+
+    fn overlaps(&self, first: u64, last: u64) -> bool {
+        // The maps do not overlap each other, so the one that begins latest within `..=last` ends latest too.
+        self.regions.range(..=last).next_back().is_some_and(|(_, region)| region.last() >= first)
+    }
+
+    /// The descriptor is closed on return, unless the file is one of hugetlbfs.
+    fn map_file(
+        &mut self,
+        file: OwnedFd,
+        offset: u64,
+        size: u64,
+        rights: Rights,
+    ) -> Result<Mapping, MapError> {
+        let stat = rustix::fs::fstat(&file).map_err(MapError::Host)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(MapError::Invalid("the descriptor is not a memory file"));
+        }
+        let end = offset.checked_add(size).ok_or(MapError::Invalid("file offset + size wraps"))?;
+        if end > u64::try_from(stat.st_size).unwrap_or(0) {
+            return Err(MapError::Invalid("the range ends beyond the file"));
+        }
+        let len = usize::try_from(size).map_err(|_| MapError::Limit)?;
+        let statfs = rustix::fs::fstatfs(&file).map_err(MapError::Host)?;
+        let mut granule = host_page();
+        let mut keep = None;
+        // Clients map hugetlb memory in pieces that ignore its page size (the holes of a PC's first megabyte).
+        if statfs.f_type as u64 == HUGETLBFS_MAGIC {
+            granule = usize::try_from(statfs.f_bsize)
+                .ok()
+                .filter(|n| n.is_power_of_two())
+                .ok_or(MapError::Invalid("unusable huge page size"))?;
+            keep = Some(self.keep(&file, stat.st_dev, stat.st_ino)?);
+        }
+        Mapping::new(&file, offset, len, granule, rights, keep).map_err(|errno| match errno {
+            Errno::NOSPC => MapError::Limit,
+            errno => MapError::Host(errno),
+        })
+    }
+
+    fn keep(&mut self, file: &OwnedFd, dev: u64, ino: u64) -> Result<KeptFile, MapError> {
+        let flags = rustix::fs::fcntl_getfl(file).map_err(MapError::Host)?;
+        let key = (dev, ino, flags.contains(OFlags::RDWR));
+        if let Some(kept) = self.kept.get(&key).and_then(std::sync::Weak::upgrade) {
+            return Ok(kept);
+        }
+        self.kept.retain(|_, kept| kept.strong_count() > 0);
+        let kept = Arc::new(
+            file.try_clone()
+                .map_err(|error| MapError::Host(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)))?,
+        );
+        self.kept.insert(key, Arc::downgrade(&kept));
+        Ok(kept)
+    }
+
+    fn publish(&self) {
+        let map = DmaMap::new(self.regions.values().cloned());
+        self.shared.store(Arc::new(map));
+    }
+
+    /// DMA_UNMAP of exactly one earlier map. It is out of the published table on return; see [`Unmapping`].
+    pub fn unmap(&mut self, iova: u64, size: u64) -> Result<Unmapping, MapError> {
+        let more = size.checked_sub(1).ok_or(MapError::Invalid("size 0"))?;
+        let last = iova.checked_add(more).ok_or(MapError::Invalid("address + size wraps"))?;
+        let region = match self.regions.get(&iova) {
+            Some(region) if region.size() == size => Arc::clone(region),
+            _ if self.overlaps(iova, last) => return Err(MapError::NotExact),
+            _ => return Err(MapError::NotMapped),
+        };
+        self.regions.remove(&iova);
+        self.bytes -= size;
+        self.publish();
+        region.set_removed();
+        Ok(Unmapping { regions: vec![region] })
+    }
+
+    /// Removes every map: DMA_UNMAP with the flag "all", or the client left.
+    pub fn unmap_all(&mut self) -> Unmapping {
+        let regions: Vec<_> = std::mem::take(&mut self.regions).into_values().collect();
+        self.bytes = 0;
+        self.publish();
+        for region in &regions {
+            region.set_removed();
+        }
+        Unmapping { regions }
+    }
+
+    /// For a device reset at its deadline: transfers still in flight lose the guest's memory, the table keeps it.
+    /// Every pinned region is replaced by one over a second mapping of the same pages, and the old one is revoked.
+    /// Snapshots taken before answer `Unmapped` for such a region. Returns how many were revoked.
+    ///
+    /// A region that cannot be mapped a second time stays in the table, but DMA there fails from now on.
+    pub fn revoke_pinned(&mut self) -> usize {
+        let mut old = Vec::new();
+        for region in self.regions.values_mut() {
+            if region.pins() == 0 {
+                continue;
+            }
+            match region.duplicate() {
+                // No memory, or none of the client's any more.
+                None => {}
+                Some(Ok(fresh)) => old.push(std::mem::replace(region, Arc::new(fresh))),
+                Some(Err(errno)) => {
+                    log::error!(
+                        "guest memory at {:#x} cannot be mapped again after a hung transfer ({errno}); DMA there \
+                         fails until the client maps it anew",
+                        region.iova()
+                    );
+                    old.push(Arc::clone(region));
+                }
+            }
+        }
+        if !old.is_empty() {
+            self.publish();
+        }
+        for region in &old {
+            if !self.regions.get(&region.iova()).is_some_and(|now| Arc::ptr_eq(now, region)) {
+                region.set_removed();
+            }
+            revoke(region);
+        }
+        old.len()
+    }
+}
+
+impl Drop for DmaSpace {
+    /// Snapshots that workers keep must not look as if the client were still there.
+    fn drop(&mut self) {
+        let _ = self.unmap_all();
+    }
+}
+
+fn revoke(region: &Region) {
+    if let Err(errno) = region.revoke() {
+        log::error!("guest memory at {:#x} cannot be taken from a hung transfer: {errno}", region.iova());
+    }
+}
+
+/// Maps that left the table; transfers in flight may still hold pins on them. Dropping it gives nothing up: the
+/// last pin unmaps the memory.
 #[derive(Debug)]
-pub struct DmaSpace {}
+#[must_use = "the client's memory may be in use until it is released or revoked"]
+pub struct Unmapping {
+    regions: Vec<Arc<Region>>,
+}
+
+impl Unmapping {
+    /// No transfer can touch the memory any more. (Small accesses through a snapshot take no pin: workers must
+    /// have dropped theirs, which a fence shows.) Once true it stays true.
+    pub fn released(&self) -> bool {
+        self.regions.iter().all(|region| region.pins() == 0)
+    }
+
+    /// Takes the memory from whoever still uses it: late accesses, the kernel's writes included, go to anonymous
+    /// pages. Only pages that the kernel itself pinned (O_DIRECT) can still be reached. Returns how many regions
+    /// were pinned.
+    pub fn revoke(&self) -> usize {
+        let mut pinned = 0;
+        // All of them: a worker that never answered the fence may use one without a pin.
+        for region in &self.regions {
+            pinned += usize::from(region.pins() > 0);
+            revoke(region);
+        }
+        pinned
+    }
+}
+
+/// Page size of the machine, in bytes.
+fn host_page() -> usize {
+    // SAFETY: no preconditions.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).ok().filter(|n| n.is_power_of_two()).unwrap_or(PAGE as usize)
+}
