@@ -17,7 +17,7 @@ pub fn resolve(
     allow_sgl: bool,
 ) -> Result<GuestBuf, Status> {
     match sqe.psdt() {
-        Psdt::Prp => Ok(prp::walk(memory, sqe.prp1.get(), sqe.prp2.get(), len, page_size, access)?),
+        Psdt::Prp => Ok(prp::walk(memory, sqe.prp1.get(), sqe.prp2.get(), len, page_size as usize, access)?),
         Psdt::Sgl if allow_sgl => Ok(sgl::walk(memory, sqe.sgl(), len, access)?),
         Psdt::Sgl | Psdt::Reserved => Err(Status::INVALID_FIELD.dnr()),
     }
@@ -30,6 +30,6 @@ pub fn resolve(
 pub fn fetch(memory: &DmaMap, sqe: &Sqe, len: usize, page_size: u64, allow_sgl: bool) -> Result<Vec<u8>, Status> {
     let buf = resolve(memory, sqe, len, page_size, Access::Read, allow_sgl)?;
     let mut bytes = vec![0; len];
-    buf.copy_out(0, &mut bytes);
+    buf.copy_out(0, &mut bytes)?;
     Ok(bytes)
 }

@@ -33,13 +33,12 @@ impl ErrorLog {
     pub fn doorbell(&mut self) {
         self.count += 1;
         self.entries.truncate(usize::from(ELPE));
-        self.entries.push_front(ErrorEntry {
-            count: self.count.into(),
-            sqid: 0xffff.into(),
-            cid: 0xffff.into(),
-            location: 0xffff.into(),
-            ..ErrorEntry::new_zeroed()
-        });
+        let mut entry = ErrorEntry::new_zeroed();
+        entry.count = self.count.into();
+        entry.sqid = 0xffff.into();
+        entry.cid = 0xffff.into();
+        entry.location = 0xffff.into();
+        self.entries.push_front(entry);
     }
 
     fn bytes(&self) -> Vec<u8> {

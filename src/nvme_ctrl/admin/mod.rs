@@ -238,7 +238,7 @@ impl Controller {
     fn send_data(&self, memory: &DmaMap, sqe: &Sqe, data: &[u8]) -> Result<Reply, Status> {
         let page_size = self.shared.page_size();
         let buf = transfer::resolve(memory, sqe, data.len(), page_size, Access::Write, false)?;
-        buf.copy_in(0, data);
+        buf.copy_in(0, data)?;
         Ok(Status::SUCCESS.into())
     }
 

@@ -76,7 +76,9 @@ impl Inspect {
         let mut page = [0; 4096];
         for (index, chunk) in data.chunks(page.len()).enumerate() {
             let page = &mut page[..chunk.len()];
-            expected.copy_out(index * 4096, page);
+            if let Err(error) = expected.copy_out(index * 4096, page) {
+                return error.into();
+            }
             if page != chunk {
                 return Status::COMPARE_FAILURE.dnr();
             }
