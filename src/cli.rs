@@ -109,12 +109,7 @@ where
         _ => CliError::Usage(one_line(&e)),
     })?;
     let Command::Serve(serve) = cli.command;
-    Ok(Config::new(
-        serve.socket,
-        serve.nvme.as_deref(),
-        &serve.nvme_ns,
-        serve.log,
-    )?)
+    Ok(Config::new(serve.socket, serve.nvme.as_deref(), &serve.nvme_ns, serve.log)?)
 }
 
 /// clap's message without its usage block, which takes many lines.
@@ -178,10 +173,7 @@ mod tests {
 
     #[test]
     fn log_is_info_by_default() {
-        assert_eq!(
-            run(&["serve", "--socket", "s"]).unwrap().log,
-            LevelFilter::Info
-        );
+        assert_eq!(run(&["serve", "--socket", "s"]).unwrap().log, LevelFilter::Info);
     }
 
     #[test]
@@ -192,10 +184,7 @@ mod tests {
                 &[][..],
                 "'vfio-user-nvme' requires a subcommand but one was not provided [subcommands: serve, help]",
             ),
-            (
-                &["serve"],
-                "the following required arguments were not provided: --socket <PATH>",
-            ),
+            (&["serve"], "the following required arguments were not provided: --socket <PATH>"),
             (
                 &["serve", "--socket", "s", "--nvme", "a=1", "--nvme", "b=2"],
                 "the argument '--nvme <NAME=VALUE,...>' cannot be used multiple times",
@@ -219,12 +208,7 @@ mod tests {
 
     #[test]
     fn help_and_version_are_no_mistakes() {
-        for args in [
-            &["--help"][..],
-            &["--version"],
-            &["serve", "--help"],
-            &["serve", "-h"],
-        ] {
+        for args in [&["--help"][..], &["--version"], &["serve", "--help"], &["serve", "-h"]] {
             assert_eq!(run(args).unwrap_err().exit_code(), 0);
         }
         assert_eq!(
@@ -237,10 +221,7 @@ mod tests {
     fn help_of_serve_has_every_property() {
         for flag in ["--help", "-h"] {
             let help = run(&["serve", flag]).unwrap_err().to_string();
-            assert!(
-                help.contains(config::properties_help().trim_end()),
-                "{help}"
-            );
+            assert!(help.contains(config::properties_help().trim_end()), "{help}");
         }
     }
 }

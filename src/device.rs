@@ -7,10 +7,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG_REGION;
+
 use crate::memory::{DmaSpace, Rights, Unmapping};
 use crate::nvme_ctrl::{Controller, InterruptSink};
 use crate::pci::{self, ConfigEvent, Function};
-use crate::vfio_user::messages::{REGION_BAR0, REGION_CONFIG};
 use crate::vfio_user::{Answer, Device, DmaMap, DmaUnmap, Errno, Interrupts, IrqInfo, RegionInfo, SetIrqs};
 
 /// Longest wait for commands in flight before an unmap or reset is answered. QEMU gives up at 5 s, and with it its
@@ -104,7 +105,7 @@ impl NvmeDevice {
 impl Device for NvmeDevice {
     fn region_info(&self, index: u32) -> RegionInfo<'_> {
         match index {
-            REGION_CONFIG => RegionInfo::trapped(pci::CONFIG_SIZE as u64),
+            CONFIG_REGION => RegionInfo::trapped(pci::CONFIG_SIZE as u64),
             bar => match self.function.bar_size(bar) {
                 0 => RegionInfo::ABSENT,
                 size => RegionInfo::trapped(size),
@@ -118,20 +119,20 @@ impl Device for NvmeDevice {
 
     fn region_read(&mut self, index: u32, offset: u64, data: &mut [u8]) {
         match index {
-            REGION_BAR0 => self.controller.bar_read(offset, data),
+            pci::BAR_REGISTERS => self.controller.bar_read(offset, data),
             pci::BAR_MSIX => self.function.msix_read(offset, data, &self.interrupts.pending_bits()),
-            REGION_CONFIG => self.function.config_read(offset, data),
+            CONFIG_REGION => self.function.config_read(offset, data),
             _ => {}
         }
     }
 
     fn region_write(&mut self, index: u32, offset: u64, data: &[u8]) {
         match index {
-            REGION_BAR0 => self.controller.bar_write(offset, data),
+            pci::BAR_REGISTERS => self.controller.bar_write(offset, data),
             pci::BAR_MSIX => self.function.msix_write(offset, data),
-            REGION_CONFIG => {
+            CONFIG_REGION => {
                 let events = self.function.config_write(offset, data);
-                if events.contains(&ConfigEvent::FunctionReset) {
+                if events.contains(&ConfigEvent::FunctionLevelReset) {
                     self.reset_function();
                 }
             }
@@ -146,7 +147,7 @@ impl Device for NvmeDevice {
     fn dma_map(&mut self, request: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
         let rights = Rights { read: request.read, write: request.write };
         self.memory
-            .map(request.address, request.size, rights, request.offset, fd)
+            .map(request.iova, request.size, rights, request.offset, fd)
             .map_err(|error| refused("DMA_MAP", &request, &error))
     }
 
@@ -154,7 +155,7 @@ impl Device for NvmeDevice {
         let unmapping = if request.all {
             self.memory.unmap_all()
         } else {
-            match self.memory.unmap(request.address, request.size) {
+            match self.memory.unmap(request.iova, request.size) {
                 Ok(unmapping) => unmapping,
                 Err(error) => return Answer::Now(Err(refused("DMA_UNMAP", &request, &error))),
             }

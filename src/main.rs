@@ -4,7 +4,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use vfio_user_nvme::cli::{self, CliError};
-use vfio_user_nvme::config::{Config, ConfigError};
+use vfio_user_nvme::config::ConfigError;
+use vfio_user_nvme::server;
 
 fn main() -> ExitCode {
     let config = match cli::parse(std::env::args_os()) {
@@ -19,11 +20,7 @@ fn main() -> ExitCode {
             return ExitCode::from(error.exit_code());
         }
     };
-    env_logger::Builder::new()
-        .filter_level(config.log)
-        .format_timestamp_micros()
-        .format_target(false)
-        .init();
+    env_logger::Builder::new().filter_level(config.log).format_timestamp_micros().format_target(false).init();
     for note in config.notes() {
         log::warn!("{note}");
     }
@@ -36,20 +33,5 @@ fn main() -> ExitCode {
 /// A mistake in the set-up that shows only when it is used (a missing image, a socket in use) ends as one
 /// in the arguments does.
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.chain().any(|cause| cause.is::<ConfigError>()) {
-        ConfigError::EXIT_CODE
-    } else {
-        1
-    }
-}
-
-mod server {
-    //! Stands where `vfio_user_nvme::server` goes.
-
-    use super::{Config, ExitCode};
-    use vfio_user_nvme::config::start_line;
-
-    pub fn run(config: Config) -> anyhow::Result<ExitCode> {
-        anyhow::bail!("nothing serves yet: {}", start_line(&config.socket))
-    }
+    if error.chain().any(|cause| cause.is::<ConfigError>()) { ConfigError::EXIT_CODE } else { 1 }
 }

@@ -91,14 +91,9 @@ impl Reader {
         while let [token, after @ ..] = rest {
             rest = after;
             match (token, after) {
-                (
-                    Token::Name(word),
-                    [
-                        Token::Name(name),
-                        Token::Group(Delimiter::Brace, body),
-                        more @ ..,
-                    ],
-                ) if word == "mod" => {
+                (Token::Name(word), [Token::Name(name), Token::Group(Delimiter::Brace, body), more @ ..])
+                    if word == "mod" =>
+                {
                     self.module.push(name.clone());
                     self.walk(body);
                     self.module.pop();
@@ -116,10 +111,7 @@ impl Reader {
     }
 
     fn parent(&mut self, module: &[String]) -> Vec<String> {
-        module
-            .split_last()
-            .map(|(_, p)| p.to_vec())
-            .unwrap_or_default()
+        module.split_last().map(|(_, p)| p.to_vec()).unwrap_or_default()
     }
 
     /// What follows `base`, a module already reached. Returns the tokens after the path.
@@ -188,10 +180,7 @@ fn faults(module: &[&str], source: &str) -> Vec<String> {
         Ok(stream) => stream,
         Err(e) => return vec![format!("cannot be read: {e}")],
     };
-    let mut reader = Reader {
-        module: module.iter().map(|&m| m.to_owned()).collect(),
-        found: Vec::new(),
-    };
+    let mut reader = Reader { module: module.iter().map(|&m| m.to_owned()).collect(), found: Vec::new() };
     reader.walk(&tokens(stream));
     let room = module[0];
     let mut faults: Vec<_> = reader
@@ -210,11 +199,7 @@ fn faults(module: &[&str], source: &str) -> Vec<String> {
 fn files(dir: &Path, module: &[String], out: &mut Vec<(Vec<String>, String)>) {
     for entry in fs::read_dir(dir).expect("src is there") {
         let path = entry.expect("src can be listed").path();
-        let stem = path
-            .file_stem()
-            .and_then(|s| s.to_str())
-            .expect("a plain name")
-            .to_owned();
+        let stem = path.file_stem().and_then(|s| s.to_str()).expect("a plain name").to_owned();
         let mut inner = module.to_vec();
         if path.is_dir() {
             inner.push(stem);
@@ -223,10 +208,7 @@ fn files(dir: &Path, module: &[String], out: &mut Vec<(Vec<String>, String)>) {
             if stem != "mod" {
                 inner.push(stem);
             }
-            out.push((
-                inner,
-                fs::read_to_string(&path).expect("a source can be read"),
-            ));
+            out.push((inner, fs::read_to_string(&path).expect("a source can be read")));
         }
     }
 }
@@ -248,9 +230,7 @@ fn no_use_points_up() {
             all.push(format!("src/{}: not in ROOMS; give it its place", names[0]));
         }
         all.extend(
-            faults(&names, source)
-                .into_iter()
-                .map(|fault| format!("src/{}: {fault}", names.join("/"))),
+            faults(&names, source).into_iter().map(|fault| format!("src/{}: {fault}", names.join("/"))),
         );
     }
     assert!(all.is_empty(), "\n{}", all.join("\n"));
@@ -259,125 +239,55 @@ fn no_use_points_up() {
 #[test]
 fn a_planted_violation_is_found() {
     for (module, source, want) in [
-        (
-            &["copy"][..],
-            "use crate::memory::GuestBuf;",
-            "copy uses memory, which it must not know",
-        ),
-        (
-            &["copy", "plan"],
-            "use super::super::nvme_ctrl;",
-            "copy uses nvme_ctrl, which lies above it",
-        ),
-        (
-            &["copy", "plan"],
-            "use super::{super::server, x};",
-            "copy uses server, which lies above it",
-        ),
-        (
-            &["spec"],
-            "use crate::{spec::a::{B, C}, pci};",
-            "spec uses pci, which lies above it",
-        ),
+        (&["copy"][..], "use crate::memory::GuestBuf;", "copy uses memory, which it must not know"),
+        (&["copy", "plan"], "use super::super::nvme_ctrl;", "copy uses nvme_ctrl, which lies above it"),
+        (&["copy", "plan"], "use super::{super::server, x};", "copy uses server, which lies above it"),
+        (&["spec"], "use crate::{spec::a::{B, C}, pci};", "spec uses pci, which lies above it"),
         (
             &["spec"],
             "use crate::{spec::a::{B, C}, self as r};",
             "spec renames the crate's root: its borders cannot be seen",
         ),
-        (
-            &["spec"],
-            "use crate as r;",
-            "spec renames the crate's root: its borders cannot be seen",
-        ),
-        (
-            &["spec"],
-            "use crate::*;",
-            "spec takes all of the crate's root: its borders cannot be seen",
-        ),
-        (
-            &["spec"],
-            "use super::*;",
-            "spec takes all of the crate's root: its borders cannot be seen",
-        ),
-        (
-            &["spec"],
-            "use {crate::cli};",
-            "spec uses cli, which lies above it",
-        ),
-        (
-            &["pci"],
-            "fn f(a: &[crate::spec::X]) {}",
-            "pci uses spec, which it must not know",
-        ),
+        (&["spec"], "use crate as r;", "spec renames the crate's root: its borders cannot be seen"),
+        (&["spec"], "use crate::*;", "spec takes all of the crate's root: its borders cannot be seen"),
+        (&["spec"], "use super::*;", "spec takes all of the crate's root: its borders cannot be seen"),
+        (&["spec"], "use {crate::cli};", "spec uses cli, which lies above it"),
+        (&["pci"], "fn f(a: &[crate::spec::X]) {}", "pci uses spec, which it must not know"),
         (
             &["backend"],
             "mod tests { mod deep { use super::super::super::config; } }",
             "backend uses config, which lies above it",
         ),
-        (
-            &["memory"],
-            "fn f() { g(h!(crate :: backend :: X)) }",
-            "memory uses backend, which lies above it",
-        ),
+        (&["memory"], "fn f() { g(h!(crate :: backend :: X)) }", "memory uses backend, which lies above it"),
         (
             &["memory"],
             "macro_rules! m { () => { $crate::backend::x() } }",
             "memory uses backend, which lies above it",
         ),
-        (
-            &["namespace"],
-            "use crate::memory;",
-            "namespace uses memory, which it must not know",
-        ),
+        (&["namespace"], "use crate::memory;", "namespace uses memory, which it must not know"),
         (
             &["nvme_ctrl", "io"],
             "pub(in super::super::vfio_user) fn f() {}",
             "nvme_ctrl uses vfio_user, which lies above it",
         ),
-        (
-            &["nvme_ctrl"],
-            "use crate::pci::Bar;",
-            "nvme_ctrl uses pci, which it must not know",
-        ),
-        (
-            &["config"],
-            "use crate::hidden;",
-            "config uses hidden, which is no room of ROOMS",
-        ),
+        (&["nvme_ctrl"], "use crate::pci::Bar;", "nvme_ctrl uses pci, which it must not know"),
+        (&["config"], "use crate::hidden;", "config uses hidden, which is no room of ROOMS"),
         (&["spec"], "fn f() {", "cannot be read: "),
     ] {
         let found = faults(module, source);
-        assert!(
-            found.len() == 1 && found[0].starts_with(want),
-            "{source}: {found:?}, not {want}"
-        );
+        assert!(found.len() == 1 && found[0].starts_with(want), "{source}: {found:?}, not {want}");
     }
 }
 
 #[test]
 fn what_is_allowed_is_no_fault() {
     for (module, source) in [
-        (
-            &["copy"][..],
-            "//! [`crate::memory`]\n/* use crate::cli; */ const S: &str = \"use crate::cli\";",
-        ),
-        (
-            &["copy", "plan"],
-            "use super::run; use crate::copy::x; use crate::namespace::Y;",
-        ),
-        (
-            &["copy"],
-            "mod tests { use super::*; use super::{a, self as b}; }",
-        ),
+        (&["copy"][..], "//! [`crate::memory`]\n/* use crate::cli; */ const S: &str = \"use crate::cli\";"),
+        (&["copy", "plan"], "use super::run; use crate::copy::x; use crate::namespace::Y;"),
+        (&["copy"], "mod tests { use super::*; use super::{a, self as b}; }"),
         (&["copy", "plan"], "mod tests { use super::super::ranges; }"),
-        (
-            &["namespace"],
-            "use crate::{backend::{self, Op}, spec}; pub(crate) fn f() {} pub(super) fn g() {}",
-        ),
-        (
-            &["nvme_ctrl"],
-            "use crate::memory::{Access, self}; fn f<'a>(c: char) { let _ = 'x'; }",
-        ),
+        (&["namespace"], "use crate::{backend::{self, Op}, spec}; pub(crate) fn f() {} pub(super) fn g() {}"),
+        (&["nvme_ctrl"], "use crate::memory::{Access, self}; fn f<'a>(c: char) { let _ = 'x'; }"),
         (&["vfio_user"], "use crate::{pci, nvme_ctrl, memory, spec};"),
         (&["cli"], "use crate::server::run;"),
         (&["spec"], "use other::crate_name::cli; use std::memory;"),

@@ -36,9 +36,7 @@ pub enum ConfigError {
         example: &'static str,
     },
     /// `=value` or a lone comma where a name is due.
-    #[error(
-        "{option} {text}: has no property name; write name=value, and a comma inside a value twice"
-    )]
+    #[error("{option} {text}: has no property name; write name=value, and a comma inside a value twice")]
     NoName {
         /// `--nvme` or `--nvme-ns`.
         option: &'static str,
@@ -90,6 +88,15 @@ pub enum ConfigError {
         problem: String,
         /// What to do.
         remedy: String,
+    },
+    /// Something that shows only when it is used: a missing image, a socket in use. The text names it, what is wrong
+    /// and what to do.
+    #[error("{prefix}{text}")]
+    Unusable {
+        /// The option, and what joins it to the text.
+        prefix: &'static str,
+        /// From the room that tried to use it.
+        text: String,
     },
     /// Namespace ids are all taken, or more namespaces than ids.
     #[error("--nvme-ns: {given} namespaces, at most {max} are possible; leave some out")]
@@ -178,57 +185,30 @@ mod tests {
             unknown(Some("mdts")).to_string(),
             "--nvme mtds: unknown property, did you mean mdts?; valid: serial, mdts"
         );
+        assert_eq!(unknown(None).to_string(), "--nvme mtds: unknown property; valid: serial, mdts");
         assert_eq!(
-            unknown(None).to_string(),
-            "--nvme mtds: unknown property; valid: serial, mdts"
-        );
-        assert_eq!(
-            ConfigError::NotOurs {
-                option: "--nvme",
-                property: "addr".into(),
-                remedy: "leave it out"
-            }
-            .to_string(),
+            ConfigError::NotOurs { option: "--nvme", property: "addr".into(), remedy: "leave it out" }
+                .to_string(),
             "--nvme addr: QEMU's property, not one of this device; leave it out"
         );
         assert_eq!(
-            ConfigError::NoValue {
-                option: "--nvme-ns",
-                property: "readonly",
-                example: "on"
-            }
-            .to_string(),
+            ConfigError::NoValue { option: "--nvme-ns", property: "readonly", example: "on" }.to_string(),
             "--nvme-ns readonly: has no value; write readonly=on"
         );
         assert_eq!(
-            ConfigError::NoName {
-                option: "--nvme",
-                text: "=3".into()
-            }
-            .to_string(),
+            ConfigError::NoName { option: "--nvme", text: "=3".into() }.to_string(),
             "--nvme =3: has no property name; write name=value, and a comma inside a value twice"
         );
         assert_eq!(
-            ConfigError::Repeated {
-                option: "--nvme",
-                property: "mdts",
-                value: "8".into()
-            }
-            .to_string(),
+            ConfigError::Repeated { option: "--nvme", property: "mdts", value: "8".into() }.to_string(),
             "--nvme mdts=8: given a second time in one list; keep one of them"
         );
         assert_eq!(
-            ConfigError::Missing {
-                option: "--nvme-ns",
-                property: "drive",
-                example: "disk.img"
-            }
-            .to_string(),
+            ConfigError::Missing { option: "--nvme-ns", property: "drive", example: "disk.img" }.to_string(),
             "--nvme-ns drive: missing; add drive=disk.img"
         );
         assert_eq!(
-            ConfigError::bad_value("--nvme-ns", "drive", "/a/b", "no such file", "add size=1G")
-                .to_string(),
+            ConfigError::bad_value("--nvme-ns", "drive", "/a/b", "no such file", "add size=1G").to_string(),
             "--nvme-ns drive=/a/b: no such file; add size=1G"
         );
         assert_eq!(
@@ -236,11 +216,7 @@ mod tests {
             "--socket /run/s: in use; choose another"
         );
         assert_eq!(
-            ConfigError::TooManyNamespaces {
-                given: 300,
-                max: 256
-            }
-            .to_string(),
+            ConfigError::TooManyNamespaces { given: 300, max: 256 }.to_string(),
             "--nvme-ns: 300 namespaces, at most 256 are possible; leave some out"
         );
     }
@@ -250,9 +226,6 @@ mod tests {
         assert_eq!(printable("a\nb\u{1b}".as_ref()), "a\\nb\\u{1b}");
         assert_eq!(printable("".as_ref()), "(empty)");
         let long = "x".repeat(500);
-        assert_eq!(
-            printable(long.as_ref()),
-            format!("{}...", "x".repeat(ECHO_MAX))
-        );
+        assert_eq!(printable(long.as_ref()), format!("{}...", "x".repeat(ECHO_MAX)));
     }
 }

@@ -55,8 +55,7 @@ pub(super) fn nguid(serial: &str, nsid: u32) -> [u8; 16] {
 
 /// Namespace EUI64, as the bytes of Identify. Bytes 0 to 2 are its OUI.
 pub(super) fn eui64(serial: &str, nsid: u32) -> [u8; 8] {
-    let (high, _) =
-        derive("eui64", &[serial.as_bytes(), nsid.to_string().as_bytes()]).as_u64_pair();
+    let (high, _) = derive("eui64", &[serial.as_bytes(), nsid.to_string().as_bytes()]).as_u64_pair();
     let mut id = high.to_be_bytes();
     id[0] = local(id[0]);
     id
@@ -70,18 +69,9 @@ mod tests {
     #[test]
     fn ids_never_change() {
         assert_eq!(serial(Path::new("/run/a.sock")), "VUN-B79EC62D0641EF48");
-        assert_eq!(
-            subnqn("S1"),
-            "nqn.2014-08.org.nvmexpress:uuid:bc1b4afb-d5ea-5e9b-938c-de9c67157efe"
-        );
-        assert_eq!(
-            uuid("S1", 1).to_string(),
-            "d5a9fb0a-4a12-5f23-81e8-b77971e89b84"
-        );
-        assert_eq!(
-            Uuid::from_bytes(nguid("S1", 1)).to_string(),
-            "df2bdcd1-7ebf-5f9b-b648-e2ab55694637"
-        );
+        assert_eq!(subnqn("S1"), "nqn.2014-08.org.nvmexpress:uuid:bc1b4afb-d5ea-5e9b-938c-de9c67157efe");
+        assert_eq!(uuid("S1", 1).to_string(), "d5a9fb0a-4a12-5f23-81e8-b77971e89b84");
+        assert_eq!(Uuid::from_bytes(nguid("S1", 1)).to_string(), "df2bdcd1-7ebf-5f9b-b648-e2ab55694637");
         assert_eq!(u64::from_be_bytes(eui64("S1", 1)), 0xbe68_e820_36b1_5823);
     }
 

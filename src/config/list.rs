@@ -18,10 +18,7 @@ pub(super) fn split(list: &[u8]) -> Vec<Item> {
     let mut items = Vec::new();
     let mut rest = list;
     while !rest.is_empty() {
-        let end = rest
-            .iter()
-            .position(|&b| b == b'=' || b == b',')
-            .unwrap_or(rest.len());
+        let end = rest.iter().position(|&b| b == b'=' || b == b',').unwrap_or(rest.len());
         let name = OsString::from_vec(rest[..end].to_vec());
         let separator = rest.get(end).copied();
         rest = rest.get(end + 1..).unwrap_or_default();
@@ -62,10 +59,7 @@ mod tests {
 
     fn pairs(list: &str) -> Vec<(String, Option<String>)> {
         let text = |s: OsString| s.into_string().unwrap();
-        split(list.as_bytes())
-            .into_iter()
-            .map(|i| (text(i.name), i.value.map(text)))
-            .collect()
+        split(list.as_bytes()).into_iter().map(|i| (text(i.name), i.value.map(text))).collect()
     }
 
     fn pair(name: &str, value: Option<&str>) -> (String, Option<String>) {
@@ -75,18 +69,12 @@ mod tests {
     #[test]
     fn the_syntax() {
         assert_eq!(pairs(""), []);
-        assert_eq!(
-            pairs("a=1,b=x=y,"),
-            [pair("a", Some("1")), pair("b", Some("x=y"))]
-        );
+        assert_eq!(pairs("a=1,b=x=y,"), [pair("a", Some("1")), pair("b", Some("x=y"))]);
         assert_eq!(
             pairs("drive=a,,b.img,size=1G"),
             [pair("drive", Some("a,b.img")), pair("size", Some("1G"))]
         );
-        assert_eq!(
-            pairs("a=1,,,b=2"),
-            [pair("a", Some("1,")), pair("b", Some("2"))]
-        );
+        assert_eq!(pairs("a=1,,,b=2"), [pair("a", Some("1,")), pair("b", Some("2"))]);
         assert_eq!(pairs("a=,b"), [pair("a", Some("")), pair("b", None)]);
         assert_eq!(pairs("=1,,2"), [pair("", Some("1,2"))]);
         assert_eq!(pairs(",a=1"), [pair("", None), pair("a", Some("1"))]);

@@ -80,17 +80,9 @@ impl Config {
         let nvme = nvme::parse(nvme)?.finish(&socket);
         let drafts = match namespaces {
             [] => vec![ns::NsDraft::memory_1g()],
-            lists => lists
-                .iter()
-                .map(|list| ns::parse(list))
-                .collect::<Result<_, _>>()?,
+            lists => lists.iter().map(|list| ns::parse(list)).collect::<Result<_, _>>()?,
         };
-        Ok(Self {
-            socket,
-            namespaces: number(drafts, &nvme)?,
-            nvme,
-            log,
-        })
+        Ok(Self { socket, namespaces: number(drafts, &nvme)?, nvme, log })
     }
 
     /// What works but deserves a warning in the log, one line each.
@@ -101,15 +93,11 @@ impl Config {
 
 /// The socket's path goes into an address of fixed size, and into JSON for QEMU.
 fn check_socket(socket: &OsStr) -> Result<(), ConfigError> {
-    let refuse =
-        |problem: String, remedy| Err(ConfigError::bad_option("--socket", socket, problem, remedy));
+    let refuse = |problem: String, remedy| Err(ConfigError::bad_option("--socket", socket, problem, remedy));
     match socket.to_str() {
         Some("") => refuse("is no path".into(), "for example --socket /tmp/nvme.sock"),
         Some(path) if path.len() > SUN_PATH_MAX => refuse(
-            format!(
-                "has {} bytes, a socket's path at most {SUN_PATH_MAX}",
-                path.len()
-            ),
+            format!("has {} bytes, a socket's path at most {SUN_PATH_MAX}", path.len()),
             "choose a shorter one, for example /tmp/nvme.sock",
         ),
         Some(path) if !path.contains(char::is_control) => Ok(()),
@@ -122,20 +110,14 @@ fn check_socket(socket: &OsStr) -> Result<(), ConfigError> {
 
 /// Gives each namespace its id: those named first, then the lowest free ones in order.
 fn number(drafts: Vec<ns::NsDraft>, nvme: &NvmeConfig) -> Result<Vec<NsConfig>, ConfigError> {
-    let too_many = ConfigError::TooManyNamespaces {
-        given: drafts.len(),
-        max: NSID_MAX,
-    };
+    let too_many = ConfigError::TooManyNamespaces { given: drafts.len(), max: NSID_MAX };
     let mut taken = Vec::new();
     for nsid in drafts.iter().filter_map(|d| d.nsid) {
         if taken.contains(&nsid) {
             return Err(ns::TABLE.refuse(
                 "nsid",
                 nsid.to_string(),
-                value::Reject::with(
-                    "is given to two namespaces",
-                    "leave it out for the next free one",
-                ),
+                value::Reject::with("is given to two namespaces", "leave it out for the next free one"),
             ));
         }
         taken.push(nsid);
@@ -206,12 +188,7 @@ mod tests {
 
     #[test]
     fn named_ids_first_then_the_lowest_free() {
-        let config = config(&[
-            "drive=a",
-            "drive=b,nsid=1",
-            "drive=c,nsid=3",
-            "drive=d,nsid=0",
-        ]);
+        let config = config(&["drive=a", "drive=b,nsid=1", "drive=c,nsid=3", "drive=d,nsid=0"]);
         let got: Vec<_> = config
             .unwrap()
             .namespaces
@@ -230,10 +207,7 @@ mod tests {
         let lists = vec!["drive=a"; 256];
         assert_eq!(config(&lists).unwrap().namespaces[255].nsid, 256);
         let lists = vec!["drive=a"; 257];
-        assert_eq!(
-            error(&lists),
-            "--nvme-ns: 257 namespaces, at most 256 are possible; leave some out"
-        );
+        assert_eq!(error(&lists), "--nvme-ns: 257 namespaces, at most 256 are possible; leave some out");
     }
 
     #[test]

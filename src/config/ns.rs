@@ -105,11 +105,7 @@ impl Default for NsDraft {
 impl NsDraft {
     /// The namespace there is when no `--nvme-ns` is given.
     pub(super) fn memory_1g() -> Self {
-        Self {
-            drive: Some("memory".into()),
-            size: Some(1 << 30),
-            ..Self::default()
-        }
+        Self { drive: Some("memory".into()), size: Some(1 << 30), ..Self::default() }
     }
 
     /// Fills in what depends on other settings and checks what depends on two.
@@ -141,16 +137,10 @@ impl NsDraft {
                 return Err(TABLE.refuse(
                     "drive",
                     d,
-                    Reject::with(
-                        "needs a size",
-                        "add size=1G (a file of that name: ./memory)",
-                    ),
+                    Reject::with("needs a size", "add size=1G (a file of that name: ./memory)"),
                 ));
             }
-            (Some(path), size) => Drive::File {
-                path: path.into(),
-                size,
-            },
+            (Some(path), size) => Drive::File { path: path.into(), size },
         };
         let serial = &nvme.serial;
         Ok(NsConfig {
@@ -205,32 +195,22 @@ fn logical_block_size(given: &OsStr) -> Result<u32, Reject> {
 /// MSRC 0 is one range and legal, but nvme-cli's tests take any limit of 0 for "no Copy".
 fn msrc(given: &OsStr) -> Result<u8, Reject> {
     match value::number(given, 0..=u8::MAX) {
-        Ok(0) => Err(Reject::new(
-            "must be 1 to 255: it is 0-based, and hosts take 0 for no Copy at all",
-        )),
+        Ok(0) => Err(Reject::new("must be 1 to 255: it is 0-based, and hosts take 0 for no Copy at all")),
         Ok(msrc) => Ok(msrc),
         Err(_) => Err(Reject::new("must be 1 to 255")),
     }
 }
 
 /// `auto` or an id.
-fn or_auto<T>(
-    given: &OsStr,
-    parse: impl Fn(&OsStr) -> Option<T>,
-    shape: &str,
-) -> Result<Option<T>, Reject> {
+fn or_auto<T>(given: &OsStr, parse: impl Fn(&OsStr) -> Option<T>, shape: &str) -> Result<Option<T>, Reject> {
     if given == "auto" {
         return Ok(None);
     }
-    parse(given)
-        .map(Some)
-        .ok_or_else(|| Reject::new(format!("must be {shape}, or auto")))
+    parse(given).map(Some).ok_or_else(|| Reject::new(format!("must be {shape}, or auto")))
 }
 
 fn uuid(given: &OsStr) -> Option<Uuid> {
-    Uuid::try_parse(given.to_str()?)
-        .ok()
-        .filter(|u| !u.is_nil())
+    Uuid::try_parse(given.to_str()?).ok().filter(|u| !u.is_nil())
 }
 
 /// Properties of `--nvme-ns`. Names and meanings are QEMU's; `size`, `readonly`, `locking` and `aio` belong
@@ -292,10 +272,7 @@ pub(super) const TABLE: Table<NsDraft> = Table {
             |d, v| { d.aio = Some(Aio::parse(v)?); Ok(()) };
     },
     not_ours: &[
-        (
-            "eui64-default",
-            "leave it out: an eui64 is made unless eui64=0",
-        ),
+        ("eui64-default", "leave it out: an eui64 is made unless eui64=0"),
         ("bus", "leave it out: there is one controller"),
         ("id", "leave it out"),
         ("bootindex", THE_VMMS),
@@ -347,9 +324,7 @@ mod tests {
     use super::*;
 
     fn controller() -> NvmeConfig {
-        super::super::nvme::parse(Some("serial=S,aio=threads".as_ref()))
-            .unwrap()
-            .finish(Path::new("/run/s"))
+        super::super::nvme::parse(Some("serial=S,aio=threads".as_ref())).unwrap().finish(Path::new("/run/s"))
     }
 
     fn try_config(list: &OsStr) -> Result<NsConfig, ConfigError> {
@@ -374,10 +349,7 @@ mod tests {
         assert_eq!(
             config("drive=a.img"),
             NsConfig {
-                drive: Drive::File {
-                    path: "a.img".into(),
-                    size: None
-                },
+                drive: Drive::File { path: "a.img".into(), size: None },
                 nsid: 1,
                 logical_block_size: 512,
                 mssrl: 32768,
@@ -421,10 +393,7 @@ mod tests {
         assert_eq!(config("drive=a,eui64=5254000000000001").eui64[0], 0x52);
         assert_eq!(
             config("drive=a,,b.img,size=1.5K").drive,
-            Drive::File {
-                path: "a,b.img".into(),
-                size: Some(1536)
-            }
+            Drive::File { path: "a,b.img".into(), size: Some(1536) }
         );
     }
 
@@ -445,34 +414,19 @@ mod tests {
     #[test]
     fn messages() {
         for (list, message) in [
-            (
-                "drive=a,mssrl=0",
-                "--nvme-ns mssrl=0: must be 1 to 65535; leave it out for 32768",
-            ),
-            (
-                "drive=a,mssrl=65536",
-                "--nvme-ns mssrl=65536: must be 1 to 65535; leave it out for 32768",
-            ),
-            (
-                "drive=a,mcl=0",
-                "--nvme-ns mcl=0: must be 1 to 4294967295; leave it out for 131072",
-            ),
+            ("drive=a,mssrl=0", "--nvme-ns mssrl=0: must be 1 to 65535; leave it out for 32768"),
+            ("drive=a,mssrl=65536", "--nvme-ns mssrl=65536: must be 1 to 65535; leave it out for 32768"),
+            ("drive=a,mcl=0", "--nvme-ns mcl=0: must be 1 to 4294967295; leave it out for 131072"),
             (
                 "drive=a,msrc=0",
                 "--nvme-ns msrc=0: must be 1 to 255: it is 0-based, and hosts take 0 for no Copy at all; leave it out for 126",
             ),
-            (
-                "drive=a,msrc=256",
-                "--nvme-ns msrc=256: must be 1 to 255; leave it out for 126",
-            ),
+            ("drive=a,msrc=256", "--nvme-ns msrc=256: must be 1 to 255; leave it out for 126"),
             (
                 "drive=a,logical_block_size=1024",
                 "--nvme-ns logical_block_size=1024: must be 512 or 4096; leave it out for 512",
             ),
-            (
-                "drive=a,nsid=257",
-                "--nvme-ns nsid=257: must be 0 to 256; leave it out for 0",
-            ),
+            ("drive=a,nsid=257", "--nvme-ns nsid=257: must be 0 to 256; leave it out for 0"),
             (
                 "drive=a,uuid=00000000-0000-0000-0000-000000000000",
                 "--nvme-ns uuid=00000000-0000-0000-0000-000000000000: must be a UUID that is not nil, or auto; leave it out for auto",
@@ -485,26 +439,14 @@ mod tests {
                 "drive=a,eui64=1",
                 "--nvme-ns eui64=1: must be 16 hexadecimal digits, or auto; leave it out for auto",
             ),
-            (
-                "drive=a,readonly=1",
-                "--nvme-ns readonly=1: must be on or off; leave it out for off",
-            ),
-            (
-                "drive=a,locking=auto",
-                "--nvme-ns locking=auto: must be on or off; leave it out for on",
-            ),
+            ("drive=a,readonly=1", "--nvme-ns readonly=1: must be on or off; leave it out for off"),
+            ("drive=a,locking=auto", "--nvme-ns locking=auto: must be on or off; leave it out for on"),
             (
                 "drive=a,aio=native",
                 "--nvme-ns aio=native: must be auto, io_uring or threads; leave it out for that of --nvme",
             ),
-            (
-                "size=1G",
-                "--nvme-ns drive: missing; add drive=disk.img or drive=memory",
-            ),
-            (
-                "drive=",
-                "--nvme-ns drive=(empty): must be a path or memory; for example drive=disk.img",
-            ),
+            ("size=1G", "--nvme-ns drive: missing; add drive=disk.img or drive=memory"),
+            ("drive=", "--nvme-ns drive=(empty): must be a path or memory; for example drive=disk.img"),
             (
                 "drive=memory",
                 "--nvme-ns drive=memory: needs a size; add size=1G (a file of that name: ./memory)",

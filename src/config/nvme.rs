@@ -138,9 +138,7 @@ const NQN_MAX: usize = 222;
 fn nqn(given: &OsStr) -> Result<String, Reject> {
     let text = value::text(given)?;
     if text.len() > NQN_MAX || !text.starts_with("nqn.") || text.chars().any(char::is_control) {
-        return Err(Reject::new(format!(
-            "must begin with nqn. and have at most {NQN_MAX} bytes"
-        )));
+        return Err(Reject::new(format!("must begin with nqn. and have at most {NQN_MAX} bytes")));
     }
     Ok(text.to_owned())
 }
@@ -215,16 +213,10 @@ pub(super) const TABLE: Table<NvmeDraft> = Table {
     not_ours: &[
         ("drive", "give it to --nvme-ns"),
         ("nqn", "QEMU prefixes it; write the whole name with subnqn="),
-        (
-            "num_queues",
-            "use max_ioqpairs, which leaves out the admin pair",
-        ),
+        ("num_queues", "use max_ioqpairs, which leaves out the admin pair"),
         ("use-intel-id", "use x-pci-vendor-id and x-pci-device-id"),
         ("subsys", NOT_YET),
-        (
-            "msix-exclusive-bar",
-            "leave it out: MSI-X always has its own BAR",
-        ),
+        ("msix-exclusive-bar", "leave it out: MSI-X always has its own BAR"),
         ("vsl", NOT_YET),
         ("cmb_size_mb", NOT_YET),
         ("legacy-cmb", NOT_YET),
@@ -275,9 +267,7 @@ mod tests {
     use super::*;
 
     fn config(list: &str) -> NvmeConfig {
-        parse(Some(list.as_ref()))
-            .unwrap()
-            .finish(Path::new("/run/s"))
+        parse(Some(list.as_ref())).unwrap().finish(Path::new("/run/s"))
     }
 
     fn error(list: &str) -> String {
@@ -334,38 +324,17 @@ mod tests {
     #[test]
     fn messages() {
         for (list, message) in [
-            (
-                "mdts=0",
-                "--nvme mdts=0: must be 1 to 9; leave it out for 7",
-            ),
-            (
-                "mdts=10",
-                "--nvme mdts=10: must be 1 to 9; leave it out for 7",
-            ),
-            (
-                "mqes=0",
-                "--nvme mqes=0: must be 1 to 65535; leave it out for 1023",
-            ),
-            (
-                "max_ioqpairs=512",
-                "--nvme max_ioqpairs=512: must be 1 to 511; leave it out for 64",
-            ),
+            ("mdts=0", "--nvme mdts=0: must be 1 to 9; leave it out for 7"),
+            ("mdts=10", "--nvme mdts=10: must be 1 to 9; leave it out for 7"),
+            ("mqes=0", "--nvme mqes=0: must be 1 to 65535; leave it out for 1023"),
+            ("max_ioqpairs=512", "--nvme max_ioqpairs=512: must be 1 to 511; leave it out for 64"),
             (
                 "msix_qsize=2049",
                 "--nvme msix_qsize=2049: must be 1 to 2048; leave it out for max_ioqpairs + 1",
             ),
-            (
-                "iothreads=17",
-                "--nvme iothreads=17: must be 1 to 16; leave it out for 1",
-            ),
-            (
-                "aerl=256",
-                "--nvme aerl=256: must be 0 to 255; leave it out for 3",
-            ),
-            (
-                "aer_max_queued=0",
-                "--nvme aer_max_queued=0: must be 1 to 65535; leave it out for 64",
-            ),
+            ("iothreads=17", "--nvme iothreads=17: must be 1 to 16; leave it out for 1"),
+            ("aerl=256", "--nvme aerl=256: must be 0 to 255; leave it out for 3"),
+            ("aer_max_queued=0", "--nvme aer_max_queued=0: must be 1 to 65535; leave it out for 64"),
             (
                 "cdfe=0x3",
                 "--nvme cdfe=0x3: must be a mask of bits 2 to 4 (formats 2h, 3h, 4h), for example 0x4 for format 2h; leave it out for 0",
@@ -382,14 +351,8 @@ mod tests {
                 "x-pci-vendor-id=0xffff",
                 "--nvme x-pci-vendor-id=0xffff: must be 0x1 to 0xfffe, written with 0x; leave it out for 0x1234",
             ),
-            (
-                "aio=native",
-                "--nvme aio=native: must be auto, io_uring or threads; leave it out for auto",
-            ),
-            (
-                "drive=a.img",
-                "--nvme drive: QEMU's property, not one of this device; give it to --nvme-ns",
-            ),
+            ("aio=native", "--nvme aio=native: must be auto, io_uring or threads; leave it out for auto"),
+            ("drive=a.img", "--nvme drive: QEMU's property, not one of this device; give it to --nvme-ns"),
             (
                 "addr=3",
                 "--nvme addr: QEMU's property, not one of this device; give it to -device vfio-user-pci in QEMU",
@@ -399,18 +362,9 @@ mod tests {
                 "--nvme dbcs: QEMU's property, not one of this device; leave it out, it is not supported yet",
             ),
             ("mdts", "--nvme mdts: has no value; write mdts=5"),
-            (
-                "mdts=7,mdts=8",
-                "--nvme mdts=8: given a second time in one list; keep one of them",
-            ),
-            (
-                "=7",
-                "--nvme =7: has no property name; write name=value, and a comma inside a value twice",
-            ),
-            (
-                ",",
-                "--nvme ,: has no property name; write name=value, and a comma inside a value twice",
-            ),
+            ("mdts=7,mdts=8", "--nvme mdts=8: given a second time in one list; keep one of them"),
+            ("=7", "--nvme =7: has no property name; write name=value, and a comma inside a value twice"),
+            (",", "--nvme ,: has no property name; write name=value, and a comma inside a value twice"),
         ] {
             assert_eq!(error(list), message);
         }

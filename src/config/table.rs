@@ -38,12 +38,7 @@ pub(super) struct Property<T> {
 
 impl<T> Property<T> {
     /// `problem` with a value of this property, as an error of `option`.
-    pub(super) fn refuse(
-        &self,
-        option: &'static str,
-        value: &OsStr,
-        reject: Reject,
-    ) -> ConfigError {
+    pub(super) fn refuse(&self, option: &'static str, value: &OsStr, reject: Reject) -> ConfigError {
         let remedy = reject.remedy.unwrap_or_else(|| match self.default {
             Default::Value(v) => format!("leave it out for {v}"),
             Default::Derived(v) => format!("leave it out for {v}"),
@@ -83,17 +78,12 @@ impl<T> Table<T> {
                 });
             }
             seen.push(property.name);
-            (property.set)(draft, &value)
-                .map_err(|reject| property.refuse(self.option, &value, reject))?;
+            (property.set)(draft, &value).map_err(|reject| property.refuse(self.option, &value, reject))?;
         }
         Ok(())
     }
 
-    fn find(
-        &self,
-        name: &OsString,
-        value: Option<&OsStr>,
-    ) -> Result<&'static Property<T>, ConfigError> {
+    fn find(&self, name: &OsString, value: Option<&OsStr>) -> Result<&'static Property<T>, ConfigError> {
         let option = self.option;
         if name.is_empty() {
             let text = match value {
@@ -107,22 +97,13 @@ impl<T> Table<T> {
         }
         let property = printable(name);
         if let Some((_, remedy)) = self.not_ours.iter().find(|(n, _)| n == name) {
-            return Err(ConfigError::NotOurs {
-                option,
-                property,
-                remedy,
-            });
+            return Err(ConfigError::NotOurs { option, property, remedy });
         }
         Err(ConfigError::UnknownProperty {
             option,
             nearest: self.nearest(&property),
             property,
-            valid: self
-                .properties
-                .iter()
-                .map(|p| p.name)
-                .collect::<Vec<_>>()
-                .join(", "),
+            valid: self.properties.iter().map(|p| p.name).collect::<Vec<_>>().join(", "),
         })
     }
 
@@ -175,11 +156,7 @@ impl<T> Table<T> {
                 Default::Derived(v) => format!("[default: {v}]"),
                 Default::Required => "[required]".into(),
             };
-            let _ = writeln!(
-                out,
-                "  {}={}  {default}\n        {}",
-                p.name, p.values, p.help
-            );
+            let _ = writeln!(out, "  {}={}  {default}\n        {}", p.name, p.values, p.help);
         }
         out
     }
@@ -191,16 +168,8 @@ impl<T: std::fmt::Debug + PartialEq> Table<T> {
     /// and a literal default set over it gives what `fresh` gives.
     pub(super) fn check(&self, fresh: impl Fn() -> T) {
         for (i, p) in self.properties.iter().enumerate() {
-            assert!(
-                !self.properties[..i].iter().any(|q| q.name == p.name),
-                "{} twice",
-                p.name
-            );
-            assert!(
-                !self.not_ours.iter().any(|(n, _)| *n == p.name),
-                "{} is ours",
-                p.name
-            );
+            assert!(!self.properties[..i].iter().any(|q| q.name == p.name), "{} twice", p.name);
+            assert!(!self.not_ours.iter().any(|(n, _)| *n == p.name), "{} is ours", p.name);
             let mut draft = fresh();
             (p.set)(&mut draft, p.example.as_ref()).unwrap();
             assert_ne!(draft, fresh(), "{}: the example changes nothing", p.name);

@@ -15,26 +15,18 @@ pub(super) struct Reject {
 impl Reject {
     /// With the usual remedy: leave it out.
     pub(super) fn new(problem: impl Into<String>) -> Self {
-        Self {
-            problem: problem.into(),
-            remedy: None,
-        }
+        Self { problem: problem.into(), remedy: None }
     }
 
     /// With a remedy of its own.
     pub(super) fn with(problem: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            problem: problem.into(),
-            remedy: Some(remedy.into()),
-        }
+        Self { problem: problem.into(), remedy: Some(remedy.into()) }
     }
 }
 
 /// UTF-8 text.
 pub(super) fn text(value: &OsStr) -> Result<&str, Reject> {
-    value
-        .to_str()
-        .ok_or_else(|| Reject::new("must be UTF-8 text"))
+    value.to_str().ok_or_else(|| Reject::new("must be UTF-8 text"))
 }
 
 /// Decimal or `0x` hexadecimal. A leading zero is refused: QEMU reads it as octal, people do not.
@@ -45,11 +37,7 @@ fn integer(value: &str) -> Option<u64> {
         None => (value, 10),
     };
     // from_str_radix would take a sign.
-    digits
-        .bytes()
-        .all(|b| b.is_ascii_hexdigit())
-        .then(|| u64::from_str_radix(digits, radix).ok())
-        .flatten()
+    digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u64::from_str_radix(digits, radix).ok()).flatten()
 }
 
 /// A whole number within `range`.
@@ -88,9 +76,7 @@ pub(super) fn identify_text(value: &OsStr, max: usize) -> Result<String, Reject>
         .filter(|v| v.bytes().all(|b| (b' '..=b'~').contains(&b)) && v.trim() == *v)
         .map(str::to_owned)
         .ok_or_else(|| {
-            Reject::new(format!(
-                "must be 1 to {max} printable ASCII characters with no space at either end"
-            ))
+            Reject::new(format!("must be 1 to {max} printable ASCII characters with no space at either end"))
         })
 }
 
@@ -121,17 +107,13 @@ const SIZE_MAX: u64 = i64::MAX.unsigned_abs();
 /// QEMU's are; `KB`, which some read as 1000, is refused. A fraction is taken if it comes out whole.
 pub(super) fn size(value: &OsStr) -> Result<u64, Reject> {
     let refuse = |problem: &str| {
-        Reject::with(
-            problem,
-            "write bytes or a number with K, M, G or T (powers of 1024), for example 1G",
-        )
+        Reject::with(problem, "write bytes or a number with K, M, G or T (powers of 1024), for example 1G")
     };
     let text = text(value)?;
     let unit_at = if text.starts_with("0x") {
         text.len()
     } else {
-        text.find(|c: char| c.is_ascii_alphabetic())
-            .unwrap_or(text.len())
+        text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len())
     };
     let (digits, unit) = text.split_at(unit_at);
     let shift = match unit.to_ascii_lowercase().as_str() {
@@ -148,8 +130,7 @@ pub(super) fn size(value: &OsStr) -> Result<u64, Reject> {
         _ => return Err(refuse("is not a size")),
     };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if digits.ends_with('.') || fraction.len() > 9 || !fraction.bytes().all(|b| b.is_ascii_digit())
-    {
+    if digits.ends_with('.') || fraction.len() > 9 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
         return Err(refuse("is not a size"));
     }
     let whole = u128::from(integer(whole).ok_or_else(|| refuse("is not a size"))?) << shift;
@@ -185,18 +166,7 @@ mod tests {
         let n = |v: &str| number::<u16>(v.as_ref(), 1..=2048);
         assert_eq!(n("1"), Ok(1));
         assert_eq!(n("0x7ff"), Ok(2047));
-        for bad in [
-            "0",
-            "2049",
-            "-1",
-            "+1",
-            "",
-            "0x",
-            "0x+1",
-            "010",
-            "1k",
-            "99999999999999999999",
-        ] {
+        for bad in ["0", "2049", "-1", "+1", "", "0x", "0x+1", "010", "1k", "99999999999999999999"] {
             assert_eq!(problem(n(bad)), "must be 1 to 2048", "{bad}");
         }
         assert_eq!(number::<u8>("0".as_ref(), 0..=255), Ok(0));
@@ -239,10 +209,7 @@ mod tests {
             ("0", "must be more than nothing"),
             ("0.1K", "is not a whole number of bytes"),
             ("8E", "is more than a file can hold (8E - 1)"),
-            (
-                "18446744073709551615E",
-                "is more than a file can hold (8E - 1)",
-            ),
+            ("18446744073709551615E", "is more than a file can hold (8E - 1)"),
         ] {
             assert_eq!(problem(s(given)), why, "{given}");
         }
@@ -260,10 +227,7 @@ mod tests {
         assert_eq!(pci_id("0x1b36".as_ref()), Ok(0x1b36));
         assert_eq!(pci_id("10".as_ref()), Ok(10));
         for bad in ["", "0x", "0", "1b36", "0xffff", "65536"] {
-            assert_eq!(
-                problem(pci_id(bad.as_ref())),
-                "must be 0x1 to 0xfffe, written with 0x"
-            );
+            assert_eq!(problem(pci_id(bad.as_ref())), "must be 0x1 to 0xfffe, written with 0x");
         }
         assert_eq!(hex_bytes("0x0102:03-04".as_ref()), Some([1u8, 2, 3, 4]));
         assert_eq!(hex_bytes::<4>("010203".as_ref()), None);

@@ -80,7 +80,10 @@ impl Registers {
     pub fn write(&mut self, at: u64, data: &[u8]) -> Requests {
         let mut requests = Requests::default();
         if !matches!(data.len(), 4 | 8) || at % 4 != 0 {
-            log::warn!("guest wrote {} bytes to register {at:#x}; only aligned dwords and qwords count", data.len());
+            log::warn!(
+                "guest wrote {} bytes to register {at:#x}; only aligned dwords and qwords count",
+                data.len()
+            );
             return requests;
         }
         for (chunk, at) in data.chunks_exact(4).zip((at..).step_by(4)) {

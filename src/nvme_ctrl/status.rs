@@ -1,9 +1,9 @@
 //! Module errors to what the guest sees. The only place where this translation is made; see also copy/status.rs.
 
 use crate::backend::BackendError;
+use crate::memory::DmaError;
 use crate::memory::prp::PrpError;
 use crate::memory::sgl::SglError;
-use crate::memory::DmaError;
 use crate::namespace::NoNamespace;
 use crate::spec::Status;
 

@@ -27,7 +27,13 @@ pub fn resolve(
 ///
 /// # Errors
 /// As [`resolve`].
-pub fn fetch(memory: &DmaMap, sqe: &Sqe, len: usize, page_size: u64, allow_sgl: bool) -> Result<Vec<u8>, Status> {
+pub fn fetch(
+    memory: &DmaMap,
+    sqe: &Sqe,
+    len: usize,
+    page_size: u64,
+    allow_sgl: bool,
+) -> Result<Vec<u8>, Status> {
     let buf = resolve(memory, sqe, len, page_size, Access::Read, allow_sgl)?;
     let mut bytes = vec![0; len];
     buf.copy_out(0, &mut bytes)?;

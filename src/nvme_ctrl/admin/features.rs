@@ -186,7 +186,8 @@ impl Controller {
     pub(super) fn get_features(&mut self, memory: &DmaMap, sqe: &Sqe) -> Result<Reply, Status> {
         let feature = sqe.cdw10.get() as u8;
         let (cdw11, nsid) = (sqe.cdw11.get(), sqe.nsid.get());
-        let select = Select::from_bits((sqe.cdw10.get() >> 8 & 7) as u8).ok_or(Status::INVALID_FIELD.dnr())?;
+        let select =
+            Select::from_bits((sqe.cdw10.get() >> 8 & 7) as u8).ok_or(Status::INVALID_FIELD.dnr())?;
         self.check_feature(feature)?;
         if feature == fid::ERROR_RECOVERY {
             self.shared.namespaces.get(nsid)?;

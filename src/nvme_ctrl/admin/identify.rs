@@ -3,16 +3,16 @@
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::super::controller::Controller;
+use super::Reply;
 use super::abort::ACL;
 use super::features::WCTEMP;
 use super::log_pages::ELPE;
-use super::Reply;
 use crate::copy;
 use crate::memory::DmaMap;
 use crate::namespace::Namespace;
 use crate::spec::identify::{
-    IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat, NvmController, PowerState, ascii, cns,
-    nidt, oncs,
+    IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat, NvmController, PowerState, ascii,
+    cns, nidt, oncs,
 };
 use crate::spec::registers::VERSION;
 use crate::spec::{IDENTIFY_SIZE, Sqe, Status};
@@ -89,7 +89,8 @@ impl Controller {
         id.elpe = ELPE;
         id.wctemp = WCTEMP.into();
         id.cctemp = 373.into();
-        id.tnvmcap = self.shared.namespaces.iter().map(|ns| u128::from(ns.backend.len())).sum::<u128>().into();
+        id.tnvmcap =
+            self.shared.namespaces.iter().map(|ns| u128::from(ns.backend.len())).sum::<u128>().into();
         id.kas = 10.into(); // seconds
         id.sqes = 0x66;
         id.cqes = 0x44;

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::super::controller::Controller;
-use super::features::{SUPPORTED, TEMPERATURE};
 use super::Reply;
+use super::features::{SUPPORTED, TEMPERATURE};
 use crate::memory::DmaMap;
 use crate::spec::identify::ascii;
 use crate::spec::log_page::{ErrorEntry, Smart, effect, lid};

@@ -175,8 +175,7 @@ impl Controller {
     pub(super) fn admin_complete(&mut self, (cid, outcome): (u16, Outcome)) {
         let memory = self.shared.memory.load_full();
         let Some(rings) = &mut self.admin.rings else { return };
-        let post =
-            Post { sqid: 0, sqhd: rings.sq.head(), cid, status: outcome.status, dw0: outcome.dw0 };
+        let post = Post { sqid: 0, sqhd: rings.sq.head(), cid, status: outcome.status, dw0: outcome.dw0 };
         match rings.cq.post(&memory, &post) {
             Ok(()) => self.shared.interrupts.raise(0),
             Err(error) => self.fatal(&format!("admin completion queue: {error}")),

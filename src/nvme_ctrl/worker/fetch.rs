@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
+use super::FromWorker;
 use super::core::Core;
 use super::slots::Command;
-use super::FromWorker;
 use crate::nvme_ctrl::io::{self, Outcome};
 
 /// Commands taken from one queue before the next one has its turn.
