@@ -146,6 +146,19 @@ impl Host {
         }
     }
 
+    /// Waits for the answer to an enable: RDY or CFS.
+    pub fn wait_csts_any(&mut self) -> u32 {
+        let start = Instant::now();
+        loop {
+            let v = self.csts();
+            if v & (RDY | CFS) != 0 {
+                return v;
+            }
+            assert!(start.elapsed() < DEADLINE, "neither RDY nor CFS");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
     pub fn disable(&mut self) {
         self.client.w32(reg::CC, 0);
         self.wait_csts(RDY, 0);
@@ -233,7 +246,7 @@ impl Host {
         let c = self.admin(Sqe::new(admin::DELETE_SQ).cdw(10, u32::from(qid)));
         if c.status == 0 {
             self.sqs.remove(&qid);
-            self.in_flight.retain(|k| k.0 != qid);
+            self.forget(qid);
         }
         c
     }
@@ -440,6 +453,12 @@ impl Host {
                 std::thread::sleep(Duration::from_micros(50));
             }
         }
+    }
+
+    /// Gives up what was submitted to a queue that is gone.
+    pub fn forget(&mut self, qid: u16) {
+        self.in_flight.retain(|k| k.0 != qid);
+        self.done.retain(|k, _| k.0 != qid);
     }
 
     pub fn outstanding(&self, qid: u16) -> usize {
