@@ -296,7 +296,8 @@ mod tests {
 
     #[test]
     fn shrinking_is_noticed_by_every_first_touch() {
-        let touch: [fn(&DmaMap, &GuestBuf) -> Result<(), DmaError>; 6] = [
+        type Touch = fn(&DmaMap, &GuestBuf) -> Result<(), DmaError>;
+        let touches: [Touch; 6] = [
             |map, _| map.write(0x1000, &[1; 64]),
             |map, _| map.store_u32(0x1000, 1),
             |map, _| map.load_u32(0x1000).map(drop),
@@ -304,7 +305,7 @@ mod tests {
             |_, buf| buf.copy_out(0, &mut [0; 64]),
             |_, buf| buf.zero(0, 64),
         ];
-        for touch in touch {
+        for touch in touches {
             let guest = Guest::new(0, 0x2000);
             let map = guest.dma();
             let mut buf = GuestBuf::default();

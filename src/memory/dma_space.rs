@@ -341,6 +341,7 @@ mod tests {
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
+    use crate::memory::region::Pin;
     use crate::memory::testing::{Guest, memfd};
     use crate::memory::{Access, DmaError, GuestBuf};
 
@@ -414,6 +415,10 @@ mod tests {
         ] {
             let fd = guest.file.try_clone().unwrap();
             assert_eq!(errno(guest.space.map(iova, size, RW, 0, Some(fd))), libc::EEXIST);
+            assert_eq!(errno(guest.space.map(iova, size, RW, 0, None)), libc::EEXIST);
+        }
+        // By one byte at either end.
+        for (iova, size) in [(0x3000, 0x1001), (0x6fff, 1), (0x6fff, 0x1000)] {
             assert_eq!(errno(guest.space.map(iova, size, RW, 0, None)), libc::EEXIST);
         }
         guest.map(0x3000, 0x1000, RW, 0);
@@ -504,6 +509,9 @@ mod tests {
         let appended = stale.append(0, 1, Access::Read, &mut buf);
         assert_eq!(appended, Err(DmaError::Unmapped(0)));
         assert_eq!(stale.write(0, &[1]), Err(DmaError::Unmapped(0)));
+        // Nor does one that had looked before the unmap and pins after it.
+        let pin = Pin::new(&gone.regions[0]);
+        assert_eq!(pin.err(), Some(DmaError::Unmapped(0)));
         assert!(gone.released());
     }
 
