@@ -253,3 +253,104 @@ impl Piece<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::Guest;
+    use crate::memory::{Access, DmaMap};
+
+    /// Pieces of 16 bytes each, in the order of `addresses`.
+    fn gather(map: &DmaMap, addresses: &[u64]) -> GuestBuf {
+        let mut buf = GuestBuf::default();
+        for address in addresses {
+            map.append(*address, 16, Access::Write, &mut buf).unwrap();
+        }
+        buf
+    }
+
+    #[test]
+    fn copies_at_any_offset() {
+        let guest = Guest::new(0, 0x2000);
+        let map = guest.dma();
+        let buf = gather(&map, &[0x1000, 0x800, 0x20]);
+        assert_eq!((buf.len(), buf.iovecs().len()), (48, 3));
+        let data: Vec<u8> = (1..=48).collect();
+        buf.copy_in(0, &data).unwrap();
+        assert_eq!(guest.bytes(0x1000, 16), data[..16]);
+        assert_eq!(guest.bytes(0x800, 16), data[16..32]);
+        assert_eq!(guest.bytes(0x20, 16), data[32..]);
+        for offset in 0..=48 {
+            for len in 0..=48 - offset {
+                let mut out = vec![0; len];
+                buf.copy_out(offset, &mut out).unwrap();
+                assert_eq!(out, data[offset..offset + len]);
+            }
+        }
+        buf.zero(15, 18).unwrap();
+        assert_eq!(guest.bytes(0x100f, 2), [0, 0]);
+        assert_eq!(guest.bytes(0x100e, 1), [15]);
+        assert_eq!(guest.bytes(0x800, 16), [0; 16]);
+        assert_eq!(guest.bytes(0x20, 2), [0, 34]);
+    }
+
+    #[test]
+    fn ranges_beyond_the_end_are_refused() {
+        let guest = Guest::new(0, 0x1000);
+        let buf = gather(&guest.dma(), &[0]);
+        let beyond = |offset| Err(DmaError::Unmapped(offset));
+        assert_eq!(buf.copy_in(16, &[1]), beyond(16));
+        assert_eq!(buf.copy_out(0, &mut [0; 17]), beyond(0));
+        assert_eq!(buf.zero(usize::MAX, 1), beyond(u64::MAX));
+        assert_eq!(buf.zero(1, usize::MAX), beyond(1));
+        assert_eq!(buf.zero(16, 0), Ok(()));
+        assert_eq!(GuestBuf::default().copy_in(0, &[]), Ok(()));
+    }
+
+    #[test]
+    fn discarded_parts_reach_nobody() {
+        let guest = Guest::new(0, 0x1000);
+        let map = guest.dma();
+        let mut buf = gather(&map, &[0]);
+        buf.append_discard(SCRATCH_LEN + 5).unwrap();
+        map.append(0x100, 16, Access::Write, &mut buf).unwrap();
+        assert_eq!(buf.len(), 16 + SCRATCH_LEN + 5 + 16);
+        assert_eq!(buf.iovecs().len(), 4);
+        let data: Vec<u8> = (0..buf.len()).map(|n| n as u8 | 1).collect();
+        buf.copy_in(0, &data).unwrap();
+        assert_eq!(guest.bytes(0, 16), data[..16]);
+        assert_eq!(guest.bytes(16, 0xf0), [0; 0xf0]);
+        assert_eq!(guest.bytes(0x100, 16), data[data.len() - 16..]);
+        let mut out = vec![0xff; 32];
+        buf.copy_out(8, &mut out).unwrap();
+        assert_eq!(out[..8], data[8..16]);
+        assert_eq!(out[8..], [0; 24]);
+        buf.append_discard(0).unwrap();
+        assert_eq!(buf.iovecs().len(), 4);
+    }
+
+    #[test]
+    fn pieces_are_bounded() {
+        let guest = Guest::new(0, 0x1000);
+        let map = guest.dma();
+        let mut buf = GuestBuf::default();
+        for _ in 0..MAX_IOVECS {
+            map.append(0, 16, Access::Read, &mut buf).unwrap();
+        }
+        let more = map.append(0x40, 16, Access::Read, &mut buf);
+        assert_eq!(more, Err(DmaError::Fragmented(0x40)));
+        assert_eq!(buf.append_discard(1), Err(DmaError::Fragmented(0)));
+        assert_eq!(buf.len(), 16 * MAX_IOVECS);
+        // What continues the last piece needs no other.
+        map.append(0x10, 16, Access::Read, &mut buf).unwrap();
+        assert_eq!(map.regions().next().unwrap().pins(), 1);
+    }
+
+    #[test]
+    fn goes_to_other_threads() {
+        let guest = Guest::new(0, 0x1000);
+        let buf = gather(&guest.dma(), &[0x10]);
+        std::thread::spawn(move || buf.copy_in(0, &[3]).unwrap()).join().unwrap();
+        assert_eq!(guest.bytes(0x10, 1), [3]);
+    }
+}

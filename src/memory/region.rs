@@ -145,10 +145,6 @@ impl Region {
         self.host.as_ref().is_some_and(Mapping::is_dead)
     }
 
-    pub(super) fn mapping(&self) -> Option<&Mapping> {
-        self.host.as_ref()
-    }
-
     /// May the device do `access`, and is there memory? `address` is what the error names.
     pub(super) fn check(&self, address: u64, access: Access) -> Result<&Mapping, DmaError> {
         if self.removed.load(Ordering::Acquire) {

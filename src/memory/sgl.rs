@@ -197,3 +197,280 @@ fn segment(
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::Rights;
+    use crate::memory::testing::Guest;
+
+    fn descriptor(id: u8, address: u64, len: u32) -> [u8; 16] {
+        let mut raw = [0; 16];
+        raw[..8].copy_from_slice(&address.to_le_bytes());
+        raw[8..12].copy_from_slice(&len.to_le_bytes());
+        // Reserved bytes mean nothing.
+        raw[12..15].fill(0xee);
+        raw[15] = id;
+        raw
+    }
+
+    fn data(address: u64, len: u32) -> [u8; 16] {
+        descriptor(0x00, address, len)
+    }
+
+    fn bucket(len: u32) -> [u8; 16] {
+        descriptor(0x10, u64::MAX, len)
+    }
+
+    fn link(address: u64, len: u32) -> [u8; 16] {
+        descriptor(0x20, address, len)
+    }
+
+    fn last(address: u64, len: u32) -> [u8; 16] {
+        descriptor(0x30, address, len)
+    }
+
+    fn set(guest: &Guest, at: u64, descriptors: &[[u8; 16]]) {
+        guest.set(at, descriptors.as_flattened());
+    }
+
+    fn places(guest: &Guest, first: [u8; 16], len: usize) -> Result<Vec<(u64, usize)>, SglError> {
+        let map = guest.dma();
+        let buf = walk(&map, first, len, Access::Read)?;
+        assert_eq!(buf.len(), len);
+        let mut base = GuestBuf::default();
+        map.append(0, 1, Access::Read, &mut base).unwrap();
+        let base = base.iovecs()[0].iov_base as u64;
+        let iovecs = buf.iovecs().iter();
+        Ok(iovecs.map(|iovec| (iovec.iov_base as u64 - base, iovec.iov_len)).collect())
+    }
+
+    fn guest() -> Guest {
+        Guest::new(0, 0x10_0000)
+    }
+
+    #[test]
+    fn one_data_block() {
+        let guest = guest();
+        assert_eq!(places(&guest, data(0x1003, 77), 77), Ok(vec![(0x1003, 77)]));
+        // Longer than the transfer: only what is needed, even if the rest is not mapped.
+        assert_eq!(places(&guest, data(0xf_fff0, 0x1000), 16), Ok(vec![(0xf_fff0, 16)]));
+        assert_eq!(places(&guest, data(0x1003, 76), 77), Err(SglError::LengthInvalid));
+        assert_eq!(places(&guest, data(0, 0), 1), Err(SglError::LengthInvalid));
+        assert_eq!(places(&guest, data(u64::MAX, 0), 0), Ok(vec![]));
+        assert_eq!(places(&guest, data(u64::MAX, 2), 1), Err(SglError::LengthInvalid));
+        let unmapped = SglError::Dma(DmaError::Unmapped(0x10_0000));
+        assert_eq!(places(&guest, data(0xf_fff0, 0x1000), 17), Err(unmapped));
+    }
+
+    #[test]
+    fn a_chain_of_segments() {
+        let guest = guest();
+        set(&guest, 0x1000, &[data(0x5000, 10), data(0x6000, 0), data(0x7001, 3), link(0x2010, 16)]);
+        set(&guest, 0x2010, &[last(0x3008, 32)]);
+        set(&guest, 0x3008, &[data(0x8000, 4), data(0x9000, 5)]);
+        let expected = vec![(0x5000, 10), (0x7001, 3), (0x8000, 4), (0x9000, 5)];
+        assert_eq!(places(&guest, link(0x1000, 64), 22), Ok(expected));
+        assert_eq!(places(&guest, link(0x1000, 64), 23), Err(SglError::LengthInvalid));
+        // Enough before the end: the rest is not looked at.
+        set(&guest, 0x2010, &[descriptor(0xf0, 0, 0)]);
+        let expected = vec![(0x5000, 10), (0x7001, 3)];
+        assert_eq!(places(&guest, link(0x1000, 64), 13), Ok(expected));
+        // A segment that ends with data ends the list, whatever the link called it.
+        assert_eq!(places(&guest, link(0x3008, 32), 9), Ok(vec![(0x8000, 4), (0x9000, 5)]));
+        assert_eq!(places(&guest, last(0x3008, 32), 9), Ok(vec![(0x8000, 4), (0x9000, 5)]));
+    }
+
+    #[test]
+    fn the_first_descriptor() {
+        let guest = guest();
+        assert_eq!(places(&guest, bucket(16), 16), Err(SglError::SegmentInvalid));
+        for id in (4..=15).map(|kind| kind << 4) {
+            let first = descriptor(id, 0x1000, 16);
+            assert_eq!(places(&guest, first, 16), Err(SglError::SegmentInvalid));
+        }
+        for id in [0x01, 0x2a, 0x3f] {
+            let first = descriptor(id, 0x1000, 16);
+            assert_eq!(places(&guest, first, 16), Err(SglError::OffsetInvalid));
+        }
+    }
+
+    #[test]
+    fn segment_lengths() {
+        let guest = guest();
+        for len in [0, 1, 8, 15, 17, 40] {
+            assert_eq!(places(&guest, link(0x1000, len), 16), Err(SglError::SegmentInvalid));
+            assert_eq!(places(&guest, last(0x1000, len), 16), Err(SglError::SegmentInvalid));
+        }
+        let wraps = link(u64::MAX - 14, 16);
+        assert_eq!(places(&guest, wraps, 16), Err(SglError::LengthInvalid));
+        let outside = SglError::Dma(DmaError::Unmapped(0x20_0000));
+        assert_eq!(places(&guest, link(0x20_0000, 16), 16), Err(outside));
+    }
+
+    #[test]
+    fn links_in_the_wrong_place() {
+        let guest = guest();
+        for wrong in [link(0x2000, 16), last(0x2000, 16)] {
+            set(&guest, 0x2000, &[data(0x5000, 16)]);
+            set(&guest, 0x1000, &[data(0x6000, 8), wrong, data(0x7000, 8)]);
+            assert_eq!(places(&guest, link(0x1000, 48), 16), Err(SglError::NumberInvalid));
+            // At the end it is right, but not of a last segment.
+            assert_eq!(places(&guest, link(0x1000, 32), 24), Ok(vec![(0x6000, 8), (0x5000, 16)]));
+            assert_eq!(places(&guest, last(0x1000, 32), 24), Err(SglError::SegmentInvalid));
+            assert_eq!(places(&guest, last(0x1000, 32), 8), Ok(vec![(0x6000, 8)]));
+        }
+    }
+
+    #[test]
+    fn types_inside_a_segment() {
+        let guest = guest();
+        for id in (4..=15).map(|kind| kind << 4) {
+            set(&guest, 0x1000, &[data(0x5000, 8), descriptor(id, 0x6000, 8)]);
+            assert_eq!(places(&guest, link(0x1000, 32), 16), Err(SglError::TypeInvalid));
+        }
+        for id in [0x01, 0x11, 0x2f, 0x3a] {
+            set(&guest, 0x1000, &[data(0x5000, 8), descriptor(id, 0x6000, 16)]);
+            assert_eq!(places(&guest, link(0x1000, 32), 16), Err(SglError::OffsetInvalid));
+        }
+        set(&guest, 0x1000, &[data(0x5000, 8), data(u64::MAX - 6, 9)]);
+        assert_eq!(places(&guest, link(0x1000, 32), 16), Err(SglError::LengthInvalid));
+    }
+
+    #[test]
+    fn bit_buckets() {
+        let guest = guest();
+        let map = guest.dma();
+        set(&guest, 0x1000, &[data(0x5000, 8), bucket(100), data(0x6000, 8)]);
+        let buf = walk(&map, link(0x1000, 48), 116, Access::Write).unwrap();
+        assert_eq!(buf.len(), 116);
+        buf.copy_in(0, &[0xaa; 116]).unwrap();
+        assert_eq!(guest.bytes(0x5000, 9), [[0xaa; 8].as_slice(), &[0]].concat());
+        assert_eq!(guest.bytes(0x6000, 9), [[0xaa; 8].as_slice(), &[0]].concat());
+        let short = walk(&map, link(0x1000, 48), 117, Access::Write).unwrap_err();
+        assert_eq!(short, SglError::LengthInvalid);
+        // More bucket than transfer.
+        set(&guest, 0x1010, &[bucket(u32::MAX)]);
+        let buf = walk(&map, link(0x1000, 48), 1000, Access::Write).unwrap();
+        assert_eq!((buf.len(), buf.iovecs().len()), (1000, 2));
+        // In a source it is empty.
+        assert_eq!(places(&guest, link(0x1000, 48), 16), Ok(vec![(0x5000, 8), (0x6000, 8)]));
+        assert_eq!(places(&guest, link(0x1000, 48), 17), Err(SglError::LengthInvalid));
+    }
+
+    #[test]
+    fn cycles_end() {
+        let guest = guest();
+        set(&guest, 0x1000, &[data(0, 0), link(0x1000, 32)]);
+        assert_eq!(places(&guest, link(0x1000, 32), 1), Err(SglError::NumberInvalid));
+        // Even if each turn moves data.
+        set(&guest, 0x1000, &[data(0, 1), link(0x1000, 32)]);
+        assert_eq!(places(&guest, link(0x1000, 32), MAX_SEGMENTS), Ok(vec![(0, 1); MAX_SEGMENTS]));
+        let more = places(&guest, link(0x1000, 32), MAX_SEGMENTS + 1);
+        assert_eq!(more, Err(SglError::NumberInvalid));
+    }
+
+    #[test]
+    fn descriptors_are_bounded() {
+        let guest = Guest::new(0, 0x20_0000);
+        // The memory is zero: empty data blocks. One beyond the bound, and the data beyond it again.
+        let count = MAX_DESCRIPTORS as u32;
+        let long = |extra: u32| last(0, (count + extra) * 16);
+        set(&guest, u64::from(count - 1) * 16, &[data(0x5000, 8), data(0x6000, 8)]);
+        assert_eq!(places(&guest, long(0), 8), Ok(vec![(0x5000, 8)]));
+        assert_eq!(places(&guest, long(1), 8), Ok(vec![(0x5000, 8)]));
+        assert_eq!(places(&guest, long(1), 16), Err(SglError::NumberInvalid));
+        assert_eq!(places(&guest, long(0), 16), Err(SglError::LengthInvalid));
+        // A length that says 4 GiB allocates nothing.
+        set(&guest, u64::from(count - 1) * 16, &[data(0, 0)]);
+        assert_eq!(places(&guest, last(0, u32::MAX - 15), 8), Err(SglError::NumberInvalid));
+    }
+
+    #[test]
+    fn rights() {
+        let mut guest = Guest::unmapped(0x2000);
+        guest.map(0, 0x1000, Rights::READ_ONLY, 0);
+        guest.map(0x1000, 0x1000, Rights::READ_WRITE, 0x1000);
+        let map = guest.dma();
+        set(&guest, 0, &[data(0x1000, 8), data(0x800, 8)]);
+        assert!(walk(&map, last(0, 32), 16, Access::Read).is_ok());
+        assert!(walk(&map, last(0, 32), 8, Access::Write).is_ok());
+        let denied = walk(&map, last(0, 32), 16, Access::Write).unwrap_err();
+        assert_eq!(denied, SglError::Dma(DmaError::Denied(0x800)));
+    }
+
+    proptest! {
+        /// Random data cut into random segments reads as the plain list of its bytes.
+        #[test]
+        fn agrees_with_a_byte_list(
+            segments in prop::collection::vec(
+                prop::collection::vec((0x1_0000u64..0x1_8000, 0u32..300), 0..300),
+                1..6,
+            ),
+            cut in 0usize..300,
+        ) {
+            let guest = guest();
+            let pattern: Vec<u8> = (0..0x1_0000u32).map(|n| (n ^ (n >> 8)) as u8).collect();
+            guest.set(0x1_0000, &pattern);
+            let mut model = Vec::new();
+            let mut first = data(0, 0);
+            let mut lens: Vec<usize> = Vec::new();
+            for (index, segment) in segments.iter().enumerate() {
+                let at = index as u64 * 0x2000;
+                let is_last = index + 1 == segments.len();
+                let mut raw: Vec<[u8; 16]> = Vec::new();
+                for (address, len) in segment {
+                    raw.push(data(*address, *len));
+                    let from = (*address - 0x1_0000) as usize;
+                    model.extend_from_slice(&pattern[from..from + *len as usize]);
+                }
+                if is_last && raw.is_empty() {
+                    raw.push(data(0, 0));
+                }
+                lens.push(raw.len() + usize::from(!is_last));
+                set(&guest, at, &raw);
+            }
+            for (index, len) in lens.iter().enumerate() {
+                let is_last = index + 1 == lens.len();
+                let at = index as u64 * 0x2000;
+                let to = if is_last { last } else { link }(at, (*len * 16) as u32);
+                match index.checked_sub(1) {
+                    None => first = to,
+                    Some(before) => {
+                        set(&guest, before as u64 * 0x2000 + (lens[before] as u64 - 1) * 16, &[to]);
+                    }
+                }
+            }
+            let len = model.len().saturating_sub(cut);
+            let map = guest.dma();
+            let buf = walk(&map, first, len, Access::Read).unwrap();
+            let mut bytes = vec![0; len];
+            buf.copy_out(0, &mut bytes).unwrap();
+            prop_assert_eq!(&bytes, &model[..len]);
+            let more = walk(&map, first, model.len() + 1, Access::Read);
+            prop_assert_eq!(more.unwrap_err(), SglError::LengthInvalid);
+        }
+
+        /// Whatever the guest says: an answer, and never more than was asked for.
+        #[test]
+        fn any_input_is_answered(
+            raw in prop::collection::vec((0u8..0x50, 0u64..0x3000, 0u32..0x200), 1..64),
+            len in 0usize..0x2000,
+        ) {
+            let guest = Guest::new(0, 0x2000);
+            let list: Vec<_> = raw
+                .iter()
+                // Mostly sub type 0, mostly whole segments.
+                .map(|(id, address, len)| descriptor(id & 0xf8 & !8, *address, len & !0xf))
+                .collect();
+            set(&guest, 0, &list);
+            if let Ok(buf) = walk(&guest.dma(), list[0], len, Access::Write) {
+                prop_assert_eq!(buf.len(), len);
+                let sum: usize = buf.iovecs().iter().map(|iovec| iovec.iov_len).sum();
+                prop_assert_eq!(sum, len);
+            }
+        }
+    }
+}

@@ -9,7 +9,7 @@
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, compiler_fence, fence};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -66,6 +66,8 @@ pub(super) struct Registration(&'static Slot);
 
 impl Registration {
     pub(super) fn is_dead(&self) -> bool {
+        // The handler runs on the thread that copies: the copy must not sink below this look at the flag.
+        compiler_fence(Ordering::SeqCst);
         self.0.dead.load(Ordering::Acquire)
     }
 
