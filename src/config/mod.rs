@@ -279,7 +279,7 @@ mod tests {
     fn help_has_every_property_with_default_and_meaning() {
         let help = properties_help();
         for part in [
-            "mdts=1..9  [default: 7]\n        Largest transfer",
+            "mdts=1..11  [default: 7]\n        Largest transfer",
             "drive=PATH|memory  [required]\n",
             "msix_qsize=1..2048  [default: max_ioqpairs + 1]\n",
             "msrc=1..255  [default: 126]\n",

@@ -17,7 +17,7 @@ pub struct NvmeConfig {
     pub model: String,
     /// Identify FR: 1 to 8 printable ASCII characters, not padded.
     pub firmware_version: String,
-    /// Identify MDTS: log2 of the largest transfer in units of 4 KiB, 1 to 9.
+    /// Identify MDTS: log2 of the largest transfer in units of 4 KiB, 1 to 11 (8 MiB, more than Linux sends).
     pub mdts: u8,
     /// I/O queue pairs, 1 to 511.
     pub max_ioqpairs: u16,
@@ -170,10 +170,10 @@ pub(super) const TABLE: Table<NvmeDraft> = Table {
         "firmware-version" = "TEXT", Def::Value(FIRMWARE_VERSION), "2.0",
             "Firmware revision, up to 8 characters",
             |d, v| { d.firmware_version = value::identify_text(v, 8)?; Ok(()) };
-        // 2 MiB is 513 pages at worst: one vectored call, whose limit is 1024 pieces, moves it.
-        "mdts" = "1..9", Def::Value("7"), "5",
+        // 8 MiB is the most that Linux sends. More pieces than one vectored call takes (1024) are moved by several.
+        "mdts" = "1..11", Def::Value("7"), "5",
             "Largest transfer: 4 KiB times 2 to this power (7: 512 KiB)",
-            |d, v| { d.mdts = value::number(v, 1..=9)?; Ok(()) };
+            |d, v| { d.mdts = value::number(v, 1..=11)?; Ok(()) };
         // 511 pairs and the admin pair are the 512 whose doorbells fill one page, which can be mapped.
         "max_ioqpairs" = "1..511", Def::Value("64"), "4",
             "I/O queue pairs; Linux uses one for each CPU",
@@ -324,8 +324,8 @@ mod tests {
     #[test]
     fn messages() {
         for (list, message) in [
-            ("mdts=0", "--nvme mdts=0: must be 1 to 9; leave it out for 7"),
-            ("mdts=10", "--nvme mdts=10: must be 1 to 9; leave it out for 7"),
+            ("mdts=0", "--nvme mdts=0: must be 1 to 11; leave it out for 7"),
+            ("mdts=12", "--nvme mdts=12: must be 1 to 11; leave it out for 7"),
             ("mqes=0", "--nvme mqes=0: must be 1 to 65535; leave it out for 1023"),
             ("max_ioqpairs=512", "--nvme max_ioqpairs=512: must be 1 to 511; leave it out for 64"),
             (

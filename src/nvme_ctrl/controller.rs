@@ -163,8 +163,9 @@ impl Controller {
         if enable {
             self.enable();
         }
-        if shutdown && self.regs.cc.en() {
-            self.regs.csts |= csts::SHST_OCCURRING;
+        if shutdown {
+            // A disabled controller is flushed all the same: the host is about to cut the power.
+            self.regs.csts = self.regs.csts & !csts::SHST | csts::SHST_OCCURRING;
             let token = self.await_ack(Awaited::Shutdown);
             self.send(0, ToWorker::Flush(token));
         }

@@ -40,7 +40,7 @@ pub struct Shared {
 /// Limits that do not change while the device runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Largest transfer in bytes (MDTS); also the largest Verify (VSL).
+    /// Largest transfer in bytes (MDTS).
     pub max_transfer: u64,
     /// Copy descriptor formats offered (OCFS).
     pub ocfs: u16,

@@ -36,7 +36,10 @@ impl Controller {
             cns::DESCRIPTORS => descriptors(self.shared.namespaces.get(nsid)?),
             // Nothing but protection information is in it, and there is none yet.
             cns::CSI_NAMESPACE => nvm_only(self.of_namespace(nsid, |_| vec![0; IDENTIFY_SIZE])?)?,
-            cns::CSI_CONTROLLER => nvm_only(self.nvm_controller().as_bytes().to_vec())?,
+            cns::CSI_CONTROLLER => {
+                // No limits: Verify is read piece by piece, and Write Zeroes and deallocation move no data.
+                nvm_only(NvmController::new_zeroed().as_bytes().to_vec())?
+            }
             cns::CSI_ACTIVE_LIST => nvm_only(self.active_list(nsid)?)?,
             cns::INDEPENDENT_NAMESPACE => {
                 self.of_namespace(nsid, |ns| independent_namespace(ns).as_bytes().to_vec())?
@@ -114,12 +117,6 @@ impl Controller {
         id.psd0.mp = 2500.into(); // 25 W
         id.psd0.enlat = 16.into();
         id.psd0.exlat = 4.into();
-        id
-    }
-
-    fn nvm_controller(&self) -> NvmController {
-        let mut id = NvmController::new_zeroed();
-        id.vsl = self.config.mdts;
         id
     }
 }

@@ -1,4 +1,4 @@
-//! Compare (05h) and Verify (0Ch): data is read into our memory and looked at there.
+//! Compare (05h) and Verify (0Ch): data is read into our memory, piece by piece, and looked at there.
 
 use std::sync::Arc;
 
@@ -10,6 +10,9 @@ use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
 use crate::spec::Status;
 
+/// Bytes read at a time. Bounds the memory of a command, whatever its length: a Verify has no limit (VSL is 0).
+const PIECE: u64 = 1 << 20;
+
 /// See the module docs.
 #[derive(Debug)]
 pub struct Inspect {
@@ -17,58 +20,65 @@ pub struct Inspect {
     range: ByteRange,
     /// What the data must equal; `None` for Verify, which only wants it readable.
     expected: Option<GuestBuf>,
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    Begin,
-    Reading,
-    Ended(Status),
+    /// Bytes looked at so far.
+    at: u64,
+    buf: Option<Box<[u8]>>,
+    reading: bool,
+    status: Status,
 }
 
 pub(super) fn compare(cmd: &Command<'_>) -> Result<Task, Status> {
-    inspect(cmd, true)
+    let ns = cmd.namespace()?;
+    cmd.check_transfer(ns)?;
+    let range = cmd.range(ns)?;
+    let expected = rw::data(cmd, range.len, Access::Read)?;
+    Ok(Task::Inspect(Inspect::new(ns, range, Some(expected))))
 }
 
 pub(super) fn verify(cmd: &Command<'_>) -> Result<Task, Status> {
-    inspect(cmd, false)
-}
-
-fn inspect(cmd: &Command<'_>, with_data: bool) -> Result<Task, Status> {
     let ns = cmd.namespace()?;
-    cmd.check_transfer(ns)?; // VSL equals MDTS: Verify reads the range in one piece
     let range = cmd.range(ns)?;
-    let expected = with_data.then(|| rw::data(cmd, range.len, Access::Read)).transpose()?;
-    Ok(Task::Inspect(Inspect { ns: Arc::clone(ns), range, expected, state: State::Begin }))
+    Ok(Task::Inspect(Inspect::new(ns, range, None)))
 }
 
 impl Inspect {
+    fn new(ns: &Arc<Namespace>, range: ByteRange, expected: Option<GuestBuf>) -> Self {
+        let ns = Arc::clone(ns);
+        Self { ns, range, expected, at: 0, buf: None, reading: false, status: Status::SUCCESS }
+    }
+
     pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
-        match self.state {
-            State::Begin => {
-                self.state = State::Reading;
-                // At most MDTS bytes; allocated only now, so that waiting commands cost nothing.
-                let buf = IoBuf::Pool(vec![0; self.range.len as usize].into_boxed_slice());
-                issue(0, &self.ns, Op::Read { offset: self.range.offset, buf });
-                None
-            }
-            State::Reading => None,
-            State::Ended(status) => {
-                if status.is_success() {
-                    shared.counters.read(self.range.len);
-                }
-                Some(Outcome::of(status))
-            }
+        if self.reading {
+            return None;
         }
+        let left = self.range.len - self.at;
+        if left > 0 && self.status.is_success() {
+            // Allocated only now, so that commands that wait for their turn cost nothing.
+            let mut buf = self.buf.take().unwrap_or_default().into_vec();
+            buf.resize(left.min(PIECE) as usize, 0);
+            self.reading = true;
+            let buf = IoBuf::Pool(buf.into_boxed_slice());
+            issue(0, &self.ns, Op::Read { offset: self.range.offset + self.at, buf });
+            return None;
+        }
+        if self.status.is_success() {
+            shared.counters.read(self.range.len);
+        }
+        Some(Outcome::of(self.status))
     }
 
     pub(super) fn done(&mut self, result: Result<(), BackendError>, buf: Option<IoBuf>) {
-        self.state = State::Ended(match (result, buf) {
+        self.reading = false;
+        self.status = match (result, buf) {
             (Err(error), _) => status::backend(&error, Direction::Read),
-            (Ok(()), Some(IoBuf::Pool(data))) => self.look(&data),
+            (Ok(()), Some(IoBuf::Pool(data))) => {
+                let status = self.look(&data);
+                self.at += data.len() as u64;
+                self.buf = Some(data);
+                status
+            }
             (Ok(()), _) => Status::INTERNAL_ERROR,
-        });
+        };
     }
 
     fn look(&self, data: &[u8]) -> Status {
@@ -76,7 +86,8 @@ impl Inspect {
         let mut page = [0; 4096];
         for (index, chunk) in data.chunks(page.len()).enumerate() {
             let page = &mut page[..chunk.len()];
-            if let Err(error) = expected.copy_out(index * 4096, page) {
+            let at = self.at as usize + index * 4096;
+            if let Err(error) = expected.copy_out(at, page) {
                 return error.into();
             }
             if page != chunk {

@@ -140,7 +140,7 @@ impl Command<'_> {
         ns.facts.bytes(self.sqe.slba(), nlb).ok_or(Status::LBA_OUT_OF_RANGE.dnr())
     }
 
-    /// NLB in bytes must not exceed MDTS (or VSL, which is the same here).
+    /// NLB in bytes must not exceed MDTS.
     fn check_transfer(&self, ns: &Namespace) -> Result<(), Status> {
         let bytes = u64::from(self.sqe.nlb().count()) << ns.facts.lbads;
         if bytes > self.shared.limits.max_transfer {

@@ -235,6 +235,9 @@ impl Core {
             return;
         }
         if let Some(command) = self.slots.get_mut(index) {
+            if let Err(error) = &completion.result {
+                log::debug!("operation {part} of cid {:#x} failed: {error}", command.cid);
+            }
             command.task.done(part, completion.result, completion.buf);
             self.ready.push_back(index);
         }
