@@ -20,7 +20,7 @@ pub(super) fn bring(packages: &[PathBuf], dir: &Path) -> anyhow::Result<()> {
         sysroot::unpack(package, &tree)?;
     }
     let image =
-        find(&tree, &|name| name.starts_with("vmlinuz-")).context("the kernel package has no vmlinuz")?;
+        find(&tree, &|name| name == "vmlinuz" || name.starts_with("vmlinuz-")).context("the kernel package has no vmlinuz")?;
     let vmlinux = uncompressed(&fs::read(&image)?, dir).with_context(|| image.display().to_string())?;
     fs::write(dir.join("vmlinux"), vmlinux)?;
     let modules = modules(&tree, dir)?;
