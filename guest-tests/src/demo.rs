@@ -62,7 +62,12 @@ fn line(what: &str, text: &str) {
     println!("  {what:<11}{text}");
 }
 
-fn show(options: &Options, environment: &setup::Environment, folder: &Path, image: &Path) -> anyhow::Result<()> {
+fn show(
+    options: &Options,
+    environment: &setup::Environment,
+    folder: &Path,
+    image: &Path,
+) -> anyhow::Result<()> {
     let size = BLOCKS * BLOCK as u64;
     let spec = Spec {
         nvme: vec!["serial=DEMO0001".into()],
@@ -88,7 +93,13 @@ fn show(options: &Options, environment: &setup::Environment, folder: &Path, imag
     println!("vfio-user-nvme demo");
     line(
         "guest",
-        &format!("Linux {}, QEMU {} ({:?}), up after {:.1} s", guest.kernel(), environment.qemu.version(), vm.accel, guest.boot_seconds()),
+        &format!(
+            "Linux {}, QEMU {} ({:?}), up after {:.1} s",
+            guest.kernel(),
+            environment.qemu.version(),
+            vm.accel,
+            guest.boot_seconds()
+        ),
     );
     let node = identify(&guest)?;
     let node = node.as_str();
@@ -97,7 +108,10 @@ fn show(options: &Options, environment: &setup::Environment, folder: &Path, imag
     let pattern_blocks = 4096;
     guest.tool(&["fill", node, "0", &(pattern_blocks * BLOCK as u64).to_string(), "2026"])?;
     model.fill(0, pattern_blocks, 2026)?;
-    line("write", &format!("{} MiB of pattern, each block names itself", (pattern_blocks * BLOCK as u64) >> 20));
+    line(
+        "write",
+        &format!("{} MiB of pattern, each block names itself", (pattern_blocks * BLOCK as u64) >> 20),
+    );
 
     for (sdlba, ranges) in [
         (8192, vec![(0, 1)]),
@@ -115,7 +129,10 @@ fn show(options: &Options, environment: &setup::Environment, folder: &Path, imag
     let answer = Copy::new(12000, &refused).run(&guest, node)?;
     let status = answer.err().context("a Copy of more blocks than MCL was not refused")?;
     ensure!(status.code() == nvme::SIZE_LIMIT, "refused with {status:?}, not Command Size Limit Exceeded");
-    line("refused", &format!("{} blocks with MCL {MCL}: Command Size Limit Exceeded, nothing written", 2 * MSSRL + 1));
+    line(
+        "refused",
+        &format!("{} blocks with MCL {MCL}: Command Size Limit Exceeded, nothing written", 2 * MSSRL + 1),
+    );
 
     let inside = guest.tool(&["sum", node])?;
     ensure!(inside == model.sum(), "the guest reads other data than was written and copied");
@@ -139,7 +156,8 @@ fn show(options: &Options, environment: &setup::Environment, folder: &Path, imag
 fn identify(guest: &Guest) -> anyhow::Result<String> {
     let controller = nvme::json(guest, &["id-ctrl", "/dev/nvme0"])?;
     let text = |name: &str| controller[name].as_str().unwrap_or("?").trim().to_owned();
-    let number = |value: &Value, name: &str| value[name].as_u64().with_context(|| format!("identify has no {name}"));
+    let number =
+        |value: &Value, name: &str| value[name].as_u64().with_context(|| format!("identify has no {name}"));
     line("controller", &format!("{}, serial {}, firmware {}", text("mn"), text("sn"), text("fr")));
     let oncs = number(&controller, "oncs")?;
     ensure!(oncs & (1 << 8) != 0, "the controller does not say that it supports Copy (ONCS {oncs:#x})");
@@ -147,7 +165,16 @@ fn identify(guest: &Guest) -> anyhow::Result<String> {
     let ns = nvme::json(guest, &["id-ns", &node])?;
     line("namespace", &format!("{node}, {} blocks of {BLOCK} bytes", number(&ns, "nsze")?));
     let limits = (number(&ns, "mssrl")?, number(&ns, "mcl")?, number(&ns, "msrc")?);
-    ensure!(limits == (MSSRL.into(), MCL.into(), MSRC.into()), "other Copy limits than asked for: {limits:?}");
-    line("limits", &format!("MSSRL {MSSRL} blocks a range, MCL {MCL} blocks a command, MSRC {MSRC} ({} ranges)", MSRC + 1));
+    ensure!(
+        limits == (MSSRL.into(), MCL.into(), MSRC.into()),
+        "other Copy limits than asked for: {limits:?}"
+    );
+    line(
+        "limits",
+        &format!(
+            "MSSRL {MSSRL} blocks a range, MCL {MCL} blocks a command, MSRC {MSRC} ({} ranges)",
+            MSRC + 1
+        ),
+    );
     Ok(node)
 }

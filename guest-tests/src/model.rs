@@ -62,7 +62,10 @@ impl Model {
     }
 
     fn range(&self, lba: u64, count: u64) -> anyhow::Result<std::ops::Range<usize>> {
-        ensure!(lba.checked_add(count).is_some_and(|end| end <= self.blocks()), "{count} blocks from {lba} on are outside");
+        ensure!(
+            lba.checked_add(count).is_some_and(|end| end <= self.blocks()),
+            "{count} blocks from {lba} on are outside"
+        );
         let start = usize::try_from(lba)? * self.block;
         Ok(start..start + usize::try_from(count)? * self.block)
     }
@@ -81,7 +84,13 @@ impl Model {
     /// Names the first block that differs.
     pub fn check(&self, image: &Path) -> anyhow::Result<()> {
         let other = Self::of(image, self.block)?;
-        ensure!(other.bytes.len() == self.bytes.len(), "{} has {} bytes, not {}", image.display(), other.bytes.len(), self.bytes.len());
+        ensure!(
+            other.bytes.len() == self.bytes.len(),
+            "{} has {} bytes, not {}",
+            image.display(),
+            other.bytes.len(),
+            self.bytes.len()
+        );
         if other.bytes == self.bytes {
             return Ok(());
         }
@@ -91,7 +100,12 @@ impl Model {
         };
         let blocks = self.bytes.len() / self.block;
         let wrong: Vec<usize> = (0..blocks).filter(differs).collect();
-        bail!("{}: {} of {blocks} blocks differ from the model, the first is {:?}", image.display(), wrong.len(), wrong.first())
+        bail!(
+            "{}: {} of {blocks} blocks differ from the model, the first is {:?}",
+            image.display(),
+            wrong.len(),
+            wrong.first()
+        )
     }
 }
 
