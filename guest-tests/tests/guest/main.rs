@@ -13,11 +13,13 @@ mod session;
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use guest_tests::Kernel;
 use guest_tests::device::Kind;
+use guest_tests::vm::Nvme;
 use libtest_mimic::{Arguments, Failed, Trial};
 use session::{Shared, Skip, main_session, newest_session};
 
@@ -26,7 +28,7 @@ type Outcome = anyhow::Result<Option<Skip>>;
 
 /// Which device the cases run on.
 fn kind() -> Kind {
-    static KIND: std::sync::OnceLock<Kind> = std::sync::OnceLock::new();
+    static KIND: OnceLock<Kind> = OnceLock::new();
     *KIND.get_or_init(|| {
         let word = std::env::var("VFIO_USER_NVME_GUEST_DEVICE").unwrap_or_default();
         if word.is_empty() { Kind::Daemon } else { word.parse().expect("VFIO_USER_NVME_GUEST_DEVICE") }
@@ -34,11 +36,31 @@ fn kind() -> Kind {
 }
 
 /// Far above what any case needs on a busy machine; a case that hangs must not hang the suite.
-const DEADLINE: Duration = Duration::from_secs(300);
+const DEADLINE: Duration = Duration::from_secs(240);
+
+/// What is made once and may take long: environment, agent, daemon, the verdict on KVM. No case's deadline pays for it.
+fn ready() -> Result<(), Failed> {
+    static READY: OnceLock<Result<(), String>> = OnceLock::new();
+    let made = READY.get_or_init(|| {
+        let prepare = || -> anyhow::Result<()> {
+            for kernel in [Kernel::Stable, Kernel::Newest] {
+                let environment = session::environment(kernel)?;
+                session::machine(&environment, kernel, Nvme::None)?;
+            }
+            if kind() == Kind::Daemon {
+                guest_tests::daemon::prepare()?;
+            }
+            Ok(())
+        };
+        prepare().map_err(|e| format!("{e:#}"))
+    });
+    made.clone().map_err(Failed::from)
+}
 
 fn trial(name: &str, body: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
     let own = name.to_owned();
     Trial::test(name, move || {
+        ready()?;
         let (done, result) = channel();
         std::thread::spawn(move || {
             let _ = done.send(body());
@@ -50,7 +72,16 @@ fn trial(name: &str, body: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
                 Ok(())
             }
             Ok(Err(error)) => Err(Failed::from(format!("{error:#}"))),
-            Err(RecvTimeoutError::Timeout) => Err(Failed::from(format!("not done after {DEADLINE:?}"))),
+            Err(RecvTimeoutError::Timeout) => {
+                // Without its processes the case cannot hang on; the guest it shares is then made anew.
+                guest_tests::child::kill_all();
+                let last = result.recv_timeout(Duration::from_secs(10));
+                let told = last
+                    .ok()
+                    .and_then(Result::err)
+                    .map_or(String::new(), |e| format!("; it was here: {e:#}"));
+                Err(Failed::from(format!("not done after {DEADLINE:?}{told}")))
+            }
             Err(RecvTimeoutError::Disconnected) => Err(Failed::from("the case panicked")),
         }
     })

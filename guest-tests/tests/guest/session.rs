@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -176,6 +177,9 @@ impl Shared {
             Some(session) => session,
             None => (self.make)()?,
         };
+        let log = session.folder.file("cases.log");
+        let mut log = fs::OpenOptions::new().create(true).append(true).open(log)?;
+        writeln!(log, "{:?} {name}", std::time::SystemTime::now())?;
         let outcome = case(&session).and_then(|outcome| {
             let warnings = session.guest.warnings()?;
             ensure!(warnings.is_empty(), "kernel warnings in the guest:\n{}", warnings.join("\n"));
