@@ -5,6 +5,7 @@
 #[derive(Debug, Default)]
 pub struct GuestBuf {
     iovecs: Vec<libc::iovec>,
+    #[allow(dead_code)]
     own: Vec<Box<[u8]>>,
 }
 // SAFETY: the pointers lead into `own`.
