@@ -119,14 +119,14 @@ fn each_row_refuses_what_it_names() {
 
 #[test]
 fn of_two_faults_the_upper_row_answers() {
-    for upper in 0..FAULTS.len() {
-        for lower in upper + 1..FAULTS.len() {
+    for (upper, (upper_fault, ..)) in FAULTS.iter().enumerate() {
+        for (lower, (lower_fault, ..)) in FAULTS.iter().enumerate().skip(upper + 1) {
             if (upper, lower) == (0, 1) {
                 continue; // one NSID cannot be both
             }
             let mut scenario = Scenario::new();
-            FAULTS[lower].0(&mut scenario);
-            FAULTS[upper].0(&mut scenario);
+            lower_fault(&mut scenario);
+            upper_fault(&mut scenario);
             let reject = scenario.try_it().expect_err("two faults");
             assert_eq!(reject.what, TABLE[upper].what, "rows {upper} and {lower}");
         }
