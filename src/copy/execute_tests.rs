@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::bounce::Bounce;
 use super::execute::{CopyTask, ExecOptions, Outcome};
 use super::plan::{Capabilities, CopyPlan, Overlap, check_command, plan};
 use super::range::SourceRange;
@@ -88,6 +89,8 @@ struct Simulator {
     images: Images,
     plan: CopyPlan,
     fails: Vec<usize>,
+    /// One write does it all.
+    one_write: bool,
     /// The destination's blocks: written with success, and durable.
     written: Vec<bool>,
     durable: Vec<bool>,
@@ -125,7 +128,7 @@ impl Simulator {
             }
             Op::Write { offset, buf: IoBuf::Pool(buf), fua } => {
                 assert_eq!(nsid, self.plan.dst_ns().nsid);
-                assert!(!fua || self.plan.fua());
+                assert_eq!(*fua, self.plan.fua() && self.one_write, "one barrier, or FUA on the only write");
                 for (block, data) in self.blocks(*offset, buf.len()).zip(buf.chunks(BLOCK as usize)) {
                     // No content but the source's own can get here before its read has succeeded.
                     assert!(data == self.expected(block), "block {block} is written before it was read");
@@ -203,18 +206,20 @@ impl Simulator {
 /// Runs a plan to its end and asserts every rule of execution and the truth of the outcome.
 fn run(plan: &CopyPlan, before: &Images, options: ExecOptions, seed: u64, trouble: &Trouble) -> Seen {
     let blocks = (plan.dst().len / BLOCK) as usize;
+    let bounce = Bounce::new(1 << 20);
+    let bounds = options.effective(BLOCK, &bounce);
     let mut sim = Simulator {
         before: before.clone(),
         images: before.clone(),
         plan: plan.clone(),
         fails: trouble.fail.clone(),
+        one_write: plan.dst().len <= bounds.segment_bytes,
         written: vec![false; blocks],
         durable: vec![false; blocks],
         handed: vec![false; blocks],
         errors: Vec::new(),
     };
-    let bounds = options.effective(BLOCK);
-    let mut task = CopyTask::new(plan.clone(), options);
+    let mut task = CopyTask::new(plan.clone(), options, &bounce);
     let mut dice = Dice(seed | 1);
     let mut pending: Vec<Pending> = Vec::new();
     let (mut reads, mut writes, mut flushes, mut number, mut completions) = (0, 0, 0, 0, 0);
@@ -251,6 +256,8 @@ fn run(plan: &CopyPlan, before: &Images, options: ExecOptions, seed: u64, troubl
             })
             .sum();
         assert!(in_flight as u64 <= task.bounce_bytes() && task.bounce_bytes() <= bounds.budget, "budget");
+        assert_eq!(bounce.total() - bounce.left(), task.bounce_bytes());
+        assert!(!task.is_starved(), "alone it never waits");
         if let Some(outcome) = outcome {
             assert!(pending.is_empty(), "complete with operations in flight");
             break outcome;
@@ -275,12 +282,14 @@ fn run(plan: &CopyPlan, before: &Images, options: ExecOptions, seed: u64, troubl
         let again = task.poll(&mut |_, _, op| panic!("after the end: {op:?}"));
         assert_eq!(again, None, "completes once");
     }
-    judge(&sim, outcome, aborted, bounds);
+    drop(task);
+    assert_eq!(bounce.left(), bounce.total());
+    judge(&sim, outcome, aborted);
     Seen { outcome, images: sim.images, reads, writes, flushes, completions }
 }
 
 /// Is the outcome the truth about the images?
-fn judge(sim: &Simulator, outcome: Outcome, aborted: bool, bounds: ExecOptions) {
+fn judge(sim: &Simulator, outcome: Outcome, aborted: bool) {
     let plan = &sim.plan;
     // Outside the destination nothing has changed, ever.
     for (nsid, image) in &sim.images {
@@ -315,8 +324,7 @@ fn judge(sim: &Simulator, outcome: Outcome, aborted: bool, bounds: ExecOptions) 
         }
         return;
     }
-    let one_write = plan.dst().len <= bounds.segment_bytes;
-    let done = |index: usize| written(index) && (!plan.fua() || (one_write && durable(index)));
+    let done = |index: usize| written(index) && (!plan.fua() || (sim.one_write && durable(index)));
     let lowest = (0..ranges).find(|&index| !done(index)).unwrap_or(0);
     assert_eq!(outcome.dw0 as usize, lowest, "DW0 with {:?}", outcome.status);
     assert!((0..lowest).all(|index| range_blocks(index).all(holds)), "a range below DW0 is not copied");
@@ -428,7 +436,7 @@ fn an_abort_before_the_first_step_touches_nothing() {
 fn the_status_is_that_of_the_lowest_failure() {
     let images = images(&[(1, 64), (2, 64)]);
     let plan = planned(&images, 20, false, &[(2, 0, 4), (2, 10, 4)]);
-    let mut task = CopyTask::new(plan, SMALL);
+    let mut task = CopyTask::new(plan, SMALL, &Bounce::default());
     let mut parts = Vec::new();
     task.poll(&mut |part, _, op| parts.push((part, op)));
     let [(first, _), (second, Op::Read { offset, buf })] = <[_; 2]>::try_from(parts).expect("two reads")
@@ -446,7 +454,7 @@ fn the_status_is_that_of_the_lowest_failure() {
 fn a_buffer_that_does_not_come_back_is_an_internal_error() {
     let images = images(&[(1, 64), (2, 64)]);
     for buf in [None, Some(IoBuf::Pool(vec![0; 5].into_boxed_slice()))] {
-        let mut task = CopyTask::new(planned(&images, 20, false, &[(2, 0, 4)]), SMALL);
+        let mut task = CopyTask::new(planned(&images, 20, false, &[(2, 0, 4)]), SMALL, &Bounce::default());
         let mut parts = Vec::new();
         task.poll(&mut |part, _, _| parts.push(part));
         task.done(parts[0], Ok(()), buf);
@@ -458,15 +466,78 @@ fn a_buffer_that_does_not_come_back_is_an_internal_error() {
 #[test]
 fn bounds_are_made_to_work() {
     let zero = ExecOptions { segment_bytes: 0, window: 0, budget: 0 };
-    assert_eq!(zero.effective(4096), ExecOptions { segment_bytes: 4096, window: 1, budget: 8192 });
+    let bounce = Bounce::default();
+    assert_eq!(zero.effective(4096, &bounce), ExecOptions { segment_bytes: 4096, window: 1, budget: 8192 });
     let odd = ExecOptions { segment_bytes: 10_000, window: 5, budget: 1 << 20 };
-    assert_eq!(odd.effective(4096), ExecOptions { segment_bytes: 8192, ..odd });
+    assert_eq!(odd.effective(4096, &bounce), ExecOptions { segment_bytes: 8192, ..odd });
     let tight = ExecOptions { segment_bytes: 1 << 20, window: 5, budget: 20_000 };
-    assert_eq!(tight.effective(4096), ExecOptions { segment_bytes: 8192, ..tight });
-    assert_eq!(ExecOptions::default().effective(512), ExecOptions::default());
+    assert_eq!(tight.effective(4096, &bounce), ExecOptions { segment_bytes: 8192, ..tight });
+    assert_eq!(ExecOptions::default().effective(512, &bounce), ExecOptions::default());
+    let little = ExecOptions::default().effective(4096, &Bounce::new(70_000));
+    assert_eq!((little.segment_bytes, little.budget), (32768, 70_000));
     let images = images(&[(1, 64), (2, 64)]);
     let seen = run(&planned(&images, 20, false, &LIST), &images, zero, 3, &Trouble::default());
     assert_eq!(seen.writes, 31);
+}
+
+/// Copies that want more than there is all come to their end, in any order, and never hold more than there is.
+#[test]
+fn copies_share_the_bounce_memory() {
+    let images = images(&[(1, 1200), (2, 1200)]);
+    let scattered: Vec<_> = (0..250).map(|i| (2, i * 3, 1)).collect();
+    let lists = [vec![(2, 0, 400)], scattered, vec![(2, 7, 100), (2, 300, 150)]];
+    let options = ExecOptions { segment_bytes: 64 * BLOCK, window: 5, budget: 64 << 10 };
+    let mut waited = 0;
+    for seed in 1..12 {
+        let bounce = Bounce::new(100_000);
+        let mut dice = Dice(seed * 7919);
+        let mut tasks: Vec<_> = (0..7)
+            .map(|i| Some(CopyTask::new(planned(&images, 760, false, &lists[i % 3]), options, &bounce)))
+            .collect();
+        let (mut idle, mut pending) = (0, Vec::<(usize, u32, Op)>::new());
+        while tasks.iter().any(Option::is_some) {
+            let first = dice.roll(tasks.len());
+            for i in 0..tasks.len() {
+                let who = (first + i) % tasks.len();
+                let Some(task) = &mut tasks[who] else { continue };
+                if let Some(outcome) = task.poll(&mut |part, _, op| pending.push((who, part, op))) {
+                    assert_eq!(outcome.status, Status::SUCCESS);
+                    tasks[who] = None;
+                }
+            }
+            let held: u64 = tasks.iter().flatten().map(CopyTask::bounce_bytes).sum();
+            assert_eq!(held, bounce.total() - bounce.left());
+            waited += tasks.iter().flatten().filter(|task| task.is_starved()).count();
+            idle = if pending.is_empty() { idle + 1 } else { 0 };
+            assert!(idle < 3, "all wait for each other");
+            if pending.is_empty() {
+                continue;
+            }
+            let (who, part, op) = pending.swap_remove(dice.roll(pending.len()));
+            let (Op::Read { buf, .. } | Op::Write { buf, .. }) = op else { panic!("{op:?}") };
+            tasks[who].as_mut().expect("it has something in flight").done(part, Ok(()), Some(buf));
+        }
+        assert_eq!(bounce.left(), bounce.total());
+    }
+    assert!(waited > 1000, "the memory was short");
+}
+
+#[test]
+fn a_copy_that_waits_for_memory_can_be_aborted() {
+    let images = images(&[(1, 600), (2, 600)]);
+    let bounce = Bounce::new(64 << 10);
+    let options = ExecOptions { segment_bytes: 32 << 10, window: 4, budget: 64 << 10 };
+    let task = || CopyTask::new(planned(&images, 200, false, &[(2, 0, 300)]), options, &bounce);
+    let (mut first, mut second) = (task(), task());
+    let mut parts = Vec::new();
+    assert_eq!(first.poll(&mut |part, _, _| parts.push(part)), None);
+    assert_eq!(parts.len(), 2);
+    assert_eq!(second.poll(&mut |_, _, op| panic!("no memory for {op:?}")), None);
+    assert!(second.is_starved() && !first.is_starved());
+    second.abort();
+    let outcome = second.poll(&mut |_, _, op| panic!("aborted: {op:?}"));
+    assert_eq!(outcome, Some(Outcome { status: Status::ABORT_REQUESTED, dw0: 0 }));
+    assert!(!second.is_starved());
 }
 
 prop_compose! {
