@@ -77,14 +77,12 @@ fn mdts_and_aerl_by_property() {
     assert_eq!(n, 0x0002_0002, "queue pairs, 0-based");
     h.io_queues(3, 8);
     let base = h.ram.pages(1);
-    h.admin(Host::create_cq_sqe(4, 8, base, None))
-        .is(st::QID_INVALID, "a fourth CQ");
+    h.admin(Host::create_cq_sqe(4, 8, base, None)).is(st::QID_INVALID, "a fourth CQ");
     let ns = Ns::facts(&mut h, 1);
     let blocks = (128 * 1024 / ns.lba) as u32;
     h.read(3, &ns, 0, blocks);
     let data = Data::prp(&mut h.ram, 132 * 1024);
-    h.exec(1, Host::rw(io::READ, &ns, 0, blocks + 1).data(&data))
-        .is(st::INVALID_FIELD, "MDTS");
+    h.exec(1, Host::rw(io::READ, &ns, 0, blocks + 1).data(&data)).is(st::INVALID_FIELD, "MDTS");
 }
 
 #[test]
@@ -193,11 +191,7 @@ fn identify_into_any_page() {
     let data = Data::prp_shape(
         &mut h.ram,
         4096,
-        Prp {
-            offset: 2048,
-            scatter: true,
-            ..Prp::default()
-        },
+        Prp { offset: 2048, scatter: true, ..Prp::default() },
         &mut Rng::fixed(),
     );
     let s = Sqe::new(admin::IDENTIFY).cdw(10, 1).data(&data);
@@ -328,9 +322,7 @@ fn log_pages() {
 fn abort() {
     let d = Daemon::start("");
     let mut h = Host::with_queues(&d, 1, 16);
-    let sqe = |sqid: u16, cid: u16| {
-        Sqe::new(admin::ABORT).cdw(10, u32::from(cid) << 16 | u32::from(sqid))
-    };
+    let sqe = |sqid: u16, cid: u16| Sqe::new(admin::ABORT).cdw(10, u32::from(cid) << 16 | u32::from(sqid));
     let c = h.admin(sqe(1, 77));
     assert_eq!((c.status, c.dw0 & 1), (0, 1), "nothing to abort");
     let c = h.admin(sqe(0, 77));

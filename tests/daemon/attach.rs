@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::host::client::{
-    Answer, BAR0, CONFIG, Client, NO_REPLY, QEMU_VERSION_JSON, access, cmd, irq, message,
-    unmap_body, version_body,
+    Answer, BAR0, CONFIG, Client, NO_REPLY, QEMU_VERSION_JSON, access, cmd, irq, message, unmap_body,
+    version_body,
 };
 use crate::host::ctrl::{find_capability, pci_ids, reg};
 use crate::host::le::{put32, u16_at, u32_at};

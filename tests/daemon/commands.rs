@@ -53,15 +53,8 @@ fn storm_polled() {
     h.create_cq(1, 16, None);
     h.create_sq(1, 16, 1);
     let mut nss = [Ns::identify(&mut h, 1)];
-    let s = Storm {
-        sqs: &[1],
-        commands: 600,
-        depth: 15,
-        max: 64 << 10,
-        sgl: false,
-        copy: true,
-        cross: false,
-    };
+    let s =
+        Storm { sqs: &[1], commands: 600, depth: 15, max: 64 << 10, sgl: false, copy: true, cross: false };
     storm::run(&mut h, &mut nss, &s, &mut Rng::new(5));
     nss[0].verify(&mut h, 1);
     nss[0].verify_image(&d.file("a.img"));
@@ -165,16 +158,7 @@ fn namespace_ids() {
     let d = Daemon::start("--nvme-ns drive=memory,size=1M --nvme-ns drive=memory,size=1M,nsid=3");
     let mut h = Host::with_queues(&d, 1, 16);
     let data = Data::prp(&mut h.ram, 4096);
-    let all = [
-        io::READ,
-        io::WRITE,
-        io::COMPARE,
-        io::WRITE_ZEROES,
-        io::VERIFY,
-        io::DSM,
-        io::COPY,
-        io::FLUSH,
-    ];
+    let all = [io::READ, io::WRITE, io::COMPARE, io::WRITE_ZEROES, io::VERIFY, io::DSM, io::COPY, io::FLUSH];
     for op in all {
         for (nsid, want) in [
             (0, st::INVALID_NS),
@@ -246,10 +230,7 @@ fn read_only_namespace() {
                 _ => data.put(&h.ram, &[0; 4096]),
             }
             let c = h.exec(1, sqe.data(&data));
-            assert!(
-                matches!(c.status, st::WRITE_PROTECTED | st::READ_ONLY_RANGE),
-                "{what}: {c:?}"
-            );
+            assert!(matches!(c.status, st::WRITE_PROTECTED | st::READ_ONLY_RANGE), "{what}: {c:?}");
         }
         h.exec(1, Sqe::new(io::FLUSH).nsid(1)).ok();
         h.exec(1, Host::rw(io::VERIFY, &ns, 0, 8)).ok();
@@ -302,10 +283,7 @@ fn dsm(nsid: u32, ranges: &[(u64, u32)], attributes: u32) -> (Sqe, Vec<u8>) {
         put32(&mut b, 16 * i + 4, blocks);
         put64(&mut b, 16 * i + 8, slba);
     }
-    let s = Sqe::new(io::DSM)
-        .nsid(nsid)
-        .cdw(10, ranges.len() as u32 - 1)
-        .cdw(11, attributes);
+    let s = Sqe::new(io::DSM).nsid(nsid).cdw(10, ranges.len() as u32 - 1).cdw(11, attributes);
     (s, b)
 }
 
@@ -377,9 +355,8 @@ fn write_zeroes_with_and_without_deallocate() {
         for nsid in [1, 2] {
             let mut ns = Ns::identify(&mut h, nsid);
             h.fill(1, &mut ns, 2);
-            for (i, (slba, blocks)) in [(1u64, 1u32), (9, 7), (16, 1000), (3000, 4096), (8191, 1)]
-                .into_iter()
-                .enumerate()
+            for (i, (slba, blocks)) in
+                [(1u64, 1u32), (9, 7), (16, 1000), (3000, 4096), (8191, 1)].into_iter().enumerate()
             {
                 let mut s = Host::rw(io::WRITE_ZEROES, &ns, slba, blocks);
                 if i % 2 == 0 {

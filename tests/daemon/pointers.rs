@@ -1,8 +1,6 @@
 //! PRP and SGL: every legal shape moves the right bytes, every illegal one has its status and moves none.
 
-use crate::host::data::{
-    SGL_BUCKET, SGL_DATA, SGL_LAST, SGL_SEGMENT, descriptor, prp_list, segments,
-};
+use crate::host::data::{SGL_BUCKET, SGL_DATA, SGL_LAST, SGL_SEGMENT, descriptor, prp_list, segments};
 use crate::host::le::u32_at;
 use crate::host::nvme::{io, st};
 use crate::host::ram::PAGE;
@@ -24,8 +22,7 @@ fn round_trip(h: &mut Host, ns: &mut Ns, data: &Data, salt: u64, what: &str) {
     let slba = salt % (ns.nsze - u64::from(blocks));
     let bytes = ns.pattern(slba, blocks, salt);
     data.put(&h.ram, &bytes);
-    h.exec(1, Host::rw(io::WRITE, ns, slba, blocks).data(data))
-        .is(0, what);
+    h.exec(1, Host::rw(io::WRITE, ns, slba, blocks).data(data)).is(0, what);
     ns.set(slba, &bytes);
     let straight = h.read(1, ns, slba, blocks);
     ns.check(slba, &straight);
@@ -33,9 +30,7 @@ fn round_trip(h: &mut Host, ns: &mut Ns, data: &Data, salt: u64, what: &str) {
     let canary = |h: &Host, set: bool| {
         for &(at, len) in &data.pieces {
             for edge in [at.wrapping_sub(8), at + len as u64] {
-                let inside = data.pieces.iter().any(|p| {
-                    edge < p.0 + p.1 as u64 && p.0 < edge + 8
-                });
+                let inside = data.pieces.iter().any(|p| edge < p.0 + p.1 as u64 && p.0 < edge + 8);
                 if at == 0 || inside || edge < h.ram.base() {
                     continue;
                 }
@@ -49,8 +44,7 @@ fn round_trip(h: &mut Host, ns: &mut Ns, data: &Data, salt: u64, what: &str) {
     };
     data.put(&h.ram, &vec![0xee; data.len()]);
     canary(h, true);
-    h.exec(1, Host::rw(io::READ, ns, slba, blocks).data(data))
-        .is(0, what);
+    h.exec(1, Host::rw(io::READ, ns, slba, blocks).data(data)).is(0, what);
     canary(h, false);
     ns.check(slba, &data.get(&h.ram));
 }
@@ -73,11 +67,7 @@ fn prp_shapes() {
     for blocks in [1, 7, 8, 9, 15, 16, 17, 24] {
         for offset in [0, 4, 512, 2048, 3584, 4092] {
             for slot in [0, 509, 510, 511] {
-                let shape = Prp {
-                    offset,
-                    slot,
-                    scatter: true,
-                };
+                let shape = Prp { offset, slot, scatter: true };
                 go(&mut h, blocks * 512, shape, &mut rng);
             }
         }
@@ -86,20 +76,13 @@ fn prp_shapes() {
     for pages in [512, 513, 514, 1023, 1024] {
         for (offset, slot) in [(0, 0), (0, 1), (8, 0), (0, 511)] {
             let len = (pages - usize::from(offset != 0)) * 4096;
-            let shape = Prp {
-                offset,
-                slot,
-                scatter: true,
-            };
+            let shape = Prp { offset, slot, scatter: true };
             go(&mut h, len, shape, &mut rng);
         }
     }
     for _ in 0..150 {
-        let shape = Prp {
-            offset: rng.below(1024) * 4,
-            slot: rng.below(512) as usize,
-            scatter: rng.chance(2),
-        };
+        let shape =
+            Prp { offset: rng.below(1024) * 4, slot: rng.below(512) as usize, scatter: rng.chance(2) };
         let blocks = rng.within(1, 400) as usize;
         go(&mut h, blocks * 512, shape, &mut rng);
     }
@@ -161,10 +144,7 @@ fn prp_errors() {
         }
         // Bits 1:0 of PRP1 are reserved: refused, or taken as they are.
         let c = h.exec(1, Host::rw(op, &ns, 5, 1).prp(p + 2, p + PAGE));
-        assert!(
-            matches!(c.status, st::PRP_OFFSET | st::OK | st::COMPARE_FAILURE),
-            "{c:?}"
-        );
+        assert!(matches!(c.status, st::PRP_OFFSET | st::OK | st::COMPARE_FAILURE), "{c:?}");
         if op == io::WRITE && c.status == st::OK {
             let now = h.ram.read(p + 2, 4096);
             ns.set(5, &now);
@@ -226,8 +206,7 @@ fn sgl_shapes() {
             let data = Data::sgl(&mut h.ram, &of, &split);
             data.put(&h.ram, &[0xee; 1024]);
             // A lone or first bucket needs a segment: the command itself must not hold one.
-            h.exec(1, Host::rw(io::READ, &ns, 40, 2).data(&data))
-                .is(0, &format!("{of:?}"));
+            h.exec(1, Host::rw(io::READ, &ns, 40, 2).data(&data)).is(0, &format!("{of:?}"));
             let got = data.get(&h.ram);
             let mut at = 0;
             for &(iova, len) in &data.pieces {
@@ -255,12 +234,9 @@ fn sgl_errors() {
     let good = seg(&mut h, &[data(4096)], SGL_LAST, None);
     let mut cases: Vec<(&str, [u8; 16], &[u16])> = Vec::new();
     let first = &[st::SGL_SEGMENT, st::SGL_TYPE];
-    for (what, id) in [
-        ("keyed block", 0x40),
-        ("transport block", 0x50),
-        ("reserved type", 0x60),
-        ("vendor type", 0xf0),
-    ] {
+    for (what, id) in
+        [("keyed block", 0x40), ("transport block", 0x50), ("reserved type", 0x60), ("vendor type", 0xf0)]
+    {
         cases.push((what, descriptor(p, 4096, id), first));
     }
     for (what, len) in [("length 0", 0), ("length 8", 8), ("length 17", 17), ("length 31", 31)] {
@@ -309,21 +285,13 @@ fn sgl_errors() {
         for (what, dptr, want) in &cases {
             let content = ns.at(7, 1).to_vec();
             h.ram.write(p, &content);
-            let d = Data {
-                pieces: Vec::new(),
-                dptr: *dptr,
-                psdt: 1,
-            };
+            let d = Data { pieces: Vec::new(), dptr: *dptr, psdt: 1 };
             let c = h.exec(1, Host::rw(op, &ns, 7, 1).data(&d));
             assert!(want.contains(&c.status), "opcode {op:#x}: {what}: {c:x?}");
         }
     }
     // PSDT 2 differs only in the metadata pointer, which nobody uses here.
-    let d = Data {
-        pieces: Vec::new(),
-        dptr: data(4096),
-        psdt: 2,
-    };
+    let d = Data { pieces: Vec::new(), dptr: data(4096), psdt: 2 };
     let c = h.exec(1, Host::rw(io::READ, &ns, 7, 1).data(&d));
     assert!(matches!(c.status, st::OK | st::INVALID_FIELD), "{c:?}");
     ns.verify(&mut h, 1);
@@ -338,11 +306,7 @@ fn endless_sgls() {
     let own = descriptor(at, 16, SGL_SEGMENT);
     h.ram.write(at, &own);
     let io = |h: &mut Host, ns: &Ns, dptr| {
-        let d = Data {
-            pieces: Vec::new(),
-            dptr,
-            psdt: 1,
-        };
+        let d = Data { pieces: Vec::new(), dptr, psdt: 1 };
         h.exec(1, Host::rw(io::READ, ns, 0, 1).data(&d))
     };
     assert_ne!(io(&mut h, &ns, own).status, 0, "a link to itself");
@@ -405,14 +369,10 @@ fn rights_of_a_map_are_kept() {
     // Half of a transfer there.
     let mixed = Data {
         pieces: vec![],
-        dptr: [data.pieces[0].0.to_le_bytes(), ro.base().to_le_bytes()]
-            .concat()
-            .try_into()
-            .unwrap(),
+        dptr: [data.pieces[0].0.to_le_bytes(), ro.base().to_le_bytes()].concat().try_into().unwrap(),
         psdt: 0,
     };
-    h.exec(1, Host::rw(io::READ, &ns, 3, 2).data(&mixed))
-        .is(st::DATA_TRANSFER, "second page in ROM");
+    h.exec(1, Host::rw(io::READ, &ns, 3, 2).data(&mixed)).is(st::DATA_TRANSFER, "second page in ROM");
     ns.verify(&mut h, 1);
 }
 
@@ -448,10 +408,7 @@ fn unmap_and_map_again() {
         h.client.map_ram(&extra);
         let data = Data {
             pieces: vec![(from, 4096), (from + PAGE, 4096)],
-            dptr: [from.to_le_bytes(), (from + PAGE).to_le_bytes()]
-                .concat()
-                .try_into()
-                .unwrap(),
+            dptr: [from.to_le_bytes(), (from + PAGE).to_le_bytes()].concat().try_into().unwrap(),
             psdt: 0,
         };
         let bytes = ns.pattern(i, 2, i);

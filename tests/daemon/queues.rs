@@ -198,9 +198,7 @@ fn full_completion_queue_blocks_nobody_else() {
     h.create_cq(2, 32, None);
     h.create_sq(2, 32, 2);
     let mut ns = Ns::identify(&mut h, 1);
-    let held: Vec<u16> = (0..20)
-        .map(|_| h.submit(1, Sqe::new(io::FLUSH).nsid(1)))
-        .collect();
+    let held: Vec<u16> = (0..20).map(|_| h.submit(1, Sqe::new(io::FLUSH).nsid(1))).collect();
     for i in 0..100 {
         h.write(2, &mut ns, i, 1, i);
         h.get_feature(0x07).ok();

@@ -97,17 +97,9 @@ fn enable_disable_many_times() {
 fn reset_keeps_the_admin_queue_registers() {
     let d = Daemon::start("");
     let mut h = Host::attach(&d);
-    let before = (
-        h.client.r32(reg::AQA),
-        h.client.r64(reg::ASQ),
-        h.client.r64(reg::ACQ),
-    );
+    let before = (h.client.r32(reg::AQA), h.client.r64(reg::ASQ), h.client.r64(reg::ACQ));
     h.disable();
-    let after = (
-        h.client.r32(reg::AQA),
-        h.client.r64(reg::ASQ),
-        h.client.r64(reg::ACQ),
-    );
+    let after = (h.client.r32(reg::AQA), h.client.r64(reg::ASQ), h.client.r64(reg::ACQ));
     assert_eq!(before, after);
     // And they still work: SQE 0 and phase 1 again.
     h.ram.write(before.1, &[0; 4096]);
@@ -278,10 +270,7 @@ fn reset_while_io_is_in_flight() {
         let bufs: Vec<Data> = (0..60).map(|_| Data::prp(&mut h.ram, len)).collect();
         for (i, b) in bufs.iter().enumerate() {
             let slba = (i as u64 * 7 % 200) * u64::from(blocks);
-            h.queue(
-                1 + (i as u16 & 1),
-                Host::rw(io::READ, &ns, slba, blocks).data(b),
-            );
+            h.queue(1 + (i as u16 & 1), Host::rw(io::READ, &ns, slba, blocks).data(b));
         }
         h.ring_sq(1);
         h.ring_sq(2);

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use rustix::cmsg_space;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 
-use super::{DEADLINE, Daemon};
 use super::le::{put16, put32, put64, u16_at, u32_at, u64_at};
 use super::ram::Ram;
+use super::{DEADLINE, Daemon};
 
 pub mod cmd {
     pub const VERSION: u16 = 1;
@@ -123,10 +123,7 @@ impl Client {
                 Ok(sock) => {
                     sock.set_read_timeout(Some(DEADLINE)).unwrap();
                     sock.set_write_timeout(Some(DEADLINE)).unwrap();
-                    return Client {
-                        sock,
-                        next_id: 0xfffe,
-                    };
+                    return Client { sock, next_id: 0xfffe };
                 }
                 Err(e) if start.elapsed() > DEADLINE => panic!("connect {}: {e}", path.display()),
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
@@ -178,12 +175,7 @@ impl Client {
         if !fds.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         }
-        let mut sent = sendmsg(
-            &self.sock,
-            &[IoSlice::new(bytes)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )?;
+        let mut sent = sendmsg(&self.sock, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
         while sent < bytes.len() {
             sent += rustix::net::send(&self.sock, &bytes[sent..], SendFlags::NOSIGNAL)?;
         }
@@ -247,13 +239,7 @@ impl Client {
         } else {
             assert_eq!(u32_at(&header, 12), 0, "errno without the error flag");
         }
-        Ok(Some(Reply {
-            id: u16_at(&header, 0),
-            command: u16_at(&header, 2),
-            error,
-            body,
-            fds,
-        }))
+        Ok(Some(Reply { id: u16_at(&header, 0), command: u16_at(&header, 2), error, body, fds }))
     }
 
     fn id(&mut self) -> u16 {
@@ -335,10 +321,7 @@ impl Client {
         put32(&mut b, 8, index);
         let r = self.must(cmd::GET_IRQ_INFO, &b, &[]);
         assert_eq!(u32_at(&r, 8), index);
-        Irq {
-            flags: u32_at(&r, 4),
-            count: u32_at(&r, 12),
-        }
+        Irq { flags: u32_at(&r, 4), count: u32_at(&r, 12) }
     }
 
     pub fn set_irqs(
@@ -424,8 +407,7 @@ impl Client {
         let mut b = access(region, offset, bytes.len() as u32).to_vec();
         b.extend_from_slice(bytes);
         let id = self.id();
-        self.send_raw(&message(id, cmd::REGION_WRITE, NO_REPLY, &b), &[])
-            .expect("posted write");
+        self.send_raw(&message(id, cmd::REGION_WRITE, NO_REPLY, &b), &[]).expect("posted write");
     }
 
     pub fn r32(&mut self, offset: u64) -> u32 {

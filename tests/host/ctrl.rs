@@ -116,13 +116,7 @@ impl Host {
         let count = self.client.irq_info(irq::MSIX).count.min(16);
         self.vectors = (0..count).map(|_| eventfd(0, flags).unwrap()).collect();
         for (i, fd) in self.vectors.iter().enumerate() {
-            let a = self.client.set_irqs(
-                irq::MSIX,
-                irq::EVENTFD | irq::TRIGGER,
-                i as u32,
-                1,
-                &[fd.as_fd()],
-            );
+            let a = self.client.set_irqs(irq::MSIX, irq::EVENTFD | irq::TRIGGER, i as u32, 1, &[fd.as_fd()]);
             assert!(matches!(a, Answer::Done(..)), "{a:?}");
         }
     }
@@ -138,10 +132,7 @@ impl Host {
             if v & mask == want {
                 return v;
             }
-            assert!(
-                start.elapsed() < DEADLINE,
-                "CSTS is {v:#x}, wanted {want:#x} under {mask:#x}"
-            );
+            assert!(start.elapsed() < DEADLINE, "CSTS is {v:#x}, wanted {want:#x} under {mask:#x}");
             std::thread::sleep(Duration::from_micros(200));
         }
     }
@@ -288,18 +279,14 @@ impl Host {
         loop {
             self.next_cid = self.next_cid.wrapping_add(1);
             let key = (qid, self.next_cid);
-            if self.next_cid != 0xffff
-                && !self.in_flight.contains(&key)
-                && !self.done.contains_key(&key)
-            {
+            if self.next_cid != 0xffff && !self.in_flight.contains(&key) && !self.done.contains_key(&key) {
                 break;
             }
         }
         let cid = self.next_cid;
         assert!(self.room(qid), "SQ {qid} is full");
         let q = self.sqs.get_mut(&qid).unwrap();
-        self.ram
-            .write(q.base + 64 * u64::from(q.tail), &sqe.cid(cid).0);
+        self.ram.write(q.base + 64 * u64::from(q.tail), &sqe.cid(cid).0);
         q.tail = (q.tail + 1) % q.size;
         self.in_flight.insert((qid, cid));
         cid
@@ -334,19 +321,13 @@ impl Host {
             q.phase = !q.phase;
         }
         let key = (c.sqid, c.cid);
-        assert!(
-            self.in_flight.remove(&key),
-            "a completion nobody waits for: {c:?}"
-        );
+        assert!(self.in_flight.remove(&key), "a completion nobody waits for: {c:?}");
         let s = self.sqs.get_mut(&c.sqid).unwrap();
         assert_eq!(s.cqid, cqid, "{c:?} in the wrong CQ");
         assert!(c.sqhd < s.size, "{c:?}");
         let (old, new, tail) = (s.head, c.sqhd, s.tail);
         let step = |to: u16| (to + s.size - old) % s.size;
-        assert!(
-            step(new) <= step(tail),
-            "SQHD {new} is not between {old} and {tail}: {c:?}"
-        );
+        assert!(step(new) <= step(tail), "SQHD {new} is not between {old} and {tail}: {c:?}");
         s.head = new;
         assert!(self.done.insert(key, c).is_none());
         Some(c)
@@ -371,10 +352,7 @@ impl Host {
             return true;
         };
         let fd = &self.vectors[usize::from(v)];
-        let t = Timespec {
-            tv_sec: limit.as_secs() as i64,
-            tv_nsec: i64::from(limit.subsec_nanos()),
-        };
+        let t = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
         let n = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&t)).unwrap_or(0);
         if n > 0 {
             let mut b = [0; 8];
@@ -425,9 +403,7 @@ impl Host {
                 let cqid = self.sqs[&qid].cqid;
                 let there = self.pending(cqid);
                 let csts = self.csts();
-                panic!(
-                    "no completion of {cid:#x} on SQ {qid} (entry in the CQ: {there}, CSTS {csts:#x})"
-                );
+                panic!("no completion of {cid:#x} on SQ {qid} (entry in the CQ: {there}, CSTS {csts:#x})");
             }
         }
     }
@@ -440,11 +416,7 @@ impl Host {
             for &q in cqids {
                 n += self.drain(q);
             }
-            let key = self
-                .done
-                .keys()
-                .find(|k| k.0 != 0 && cqids.contains(&self.sqs[&k.0].cqid))
-                .copied();
+            let key = self.done.keys().find(|k| k.0 != 0 && cqids.contains(&self.sqs[&k.0].cqid)).copied();
             if let Some(k) = key {
                 return self.done.remove(&k).unwrap();
             }
@@ -481,10 +453,7 @@ impl Host {
     pub fn identify_sqe(&mut self, cns: u8, nsid: u32) -> (Sqe, Data) {
         let d = Data::prp(&mut self.ram, 4096);
         d.put(&self.ram, &[0xee; 4096]);
-        let s = Sqe::new(admin::IDENTIFY)
-            .nsid(nsid)
-            .cdw(10, u32::from(cns))
-            .data(&d);
+        let s = Sqe::new(admin::IDENTIFY).nsid(nsid).cdw(10, u32::from(cns)).data(&d);
         (s, d)
     }
 
@@ -529,11 +498,7 @@ impl Host {
 
     #[track_caller]
     pub fn set_feature(&mut self, fid: u8, cdw11: u32) -> Cqe {
-        self.admin(
-            Sqe::new(admin::SET_FEATURES)
-                .cdw(10, u32::from(fid))
-                .cdw(11, cdw11),
-        )
+        self.admin(Sqe::new(admin::SET_FEATURES).cdw(10, u32::from(fid)).cdw(11, cdw11))
     }
 
     #[track_caller]
@@ -545,8 +510,7 @@ impl Host {
     pub fn host_behavior(&mut self) -> Vec<u8> {
         let mark = self.ram.mark();
         let d = Data::prp(&mut self.ram, 512);
-        self.admin(Sqe::new(admin::GET_FEATURES).cdw(10, 0x16).data(&d))
-            .ok();
+        self.admin(Sqe::new(admin::GET_FEATURES).cdw(10, 0x16).data(&d)).ok();
         let v = d.get(&self.ram);
         self.ram.release(mark);
         v
@@ -614,8 +578,7 @@ impl Host {
         let len = ns.lba * blocks as usize;
         let d = Data::prp(&mut self.ram, len);
         d.put(&self.ram, &vec![0xee; len]);
-        self.exec(qid, Host::rw(io::READ, ns, slba, blocks).data(&d))
-            .is(0, &format!("read {slba}+{blocks}"));
+        self.exec(qid, Host::rw(io::READ, ns, slba, blocks).data(&d)).is(0, &format!("read {slba}+{blocks}"));
         let v = d.get(&self.ram);
         self.ram.release(mark);
         v
@@ -623,23 +586,11 @@ impl Host {
 }
 
 fn new_cq(base: u64, size: u16, vector: Option<u16>) -> Cq {
-    Cq {
-        base,
-        size,
-        head: 0,
-        phase: true,
-        vector,
-    }
+    Cq { base, size, head: 0, phase: true, vector }
 }
 
 fn new_sq(base: u64, size: u16, cqid: u16) -> Sq {
-    Sq {
-        base,
-        size,
-        tail: 0,
-        head: 0,
-        cqid,
-    }
+    Sq { base, size, tail: 0, head: 0, cqid }
 }
 
 /// Offset of a PCI capability. Fails on a list that runs in a circle.

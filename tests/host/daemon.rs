@@ -35,13 +35,7 @@ impl Daemon {
         let place = dir.path().to_str().unwrap();
         let args: Vec<String> = words(args).map(|a| a.replace("{}", place)).collect();
         let child = spawn(dir.path(), &args);
-        let d = Daemon {
-            child,
-            dir,
-            args,
-            ended: None,
-            killed: false,
-        };
+        let d = Daemon { child, dir, args, ended: None, killed: false };
         d.wait_for_socket();
         d
     }
@@ -49,11 +43,7 @@ impl Daemon {
     fn wait_for_socket(&self) {
         let start = Instant::now();
         while !self.socket().exists() {
-            assert!(
-                start.elapsed() < DEADLINE && self.alive(),
-                "the daemon did not come up: {}",
-                self.log()
-            );
+            assert!(start.elapsed() < DEADLINE && self.alive(), "the daemon did not come up: {}", self.log());
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -144,11 +134,7 @@ impl Daemon {
                 self.ended = Some(s);
                 return s;
             }
-            assert!(
-                start.elapsed() < limit,
-                "the daemon did not end within {limit:?}: {}",
-                self.log()
-            );
+            assert!(start.elapsed() < limit, "the daemon did not end within {limit:?}: {}", self.log());
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -56,11 +56,7 @@ fn prps(prp1: u64, prp2: u64) -> [u8; 16] {
 impl Data {
     /// No data at all.
     pub fn none() -> Data {
-        Data {
-            pieces: Vec::new(),
-            dptr: [0; 16],
-            psdt: 0,
-        }
+        Data { pieces: Vec::new(), dptr: [0; 16], psdt: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -95,11 +91,7 @@ impl Data {
             2 => pages[1],
             _ => prp_list(ram, &pages[1..], shape.slot),
         };
-        Data {
-            dptr: prps(pieces[0].0, prp2),
-            pieces,
-            psdt: 0,
-        }
+        Data { dptr: prps(pieces[0].0, prp2), pieces, psdt: 0 }
     }
 
     /// `split[i]` data descriptors go into segment i; what is left goes into the last one. A single block is
@@ -121,32 +113,16 @@ impl Data {
                 }
             }
         }
-        let dptr = if split.is_empty() && descs.len() == 1 {
-            descs[0]
-        } else {
-            segments(ram, &descs, split)
-        };
-        Data {
-            pieces,
-            dptr,
-            psdt: 1,
-        }
+        let dptr = if split.is_empty() && descs.len() == 1 { descs[0] } else { segments(ram, &descs, split) };
+        Data { pieces, dptr, psdt: 1 }
     }
 
     /// Any legal shape for `len` bytes; `align` is that of SGL addresses, `bucket` allows throwing bytes away.
     pub fn random(ram: &mut Ram, len: usize, sgl: bool, align: u64, rng: &mut Rng) -> Data {
         if !sgl || rng.chance(2) {
             let shape = Prp {
-                offset: if rng.chance(2) {
-                    rng.below(PAGE / 4) * 4
-                } else {
-                    0
-                },
-                slot: if rng.chance(2) {
-                    512 - rng.within(1, 6) as usize
-                } else {
-                    0
-                },
+                offset: if rng.chance(2) { rng.below(PAGE / 4) * 4 } else { 0 },
+                slot: if rng.chance(2) { 512 - rng.within(1, 6) as usize } else { 0 },
                 scatter: rng.chance(2),
             };
             return Data::prp_shape(ram, len, shape, rng);
@@ -164,10 +140,7 @@ impl Data {
             left -= n;
         }
         if left > 0 || of.is_empty() {
-            of.push(Sgl::Block {
-                len: left,
-                offset: 0,
-            });
+            of.push(Sgl::Block { len: left, offset: 0 });
         }
         let mut split = Vec::new();
         let mut rest = of.len();
@@ -239,9 +212,5 @@ pub fn segments(ram: &mut Ram, descs: &[[u8; 16]], split: &[usize]) -> [u8; 16] 
     let bytes = segment.concat();
     let at = ram.alloc(bytes.len() as u64, 16);
     ram.write(at, &bytes);
-    descriptor(
-        at,
-        bytes.len() as u32,
-        if last { SGL_LAST } else { SGL_SEGMENT },
-    )
+    descriptor(at, bytes.len() as u32, if last { SGL_LAST } else { SGL_SEGMENT })
 }

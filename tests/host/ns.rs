@@ -27,10 +27,7 @@ impl Ns {
     /// From Identify; the shadow is all zeroes, as a fresh namespace is.
     pub fn identify(host: &mut Host, nsid: u32) -> Ns {
         let mut ns = Ns::facts(host, nsid);
-        assert!(
-            ns.nsze * ns.lba as u64 <= 64 << 20,
-            "too large for a shadow of every block"
-        );
+        assert!(ns.nsze * ns.lba as u64 <= 64 << 20, "too large for a shadow of every block");
         ns.shadow = vec![0; ns.nsze as usize * ns.lba];
         ns
     }
@@ -84,10 +81,7 @@ impl Ns {
     }
 
     pub fn any_trimmed(&self, slba: u64, blocks: u32) -> bool {
-        self.trimmed
-            .range(slba..slba + u64::from(blocks))
-            .next()
-            .is_some()
+        self.trimmed.range(slba..slba + u64::from(blocks)).next().is_some()
     }
 
     /// Compares what was read with the shadow, and learns what became of deallocated blocks.

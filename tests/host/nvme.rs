@@ -107,9 +107,7 @@ impl Sqe {
     pub fn lba(self, slba: u64, blocks: u32) -> Sqe {
         let dw12 = u32_at(&self.0, 48) & 0xffff_0000;
         assert!((1..=0x1_0000).contains(&blocks));
-        self.cdw(10, slba as u32)
-            .cdw(11, (slba >> 32) as u32)
-            .cdw(12, dw12 | (blocks - 1))
+        self.cdw(10, slba as u32).cdw(11, (slba >> 32) as u32).cdw(12, dw12 | (blocks - 1))
     }
 
     pub fn fua(self) -> Sqe {
@@ -153,11 +151,7 @@ impl Cqe {
 
     #[track_caller]
     pub fn is(&self, status: u16, what: &str) -> &Cqe {
-        assert_eq!(
-            self.status, status,
-            "{what}: status {:#06x}, want {status:#06x} ({self:?})",
-            self.status
-        );
+        assert_eq!(self.status, status, "{what}: status {:#06x}, want {status:#06x} ({self:?})", self.status);
         self
     }
 }
@@ -174,19 +168,11 @@ pub struct Range {
 
 impl Range {
     pub fn new(slba: u64, blocks: u32) -> Range {
-        Range {
-            snsid: 0,
-            slba,
-            blocks,
-            sopt: 0,
-        }
+        Range { snsid: 0, slba, blocks, sopt: 0 }
     }
 
     pub fn of(snsid: u32, slba: u64, blocks: u32) -> Range {
-        Range {
-            snsid,
-            ..Range::new(slba, blocks)
-        }
+        Range { snsid, ..Range::new(slba, blocks) }
     }
 
     /// 32 bytes; SNSID only where the format has it.

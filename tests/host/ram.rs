@@ -30,13 +30,8 @@ impl Ram {
     /// `len` bytes (a multiple of 64 KiB) at guest address `iova`, in four pieces lying backwards in the file.
     pub fn new(iova: u64, len: u64) -> Ram {
         let part = len / 4;
-        let pieces = (0..4)
-            .map(|i| Piece {
-                iova: iova + i * part,
-                len: part,
-                offset: (3 - i) * part,
-            })
-            .collect();
+        let pieces =
+            (0..4).map(|i| Piece { iova: iova + i * part, len: part, offset: (3 - i) * part }).collect();
         Ram::with_pieces(pieces)
     }
 

@@ -4,10 +4,7 @@ pub struct Rng(u64);
 
 impl Rng {
     pub fn new(seed: u64) -> Rng {
-        let seed = std::env::var("SEED")
-            .ok()
-            .and_then(|s| s.parse().ok())
-            .unwrap_or(seed);
+        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(seed);
         eprintln!("seed {seed}");
         Rng(seed)
     }

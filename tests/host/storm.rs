@@ -64,15 +64,10 @@ pub fn run(host: &mut Host, nss: &mut [Ns], s: &Storm<'_>, rng: &mut Rng) {
         if sent < s.commands && !low && flights.len() < s.depth && host.room(qid) {
             let salt = sent as u64;
             let free = |spans: &[(usize, Span<u64>, bool)]| {
-                !flights
-                    .values()
-                    .flat_map(|f| &f.spans)
-                    .any(|a| spans.iter().any(|b| clash(a, b)))
+                !flights.values().flat_map(|f| &f.spans).any(|a| spans.iter().any(|b| clash(a, b)))
             };
             // A few tries for a place nobody is at; then let something finish.
-            let plan = (0..8)
-                .map(|_| plan(host, nss, s, rng, salt))
-                .find(|p| free(&p.flight.spans));
+            let plan = (0..8).map(|_| plan(host, nss, s, rng, salt)).find(|p| free(&p.flight.spans));
             if let Some(p) = plan {
                 for (n, slba, bytes) in p.writes {
                     nss[n].set(slba, &bytes);
@@ -123,11 +118,7 @@ fn plan(host: &mut Host, nss: &[Ns], s: &Storm<'_>, rng: &mut Rng, salt: u64) ->
     let len = ns.lba * blocks as usize;
     let mut p = Plan {
         sqe: Sqe::new(io::FLUSH).nsid(ns.nsid),
-        flight: Flight {
-            want: Want::Nothing,
-            data: Data::none(),
-            spans: Vec::new(),
-        },
+        flight: Flight { want: Want::Nothing, data: Data::none(), spans: Vec::new() },
         writes: Vec::new(),
         trims: Vec::new(),
     };
@@ -216,11 +207,8 @@ pub fn random_copy(
 ) -> Option<(Vec<Range>, u64, u8)> {
     let ns = &nss[n];
     let format = if cross && rng.chance(2) { 2 } else { 0 };
-    let count = if rng.chance(4) {
-        rng.within(1, ns.ranges as u64)
-    } else {
-        rng.within(1, 5.min(ns.ranges as u64))
-    };
+    let count =
+        if rng.chance(4) { rng.within(1, ns.ranges as u64) } else { rng.within(1, 5.min(ns.ranges as u64)) };
     let most = (most_blocks / count).max(1).min(u64::from(ns.mssrl));
     let mut ranges = Vec::new();
     let mut total = 0;
@@ -236,9 +224,9 @@ pub fn random_copy(
         return None;
     }
     let sdlba = rng.below(ns.nsze - total + 1);
-    let overlap = ranges.iter().any(|r| {
-        r.snsid == ns.nsid && r.slba < sdlba + total && sdlba < r.slba + u64::from(r.blocks)
-    });
+    let overlap = ranges
+        .iter()
+        .any(|r| r.snsid == ns.nsid && r.slba < sdlba + total && sdlba < r.slba + u64::from(r.blocks));
     (!overlap).then_some((ranges, sdlba, format))
 }
 
@@ -289,11 +277,7 @@ fn copy_plan(
     }
     let mut p = Plan {
         sqe,
-        flight: Flight {
-            want: Want::Nothing,
-            data,
-            spans,
-        },
+        flight: Flight { want: Want::Nothing, data, spans },
         writes: vec![(n, sdlba, bytes)],
         trims: Vec::new(),
     };
