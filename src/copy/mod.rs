@@ -1,1 +1,36 @@
-//! (being built)
+//! The Copy command: decode its ranges, plan it completely, execute the plan, account for it.
+//!
+//! 1. [`check_command`]: all that is known before the range list is fetched.
+//! 2. The caller fetches [`Checked::list_len`] bytes of list; guest memory is never seen here.
+//! 3. [`Checked::decode`], then [`plan`]: all the other checks. A refused command has changed nothing.
+//! 4. [`CopyTask`]: a state machine without I/O. `poll` hands out operations, `done` takes completions.
+//!
+//! A worker drives it like this; a backend that completes at once (memory) is fed back after the poll:
+//!
+//! ```text
+//! loop {
+//!     let outcome = task.poll(&mut |part, ns, op| inline.extend(ns.backend.submit(tag(part), op, engine)));
+//!     if let Some(outcome) = outcome { complete(outcome.status, outcome.dw0); break }
+//!     if inline.is_empty() { /* sleep until completions come */ }
+//!     for (part, result, buf) in inline.drain(..).chain(reaped) { task.done(part, result, buf) }
+//! }
+//! ```
+
+mod checks;
+mod cut;
+mod execute;
+mod plan;
+mod range;
+mod status;
+
+#[cfg(test)]
+mod execute_tests;
+#[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod testing;
+
+pub use checks::{Check, TABLE};
+pub use execute::{CopyTask, ExecOptions, Outcome};
+pub use plan::{Capabilities, Checked, CopyPlan, Overlap, PlannedRange, Reject, check_command, plan};
+pub use range::{OCFS, SourceRange, Tags, list_len};

@@ -1,0 +1,225 @@
+//! A Copy command to a plain value that says what goes where, or to the reason why not. Pure.
+
+use std::sync::Arc;
+
+use super::checks::{Check, CommandView, Fails, ListView, RangeView, TABLE};
+use super::range::{Layout, SourceRange};
+use crate::namespace::{ByteRange, Namespace, Namespaces, NoNamespace};
+use crate::spec::Status;
+use crate::spec::copy::CopyCommand;
+
+/// What this controller does with a Copy whose source and destination overlap in one namespace.
+///
+/// The policies for hosts of formats 0 and 1 (a snapshot of the sources, or list order) join here; they will
+/// order the plan's ranges, which under `Reject` are independent of each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overlap {
+    /// Overlapping I/O Range for all formats: nothing is ever corrupted.
+    #[default]
+    Reject,
+}
+
+/// What the controller offers and the host has enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Identify Controller OCFS: formats the controller advertises; bit n for format n.
+    pub ocfs: u16,
+    /// Effective CDFE (Host Behavior Support): formats 2 and up that are enabled. Bits 0 and 1 mean nothing.
+    pub cdfe: u16,
+    /// Overlap policy.
+    pub overlap: Overlap,
+}
+
+impl Capabilities {
+    pub(super) fn allow(&self, layout: &Layout) -> bool {
+        let bit = 1 << layout.desfmt;
+        self.ocfs & bit != 0 && (!layout.cross || self.cdfe & bit != 0)
+    }
+}
+
+/// A refusal. Nothing was written, so CQE DW0 is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reject {
+    /// For the host, with DNR where it belongs.
+    pub status: Status,
+    /// The range to blame, for logs: never for DW0.
+    pub range: Option<u8>,
+    /// For logs.
+    pub what: &'static str,
+}
+
+impl Reject {
+    fn by(check: &Check, range: Option<u8>) -> Self {
+        Self { status: check.status, range, what: check.what }
+    }
+}
+
+/// A command that passed every check which needs no list.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    command: CopyCommand,
+    dst: Arc<Namespace>,
+    layout: &'static Layout,
+    capabilities: Capabilities,
+}
+
+/// Makes the checks that come before the list is fetched: the rows of [`TABLE`] on the command.
+pub fn check_command(
+    command: &CopyCommand,
+    namespaces: &Namespaces,
+    capabilities: Capabilities,
+) -> Result<Checked, Reject> {
+    let dst = namespaces.get(command.nsid);
+    let layout = Layout::of(command.desfmt());
+    let view = CommandView { command, dst: dst.map(|ns| &**ns), layout, capabilities: &capabilities };
+    for check in TABLE {
+        if let Fails::Command(fails) = check.fails
+            && fails(&view)
+        {
+            return Err(Reject::by(check, None));
+        }
+    }
+    match (dst, layout) {
+        (Ok(dst), Some(layout)) => Ok(Checked { command: *command, dst: dst.clone(), layout, capabilities }),
+        _ => Err(Reject {
+            status: Status::INTERNAL_ERROR,
+            range: None,
+            what: "the table of checks has a hole",
+        }),
+    }
+}
+
+impl Checked {
+    /// Bytes of range list to fetch: at most 256 x 40.
+    pub fn list_len(&self) -> usize {
+        self.layout.list_len(self.command.nr())
+    }
+
+    /// The ranges in `list`, of which [`Self::list_len`] bytes are looked at. A shorter one is refused with Data SGL
+    /// Length Invalid.
+    pub fn decode(&self, list: &[u8]) -> Result<Vec<SourceRange>, Reject> {
+        self.layout.decode(self.command.nr(), list).ok_or(Reject {
+            status: Status::INVALID_SGL_LENGTH.dnr(),
+            range: None,
+            what: "the range list is shorter than its number of ranges",
+        })
+    }
+
+    /// The destination.
+    pub fn dst(&self) -> &Arc<Namespace> {
+        &self.dst
+    }
+}
+
+/// One source range and its share of the destination.
+#[derive(Clone, Debug)]
+pub struct PlannedRange {
+    /// The source.
+    pub ns: Arc<Namespace>,
+    /// Where it lies there.
+    pub src: ByteRange,
+    /// Where it goes: bytes from the start of the destination, the sum of all ranges before it.
+    pub at: u64,
+}
+
+/// A Copy that may run: everything about it has been checked.
+#[derive(Clone, Debug)]
+pub struct CopyPlan {
+    pub(super) dst_ns: Arc<Namespace>,
+    pub(super) dst: ByteRange,
+    pub(super) ranges: Vec<PlannedRange>,
+    pub(super) fua: bool,
+}
+
+impl CopyPlan {
+    /// The destination namespace.
+    pub fn dst_ns(&self) -> &Arc<Namespace> {
+        &self.dst_ns
+    }
+
+    /// The destination in bytes; never empty.
+    pub fn dst(&self) -> ByteRange {
+        self.dst
+    }
+
+    /// The ranges in list order: together they tile the destination. At least one, none empty.
+    pub fn ranges(&self) -> &[PlannedRange] {
+        &self.ranges
+    }
+
+    /// The destination must be durable before the completion.
+    pub fn fua(&self) -> bool {
+        self.fua
+    }
+
+    /// The same plan with the destination durable before the completion, whatever FUA says: for a controller whose
+    /// volatile write cache is off.
+    pub fn durable(mut self) -> Self {
+        self.fua = true;
+        self
+    }
+}
+
+/// Makes all remaining checks: the rows of [`TABLE`] on the list, and lays the ranges out.
+///
+/// `ranges` as decoded by [`Checked::decode`]; a source that is the destination is taken from `checked`, so that
+/// both are one namespace even if `namespaces` has changed in between.
+pub fn plan(checked: &Checked, ranges: &[SourceRange], namespaces: &Namespaces) -> Result<CopyPlan, Reject> {
+    let Checked { command, dst, capabilities, .. } = checked;
+    let sources: Vec<Result<&Arc<Namespace>, NoNamespace>> = ranges
+        .iter()
+        .map(|range| match range.snsid {
+            None => Ok(dst),
+            Some(snsid) if snsid == dst.nsid => Ok(dst),
+            Some(snsid) => namespaces.get(snsid),
+        })
+        .collect();
+    let view =
+        ListView { command, dst, capabilities, total: ranges.iter().map(|range| u64::from(range.nlb)).sum() };
+    let views = || {
+        ranges.iter().zip(&sources).map(|(range, source)| RangeView { range, source: source.map(|ns| &**ns) })
+    };
+    for check in TABLE {
+        match check.fails {
+            Fails::Command(_) => {}
+            Fails::List(fails) => {
+                if fails(&view) {
+                    return Err(Reject::by(check, None));
+                }
+            }
+            Fails::Range(fails) => {
+                if let Some(index) = views().position(|range| fails(&view, &range)) {
+                    return Err(Reject::by(check, u8::try_from(index).ok()));
+                }
+            }
+        }
+    }
+    lay_out(checked, ranges, &sources, view.total).ok_or(Reject {
+        status: Status::INTERNAL_ERROR,
+        range: None,
+        what: "the table of checks has a hole",
+    })
+}
+
+fn lay_out(
+    checked: &Checked,
+    ranges: &[SourceRange],
+    sources: &[Result<&Arc<Namespace>, NoNamespace>],
+    total: u64,
+) -> Option<CopyPlan> {
+    let mut at = 0;
+    let mut planned = Vec::with_capacity(ranges.len());
+    for (range, source) in ranges.iter().zip(sources) {
+        let ns = (*source).ok()?.clone();
+        let src = ns.facts.bytes(range.slba, u64::from(range.nlb))?;
+        planned.push(PlannedRange { ns, src, at });
+        at += src.len;
+    }
+    let dst = checked.dst.facts.bytes(checked.command.sdlba(), total)?;
+    (dst.len == at && at > 0).then(|| CopyPlan {
+        dst_ns: checked.dst.clone(),
+        dst,
+        ranges: planned,
+        fua: checked.command.fua(),
+    })
+}

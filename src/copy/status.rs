@@ -1,0 +1,58 @@
+//! What the host is told when an operation of a Copy fails: the one place where a backend's error becomes a status.
+
+use std::io::ErrorKind;
+
+use crate::backend::BackendError;
+use crate::spec::Status;
+
+/// Which part of the Copy an operation belonged to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// A read of a source range.
+    Source,
+    /// A write to the destination, or its barrier.
+    Destination,
+}
+
+/// The status for `error`. No DNR where another try may succeed.
+pub(super) fn status(side: Side, error: &BackendError) -> Status {
+    match (side, error) {
+        (Side::Source, BackendError::Io(_) | BackendError::Truncated) => Status::UNRECOVERED_READ,
+        // A sparse image on a full file system is a thin namespace out of capacity; a host knows what to do about that.
+        (Side::Destination, BackendError::Io(e))
+            if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
+            Status::CAPACITY_EXCEEDED
+        }
+        (Side::Destination, BackendError::Io(_) | BackendError::Truncated) => Status::WRITE_FAULT,
+        (Side::Destination, BackendError::ReadOnly) => Status::WRITE_PROTECTED.dnr(),
+        // A bounce buffer is not guest memory, and a read needs no leave to write.
+        (Side::Source, BackendError::ReadOnly) | (_, BackendError::GuestMemory) => Status::INTERNAL_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_status() {
+        let io = |kind: ErrorKind| BackendError::Io(kind.into());
+        for (side, error, expected) in [
+            (Side::Source, io(ErrorKind::Other), 0x281),
+            (Side::Source, io(ErrorKind::StorageFull), 0x281),
+            (Side::Source, BackendError::Truncated, 0x281),
+            (Side::Source, BackendError::ReadOnly, 0x006),
+            (Side::Source, BackendError::GuestMemory, 0x006),
+            (Side::Destination, io(ErrorKind::Other), 0x280),
+            (Side::Destination, BackendError::Io(std::io::Error::from_raw_os_error(libc::EIO)), 0x280),
+            (Side::Destination, BackendError::Io(std::io::Error::from_raw_os_error(libc::ENOSPC)), 0x081),
+            (Side::Destination, BackendError::Io(std::io::Error::from_raw_os_error(libc::EDQUOT)), 0x081),
+            (Side::Destination, BackendError::Truncated, 0x280),
+            (Side::Destination, BackendError::ReadOnly, 0x4020),
+            (Side::Destination, BackendError::GuestMemory, 0x006),
+        ] {
+            assert_eq!(status(side, &error), Status(expected), "{side:?} {error:?}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What the tests of this room share.
+
+use std::sync::Arc;
+
+use zerocopy::IntoBytes;
+
+use super::range::{Layout, SourceRange, Tags};
+use crate::backend::engine::Engine;
+use crate::backend::{Backend, Completion, Op, Tag};
+use crate::namespace::{CopyLimits, Identity, Namespace};
+use crate::spec::copy::{CopyCommand, Range32, Range40, SOPT_FCO, ZeroBased16};
+
+/// An image that has a size and nothing else: these tests do all I/O themselves.
+#[derive(Debug)]
+struct Size(u64);
+
+impl Backend for Size {
+    fn len(&self) -> u64 {
+        self.0
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn submit(&self, _: Tag, _: Op, _: &mut dyn Engine) -> Option<Completion> {
+        unreachable!("no test hands this image an operation")
+    }
+    fn name(&self) -> &str {
+        "size"
+    }
+}
+
+pub(super) const LIMITS: CopyLimits = CopyLimits { mssrl: 32768, mcl: 131_072, msrc: 255 };
+
+pub(super) fn namespace(nsid: u32, blocks: u64, lbads: u8) -> Namespace {
+    Namespace::new(nsid, Arc::new(Size(blocks << lbads)), lbads, LIMITS, Identity::default())
+}
+
+/// A Copy of `ranges` in a format; all other fields are 0.
+pub(super) fn command(nsid: u32, sdlba: u64, desfmt: u8, ranges: usize) -> CopyCommand {
+    let nr = u8::try_from(ranges - 1).expect("at most 256 ranges");
+    CopyCommand {
+        nsid,
+        cdw: [sdlba as u32, (sdlba >> 32) as u32, u32::from(desfmt) << 8 | u32::from(nr), 0, 0, 0],
+    }
+}
+
+impl SourceRange {
+    pub(super) fn plain(snsid: Option<u32>, slba: u64, nlb: u32) -> Self {
+        let tags = Tags::default();
+        Self { snsid, slba, nlb, tags, fco: false, cetype: 0, cev: 0, reserved: false }
+    }
+}
+
+/// The list a host would write. `reserved` sets a reserved bit.
+pub(super) fn encode(desfmt: u8, ranges: &[SourceRange]) -> Vec<u8> {
+    let wide = Layout::of(desfmt).expect("a known format").wide;
+    let mut list = Vec::new();
+    for range in ranges {
+        let nlb = ZeroBased16::new(u16::try_from(range.nlb - 1).expect("at most 65536 blocks"));
+        let snsid = range.snsid.unwrap_or(0).into();
+        let sopt = if range.fco { SOPT_FCO } else { 0 }.into();
+        let slba = range.slba.into();
+        let elbt = range.tags.elbt;
+        let (reserved19, cev, cetype) = (u8::from(range.reserved), range.cev.into(), range.cetype);
+        let (elbat, elbatm) = (range.tags.elbat.into(), range.tags.elbatm.into());
+        if wide {
+            let elbt = elbt.to_be_bytes()[6..].try_into().expect("ten bytes");
+            let (reserved4, reserved24) = (0.into(), 0.into());
+            let wire = Range40 {
+                snsid,
+                reserved4,
+                slba,
+                nlb,
+                cetype,
+                reserved19,
+                cev,
+                sopt,
+                reserved24,
+                elbt,
+                elbat,
+                elbatm,
+            };
+            list.extend_from_slice(wire.as_bytes());
+        } else {
+            let (elbt, reserved4) = (u32::try_from(elbt).expect("32 bits").into(), 0.into());
+            let wire =
+                Range32 { snsid, reserved4, slba, nlb, cetype, reserved19, cev, sopt, elbt, elbat, elbatm };
+            list.extend_from_slice(wire.as_bytes());
+        }
+    }
+    list
+}
