@@ -3,10 +3,14 @@
 //! ARCHITECTURE.md draws the rooms; each module says here what its one job is.
 
 pub mod backend;
+pub mod cli;
+pub mod config;
 pub mod copy;
+pub mod device;
 pub mod memory;
 pub mod namespace;
 pub mod nvme_ctrl;
 pub mod pci;
+pub mod server;
 pub mod spec;
 pub mod vfio_user;

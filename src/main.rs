@@ -1,3 +1,37 @@
 //! Arguments to configuration, configuration to a running device, device to an exit code.
 
-fn main() {}
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use vfio_user_nvme::cli::{self, CliError};
+use vfio_user_nvme::config::ConfigError;
+use vfio_user_nvme::server;
+
+fn main() -> ExitCode {
+    let config = match cli::parse(std::env::args_os()) {
+        Ok(config) => config,
+        Err(CliError::Help(text)) => {
+            // A reader that has gone away (`--help | head`) is no fault.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(error.exit_code());
+        }
+    };
+    env_logger::Builder::new().filter_level(config.log).format_timestamp_micros().format_target(false).init();
+    for note in config.notes() {
+        log::warn!("{note}");
+    }
+    server::run(config).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(exit_code(&error))
+    })
+}
+
+/// A mistake in the set-up that shows only when it is used (a missing image, a socket in use) ends as one
+/// in the arguments does.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| cause.is::<ConfigError>()) { ConfigError::EXIT_CODE } else { 1 }
+}

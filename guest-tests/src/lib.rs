@@ -1,1 +1,22 @@
 //! Harness that runs the daemon under a real QEMU with a real Linux guest.
+//!
+//! [`setup`] makes the environment (QEMU, kernels, programs) in a private cache folder; [`vm`] builds QEMU's command line;
+//! [`Guest`] is a booted guest with an agent in it, [`Daemon`] the program under test; both die with their owner.
+
+pub mod accel;
+pub mod case;
+pub mod channel;
+pub mod child;
+pub mod daemon;
+pub mod demo;
+pub mod device;
+pub mod dmesg;
+pub mod guest;
+pub mod nvme;
+pub mod run;
+pub mod setup;
+pub mod vm;
+
+pub use daemon::Daemon;
+pub use guest::{Guest, Output};
+pub use setup::{Environment, Kernel};

@@ -2,28 +2,42 @@
 //!
 //! A worker owns one [`engine::Engine`]; it hands an operation to a [`Backend`], which either does it at
 //! once (memory) or gives the engine a job for the kernel (file). Completions come back by [`Tag`].
+//!
+//! Operations in flight have no order among each other: who needs one waits for the completion. A
+//! [`Op::Flush`] covers what was *completed* before it was submitted.
 
 pub mod engine;
+mod file_job;
+mod image_file;
+mod io_buf;
+mod lock;
+mod memory;
+mod raw;
+mod stall;
+mod volatile;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod durability;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::memory::GuestBuf;
+pub use file_job::{Call, FileJob, JobKind};
+pub use image_file::Tap;
+pub use io_buf::IoBuf;
+pub use memory::MemoryBackend;
+pub use raw::{OpenError, RawBackend, RawOptions};
+pub use stall::{Gate, StallEngine};
+pub use volatile::VolatileLog;
 
 /// Names an operation in flight; chosen by the submitter, unique among its operations in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(pub u64);
 
-/// Memory of a transfer: the guest's own, or ours. The operation owns it until it completes.
-#[derive(Debug)]
-pub enum IoBuf {
-    /// Guest memory, pinned.
-    Guest(GuestBuf),
-    /// A bounce buffer; the transfer covers all of it.
-    Pool(Box<[u8]>),
-}
-
-/// One operation on one image. Offsets and lengths in bytes, already checked against [`Backend::len`].
+/// One operation on one image. Offsets and lengths in bytes, of any alignment; a range that does not lie
+/// in the image fails with [`BackendError::Truncated`].
 #[derive(Debug)]
 pub enum Op {
     /// Fills `buf` from `offset`.
@@ -64,13 +78,49 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Does it change the image (so that a read-only one must refuse it)?
+    pub fn is_write(&self) -> bool {
+        matches!(self, Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. })
+    }
+
+    /// First byte and number of bytes touched; nothing for a Flush.
+    fn range(&self) -> (u64, u64) {
+        match self {
+            Op::Read { offset, buf } | Op::Write { offset, buf, .. } => (*offset, buf.len() as u64),
+            Op::WriteZeroes { offset, len, .. } | Op::Discard { offset, len } => (*offset, *len),
+            Op::Flush => (0, 0),
+        }
+    }
+
+    /// The checks every backend makes before it touches a byte.
+    fn check(&self, len: u64, read_only: bool) -> Result<(), BackendError> {
+        if read_only && self.is_write() {
+            return Err(BackendError::ReadOnly);
+        }
+        let (offset, count) = self.range();
+        match offset.checked_add(count) {
+            Some(end) if end <= len => Ok(()),
+            _ => Err(BackendError::Truncated),
+        }
+    }
+
+    /// The buffer, for a completion that was refused.
+    fn into_buf(self) -> Option<IoBuf> {
+        match self {
+            Op::Read { buf, .. } | Op::Write { buf, .. } => Some(buf),
+            _ => None,
+        }
+    }
+}
+
 /// Why an operation failed. The NVMe status is chosen elsewhere, in one place.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// The kernel refused or failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    /// A file shorter than its namespace: it was truncated under us.
+    /// A range beyond the image, or a file shorter than its namespace: it was truncated under us.
     #[error("the image ends before the range does")]
     Truncated,
     /// The guest pages of the transfer are gone (EFAULT).
@@ -96,6 +146,10 @@ pub struct Completion {
 pub trait Backend: Send + Sync + Debug {
     /// Length in bytes.
     fn len(&self) -> u64;
+    /// No byte at all? (No backend here opens an empty image.)
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
     /// Writes are refused.
     fn read_only(&self) -> bool;
     /// Starts `op`. `Some` when it was done at once; otherwise the engine completes it later.

@@ -151,6 +151,13 @@ impl CopyPlan {
     pub fn fua(&self) -> bool {
         self.fua
     }
+
+    /// The same plan with the destination durable before the completion, whatever FUA says: for a controller whose
+    /// volatile write cache is off.
+    pub fn durable(mut self) -> Self {
+        self.fua = true;
+        self
+    }
 }
 
 /// Makes all remaining checks: the rows of [`TABLE`] on the list, and lays the ranges out.

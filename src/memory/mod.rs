@@ -3,16 +3,33 @@
 //! The control thread owns the [`DmaSpace`] and changes it; everybody else reads immutable
 //! [`DmaMap`] snapshots. A command in flight pins the regions it touches through its [`GuestBuf`],
 //! so that an unmap knows when nothing can reach the memory any more.
+//!
+//! Taking memory away, in the order a session does it:
+//! 1. [`DmaSpace::unmap`] takes the region out of the published map and marks it removed: from then on
+//!    no pin can be taken, not even through a stale snapshot.
+//! 2. A fence makes every worker drop its cached snapshot: small unpinned accesses (SQEs, CQEs) are over.
+//! 3. [`Unmapping::released`] says when the last transfer is over; the `on_release` hook announces it.
+//! 4. At the deadline [`Unmapping::revoke`] puts anonymous pages where the client's were.
+//!
+//! The guest changes its memory while we look at it, and the client may take the pages away: every access is
+//! a volatile copy or an atomic, and a SIGBUS inside a region kills the region, not the process (`sigbus`).
 
 mod dma_map;
 mod dma_space;
 mod guest_buf;
+pub mod prp;
 mod region;
+pub mod sgl;
+mod sigbus;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use dma_map::DmaMap;
-pub use dma_space::DmaSpace;
-pub use guest_buf::GuestBuf;
-pub use region::Region;
+pub use dma_space::{DmaLimits, DmaSpace, MapError, Unmapping};
+pub use guest_buf::{GuestBuf, MAX_IOVECS};
+pub use prp::PrpError;
+pub use region::{Region, Rights};
+pub use sgl::SglError;
 
 /// What the controller is about to do with guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,4 +55,7 @@ pub enum DmaError {
     /// The region's pages are gone: its file shrank under us, or it was revoked.
     #[error("the memory behind guest address {0:#x} is gone")]
     Gone(u64),
+    /// The buffer would need more than [`MAX_IOVECS`] pieces; the address is the one that did not fit.
+    #[error("the buffer has too many pieces at guest address {0:#x}")]
+    Fragmented(u64),
 }

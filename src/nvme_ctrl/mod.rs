@@ -1,1 +1,20 @@
-//! (being built)
+//! The NVMe controller: registers, doorbells, queues, admin commands, I/O commands, workers.
+//!
+//! Never sees the wire: interrupts leave by [`InterruptSink`], guest memory is a [`crate::memory::DmaMap`].
+//! Not here yet: shadow doorbells, Format NVM, Namespace Management, protection information, fused commands.
+
+mod admin;
+mod controller;
+mod doorbells;
+mod io;
+mod queue;
+mod queue_table;
+mod registers;
+mod shared;
+mod status;
+mod transfer;
+mod worker;
+
+pub use controller::{Controller, ControllerConfig};
+pub use shared::InterruptSink;
+pub use worker::EngineFactory;

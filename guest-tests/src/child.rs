@@ -1,0 +1,153 @@
+//! Child processes that cannot outlive us: killed when dropped, and by the kernel when we die without dropping.
+#![expect(unsafe_code, reason = "the death signal can only be set between fork and exec")]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal};
+
+/// A running program.
+#[derive(Debug)]
+pub struct Child {
+    inner: std::process::Child,
+    name: String,
+}
+
+type Order = (Command, Sender<io::Result<std::process::Child>>);
+
+/// All children are started by one thread that never ends: the kernel sends the death signal when the *thread* that forked
+/// ends, and test threads come and go.
+fn spawner() -> &'static Sender<Order> {
+    static SPAWNER: OnceLock<Sender<Order>> = OnceLock::new();
+    SPAWNER.get_or_init(|| {
+        let (to, orders) = channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in orders {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        to
+    })
+}
+
+impl Child {
+    /// Starts `command`; `name` is for messages.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn(mut command: Command, name: &str) -> anyhow::Result<Self> {
+        let parent = std::process::id();
+        let prepare = move || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The parent may have died before the line above; then the signal will never come.
+            let alive = rustix::process::getppid()
+                .is_some_and(|p| p.as_raw_nonzero().get().cast_unsigned() == parent);
+            if alive { Ok(()) } else { Err(io::Error::from(io::ErrorKind::BrokenPipe)) }
+        };
+        // SAFETY: `prepare` makes two system calls and allocates nothing, so it is fit to run between fork and exec.
+        unsafe { command.pre_exec(prepare) };
+        let (answer, answered) = channel();
+        spawner().send((command, answer)).ok().context("the thread that starts programs is gone")?;
+        let inner = answered.recv()?.with_context(|| format!("start {name}"))?;
+        Ok(Self { inner, name: name.to_owned() })
+    }
+
+    /// Process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.inner.id()
+    }
+
+    /// Exit status if it has ended.
+    ///
+    /// # Errors
+    /// From the operating system.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.inner.try_wait()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`; it goes on running then.
+    pub fn wait(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.inner.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() >= until {
+                bail!("{} (process {}) still runs after {limit:?}", self.name, self.pid());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for the end without limit, as long as a person works in it.
+    ///
+    /// # Errors
+    /// From the operating system.
+    pub fn wait_forever(&mut self) -> io::Result<ExitStatus> {
+        self.inner.wait()
+    }
+
+    /// Sends a signal, if the process still runs.
+    ///
+    /// # Errors
+    /// From the operating system.
+    pub fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
+        // Asked first: a process number that was waited for may belong to somebody else by now.
+        if self.inner.try_wait()?.is_none() {
+            let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("process number")?;
+            rustix::process::kill_process(pid, signal)?;
+        }
+        Ok(())
+    }
+
+    /// Kills it and waits until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.inner.kill();
+        let _ = self.inner.wait();
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper() -> Child {
+        let mut command = Command::new("sleep");
+        command.arg("100");
+        Child::spawn(command, "sleep").unwrap()
+    }
+
+    #[test]
+    fn a_child_outlives_the_thread_that_asked_for_it_but_not_its_owner() {
+        let mut child = std::thread::spawn(sleeper).join().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(child.ended().unwrap().is_none());
+        let pid = child.pid();
+        drop(child);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn waiting_has_a_limit_and_signals_arrive() {
+        let mut child = sleeper();
+        assert!(child.wait(Duration::from_millis(20)).is_err());
+        child.signal(Signal::TERM).unwrap();
+        assert!(!child.wait(Duration::from_secs(5)).unwrap().success());
+        child.signal(Signal::TERM).unwrap();
+    }
+}

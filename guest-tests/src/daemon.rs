@@ -1,0 +1,195 @@
+//! The program under test as a child process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::Signal;
+
+use crate::case::tail;
+use crate::child::Child;
+use crate::setup;
+use crate::vm::typed;
+
+/// Name of the daemon's log in the folder.
+pub const LOG: &str = "daemon.log";
+/// Names a daemon that is already built.
+const OVERRIDE: &str = "VFIO_USER_NVME_BIN";
+const NAME: &str = "vfio-user-nvme";
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A running daemon. Dropping it kills it.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    socket: PathBuf,
+    folder: PathBuf,
+}
+
+impl Daemon {
+    /// Starts it and waits until it says that it listens. Socket and log lie in `folder`.
+    ///
+    /// # Errors
+    /// When it does not build, ends, or does not listen; the text has the end of its log.
+    pub fn start(folder: &Path, nvme: &[String], namespaces: &[String]) -> anyhow::Result<Self> {
+        let socket = folder.join("nvme.sock");
+        let mut command = Command::new(binary()?);
+        command.arg("serve").arg("--socket").arg(&socket);
+        for (option, values) in [("--nvme", nvme), ("--nvme-ns", namespaces)] {
+            for value in values {
+                command.arg(option).arg(value);
+            }
+        }
+        fs::write(folder.join("daemon.cmdline"), typed(&command) + "\n")?;
+        // Appended: a case may start it more than once.
+        let log = fs::OpenOptions::new().create(true).append(true).open(folder.join(LOG))?;
+        let before = log.metadata()?.len();
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut daemon = Self { child: Child::spawn(command, NAME)?, socket, folder: folder.to_owned() };
+        daemon.await_ready(before)?;
+        Ok(daemon)
+    }
+
+    /// Its one line on start names the socket; a socket file alone may be one that nobody listens on yet.
+    fn await_ready(&mut self, before: u64) -> anyhow::Result<()> {
+        let until = Instant::now() + START_LIMIT;
+        let name = self.socket.to_string_lossy().into_owned();
+        loop {
+            let log = fs::read(self.folder.join(LOG))?;
+            let new = log.get(usize::try_from(before)?..).unwrap_or_default();
+            if self.socket.exists() && String::from_utf8_lossy(new).contains(&name) {
+                return Ok(());
+            }
+            if let Some(status) = self.child.ended()? {
+                bail!("{NAME} ended with {status}\n{}", self.log());
+            }
+            ensure!(Instant::now() < until, "{NAME} does not say that it listens\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// End of its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        tail(&self.folder.join(LOG), 20)
+    }
+
+    /// Process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Does it still run?
+    ///
+    /// # Errors
+    /// When it ended by itself.
+    pub fn check_alive(&mut self) -> anyhow::Result<()> {
+        match self.child.ended()? {
+            None => Ok(()),
+            Some(status) => bail!("{NAME} ended with {status}\n{}", self.log()),
+        }
+    }
+
+    /// SIGTERM, then its exit status.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`.
+    pub fn terminate(mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        self.child.signal(Signal::TERM)?;
+        self.child.wait(limit).with_context(|| self.log())
+    }
+
+    /// SIGKILL: nothing it holds in its own memory survives.
+    pub fn kill(mut self) {
+        self.child.kill();
+    }
+
+    /// Processor time used so far, user and system, in clock ticks, all threads.
+    ///
+    /// # Errors
+    /// When `/proc` does not tell.
+    pub fn cpu_ticks(&self) -> anyhow::Result<u64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The second field is the program's name in brackets and may hold anything, so count from behind it.
+        let (_, fields) = stat.rsplit_once(") ").context("/proc stat")?;
+        let ticks = |n: usize| -> anyhow::Result<u64> {
+            Ok(fields.split(' ').nth(n).context("/proc stat")?.parse()?)
+        };
+        Ok(ticks(11)? + ticks(12)?)
+    }
+
+    /// Memory that belongs to it alone (anonymous and its share of memory files, without what it maps of the guest), in bytes.
+    ///
+    /// # Errors
+    /// When `/proc` does not tell.
+    pub fn private_bytes(&self) -> anyhow::Result<u64> {
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps", self.pid()))?;
+        Ok(own_bytes(&smaps))
+    }
+}
+
+/// Resident bytes of all mappings but those of the guest's memory, which QEMU accounts for.
+fn own_bytes(smaps: &str) -> u64 {
+    let mut guest = false;
+    let mut total = 0;
+    for line in smaps.lines() {
+        let first = line.split(' ').next().unwrap_or_default();
+        if let Some(kib) = line.strip_prefix("Rss:") {
+            let kib: u64 = kib.trim().trim_end_matches("kB").trim().parse().unwrap_or(0);
+            total += if guest { 0 } else { kib << 10 };
+        } else if first.contains('-') && !first.ends_with(':') {
+            guest = line.contains("memory-backend-memfd");
+        }
+    }
+    total
+}
+
+/// The daemon's program, built if need be, in the profile this harness was built in.
+fn binary() -> anyhow::Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build().map_err(|e| format!("{e:#}")));
+    built.clone().map_err(anyhow::Error::msg)
+}
+
+fn build() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os(OVERRIDE).filter(|p| !p.is_empty()) {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    let mut profile = own.parent().context("where is this program?")?;
+    if profile.ends_with("deps") {
+        profile = profile.parent().context("target folder")?;
+    }
+    let target = profile.parent().context("target folder")?;
+    let mut command = setup::cargo();
+    command.args(["build", "--quiet", "--package", NAME, "--bin", NAME]).arg("--target-dir").arg(target);
+    if profile.ends_with("release") {
+        command.arg("--release");
+    }
+    let out = command.output().context("cargo, to build the daemon")?;
+    ensure!(out.status.success(), "the daemon does not build:\n{}", String::from_utf8_lossy(&out.stderr));
+    Ok(profile.join(NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_memory_is_not_counted() {
+        let smaps = "55-56 r-xp 0 fe:00 1 /bin/x\nSize: 8 kB\nRss:                 8 kB\n\
+                     7f-80 rw-s 0 00:01 2 /memfd:memory-backend-memfd (deleted)\nRss:  1000 kB\n\
+                     80-81 rw-p 0 00:00 0 \nRss:   4 kB\nVmFlags: rd wr-x\n";
+        assert_eq!(own_bytes(smaps), 12 << 10);
+    }
+}

@@ -1,0 +1,199 @@
+//! The blocking engine: a few threads that make the calls, one job each at a time.
+#![expect(unsafe_code, reason = "system calls on iovecs")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use libc::{c_int, iovec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Engine, FileJob, Waker};
+use crate::backend::file_job::Call;
+use crate::backend::{Completion, Tag};
+
+/// How long a dropped engine waits for calls in progress before it abandons their threads.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// See the module docs.
+#[derive(Debug)]
+pub struct PoolEngine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    in_flight: usize,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    idle: Condvar,
+    done: Mutex<Vec<Completion>>,
+    waker: Waker,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: VecDeque<(Tag, FileJob)>,
+    alive: usize,
+    stop: bool,
+}
+
+/// Nothing panics while it holds one of the locks, and what they guard is whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl PoolEngine {
+    /// Threads of an engine that [`super::create`] makes.
+    pub const THREADS: usize = 4;
+
+    /// An engine of `threads` threads (at least one), which sleep until there is work.
+    pub fn new(threads: usize) -> io::Result<Self> {
+        let mut engine = PoolEngine {
+            shared: Arc::new(Shared {
+                queue: Mutex::default(),
+                work: Condvar::new(),
+                idle: Condvar::new(),
+                done: Mutex::default(),
+                waker: Waker::new()?,
+            }),
+            threads: Vec::new(),
+            in_flight: 0,
+        };
+        for n in 0..threads.max(1) {
+            let shared = Arc::clone(&engine.shared);
+            lock(&shared.queue).alive += 1;
+            let spawned = std::thread::Builder::new().name(format!("io-{n}")).spawn(move || shared.run());
+            match spawned {
+                Ok(thread) => engine.threads.push(thread),
+                Err(e) => {
+                    lock(&engine.shared.queue).alive -= 1;
+                    return Err(e);
+                }
+            }
+        }
+        Ok(engine)
+    }
+}
+
+impl Engine for PoolEngine {
+    fn submit(&mut self, tag: Tag, job: FileJob) {
+        self.in_flight += 1;
+        lock(&self.shared.queue).jobs.push_back((tag, job));
+        self.shared.work.notify_one();
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        let mut done = lock(&self.shared.done);
+        self.in_flight -= done.len();
+        out.append(&mut done);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        // An earlier wait may have taken the wake-up of completions that nobody has reaped yet.
+        if !lock(&self.shared.done).is_empty() {
+            return;
+        }
+        let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
+        let waker = &self.shared.waker;
+        let mut fds = [PollFd::new(waker.fd(), PollFlags::IN)];
+        if let Ok(1..) = poll(&mut fds, timeout.as_ref()) {
+            waker.clear();
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        self.shared.waker.clone()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl Drop for PoolEngine {
+    /// Waits for the calls in progress, but not for ever: a thread hung in the kernel is left behind with
+    /// its job, whose buffer it thereby keeps.
+    fn drop(&mut self) {
+        let mut queue = lock(&self.shared.queue);
+        queue.stop = true;
+        let unstarted = std::mem::take(&mut queue.jobs);
+        self.shared.work.notify_all();
+        let (queue, waited) = self
+            .shared
+            .idle
+            .wait_timeout_while(queue, PATIENCE, |queue| queue.alive > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        let alive = queue.alive;
+        drop(queue);
+        drop(unstarted);
+        if waited.timed_out() {
+            log::warn!("{alive} threads hang in calls on an image; they are left behind");
+            return;
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        while let Some((tag, mut job)) = self.take() {
+            while let Some(call) = job.next_call() {
+                job.complete(make(job.fd(), call, job.iovecs()));
+            }
+            let mut done = lock(&self.done);
+            let first = done.is_empty();
+            done.push(job.finish(tag));
+            drop(done);
+            // Whoever finds others there came after the wake-up for the first.
+            if first {
+                self.waker.wake();
+            }
+        }
+        lock(&self.queue).alive -= 1;
+        self.idle.notify_all();
+    }
+
+    fn take(&self) -> Option<(Tag, FileJob)> {
+        let mut queue = self
+            .work
+            .wait_while(lock(&self.queue), |queue| queue.jobs.is_empty() && !queue.stop)
+            .unwrap_or_else(PoisonError::into_inner);
+        if queue.stop {
+            return None;
+        }
+        queue.jobs.pop_front()
+    }
+}
+
+/// Makes one call; its result as the kernel gives it to a ring, bytes or -errno.
+fn make(fd: RawFd, call: Call, iovecs: &[iovec]) -> i32 {
+    // A FileJob's window has at most UIO_MAXIOV iovecs, its offsets lie in a file.
+    let (iov, count) = (iovecs.as_ptr(), iovecs.len() as c_int);
+    // SAFETY: the job owns the memory of its iovecs and lives on this thread's stack during the call.
+    let result: i64 = unsafe {
+        match call {
+            Call::Preadv { offset } => libc::preadv(fd, iov, count, offset as i64) as i64,
+            Call::Pwritev { offset, dsync } => {
+                let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+                libc::pwritev2(fd, iov, count, offset as i64, flags) as i64
+            }
+            Call::Fdatasync => i64::from(libc::fdatasync(fd)),
+            Call::Fallocate { mode, offset, len } => {
+                i64::from(libc::fallocate(fd, mode, offset as i64, len as i64))
+            }
+        }
+    };
+    if result < 0 {
+        -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+    } else {
+        // One call moves less than 2 GiB.
+        result as i32
+    }
+}

@@ -1,0 +1,386 @@
+//! The io_uring engine: a job's calls are ring entries; one enter per turn hands over and collects.
+//!
+//! The eventfd of the waker is read through the ring itself, so that one wait covers everything.
+#![expect(unsafe_code, reason = "ring entries carry raw pointers the kernel uses later")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, opcode, squeue};
+
+use super::{Engine, FileJob, Waker};
+use crate::backend::file_job::Call;
+use crate::backend::{Completion, Tag};
+
+/// Entries of the submission ring: what one enter can hand over.
+const SQ_ENTRIES: u32 = 256;
+/// More completions than this wait in the kernel (IORING_FEAT_NODROP); none is lost.
+const CQ_ENTRIES: u32 = 1024;
+/// How long a dropped engine waits for the kernel to let go of its buffers.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// user_data of the read on the waker's eventfd.
+const WAKER: u64 = u64::MAX;
+/// user_data of the cancellation a dropped engine sends.
+const CANCEL: u64 = u64::MAX - 1;
+
+/// Where the kernel puts the waker's count, which nobody reads. Static, because the kernel may still write
+/// it when the engine is gone.
+static WAKER_COUNT: AtomicU64 = AtomicU64::new(0);
+
+/// See the module docs.
+pub struct UringEngine {
+    ring: IoUring,
+    /// The ring was made disabled, and the thread that enables it owns it.
+    enabled: bool,
+    waker: Waker,
+    /// The read on the waker's eventfd is in the ring.
+    armed: bool,
+    /// Boxed: the kernel holds pointers into a job while one of its calls is in the ring.
+    #[expect(clippy::vec_box, reason = "a job must stay where it is")]
+    slots: Vec<Box<Slot>>,
+    free: Vec<usize>,
+    /// Entries that found the submission ring full.
+    backlog: VecDeque<squeue::Entry>,
+    done: Vec<Completion>,
+    /// Scratch for completion entries: user_data, result.
+    cqes: Vec<(u64, i32)>,
+    /// Calls pushed to the ring or the backlog and not completed.
+    calls: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    tag: Tag,
+    job: Option<FileJob>,
+}
+
+impl UringEngine {
+    /// An engine with a ring of its own. May be made on another thread than the one that uses it.
+    pub fn new() -> io::Result<Self> {
+        let (ring, enabled) = make_ring()?;
+        check(&ring)?;
+        Ok(UringEngine {
+            ring,
+            enabled,
+            waker: Waker::new()?,
+            armed: false,
+            slots: Vec::new(),
+            free: Vec::new(),
+            backlog: VecDeque::new(),
+            done: Vec::new(),
+            cqes: Vec::new(),
+            calls: 0,
+        })
+    }
+
+    /// Waits for a wake-up alone; was there one?
+    pub(super) fn wait_woken(&mut self, timeout: Duration) -> io::Result<bool> {
+        self.arm();
+        self.enter(1, Some(timeout))?;
+        self.collect();
+        Ok(!self.armed)
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        // Behind a backlog, never ahead of it: the oldest job goes first.
+        if self.backlog.is_empty() {
+            // SAFETY: the entry's pointers lead to a job that stays in its box, or to a static, until the
+            // entry completes; `drop` sees to the rest.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+        }
+        self.backlog.push_back(entry);
+    }
+
+    fn arm(&mut self) {
+        if !self.armed {
+            self.armed = true;
+            let entry = opcode::Read::new(
+                Fd(self.waker.raw_fd()),
+                WAKER_COUNT.as_ptr().cast(),
+                size_of::<u64>() as u32,
+            )
+            .build()
+            .user_data(WAKER);
+            self.push(entry);
+        }
+    }
+
+    /// Puts the next call of the job in `slot` into the ring, or ends the job.
+    fn step(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        let Some(job) = &mut slot.job else { return };
+        match job.next_call() {
+            Some(call) => {
+                let entry = entry(job, call).user_data(index as u64);
+                self.calls += 1;
+                self.push(entry);
+            }
+            None => {
+                if let Some(job) = slot.job.take() {
+                    self.done.push(job.finish(slot.tag));
+                }
+                self.free.push(index);
+            }
+        }
+    }
+
+    /// One io_uring_enter: hands over the submission ring and waits for `want` completions.
+    fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
+        if !self.enabled {
+            self.ring.submitter().register_enable_rings()?;
+            self.enabled = true;
+        }
+        let entered = match timeout {
+            Some(timeout) if want > 0 => {
+                let timespec = Timespec::from(timeout);
+                let args = SubmitArgs::new().timespec(&timespec);
+                self.ring.submitter().submit_with_args(want, &args)
+            }
+            _ => self.ring.submitter().submit_and_wait(want),
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            // EBUSY: completions must be collected first, which every caller does next.
+            Err(e) => match e.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY) => Ok(()),
+                _ => Err(e),
+            },
+        }
+    }
+
+    /// Moves the backlog to the ring, as far as it has room.
+    fn refill(&mut self) {
+        let mut sq = self.ring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: as in `push`.
+            if unsafe { sq.push(entry) }.is_err() {
+                break;
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    /// Hands everything over without waiting.
+    fn hand_over(&mut self) {
+        loop {
+            let before = self.backlog.len();
+            self.refill();
+            let sq = self.ring.submission();
+            let idle = sq.is_empty() && !sq.taskrun() && !sq.cq_overflow();
+            drop(sq);
+            if idle {
+                return;
+            }
+            if let Err(e) = self.enter(0, None) {
+                return Self::report(&e);
+            }
+            // A round that moved nothing out of the backlog will not do better the next time.
+            if self.backlog.is_empty() || self.backlog.len() == before {
+                return;
+            }
+        }
+    }
+
+    /// Takes what completed, and puts in the calls that follow.
+    fn collect(&mut self) {
+        let mut cqes = std::mem::take(&mut self.cqes);
+        cqes.extend(self.ring.completion().map(|cqe| (cqe.user_data(), cqe.result())));
+        for (user_data, result) in cqes.drain(..) {
+            match user_data {
+                WAKER => self.armed = false,
+                CANCEL => {}
+                index => {
+                    self.calls -= 1;
+                    let index = index as usize;
+                    if let Some(Slot { job: Some(job), .. }) =
+                        self.slots.get_mut(index).map(|slot| &mut **slot)
+                    {
+                        job.complete(result);
+                    }
+                    self.step(index);
+                }
+            }
+        }
+        self.cqes = cqes;
+    }
+
+    /// Entering fails for want of memory, or by a fault of ours; the jobs stay and are tried again.
+    fn report(error: &io::Error) {
+        log::error!("io_uring_enter: {error}");
+        // Not to be asked again at full speed.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+
+    /// Jobs the kernel still works for. Ends those it does not.
+    fn cancel_all(&mut self, patience: Duration) -> usize {
+        let deadline = Instant::now() + patience;
+        let unseen = |entry: &squeue::Entry| entry.get_user_data() != WAKER;
+        self.calls -= self.backlog.iter().filter(|e| unseen(e)).count();
+        self.backlog.clear();
+        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(CANCEL);
+        self.push(cancel);
+        while self.calls > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.enter(1, Some(left)).is_err() {
+                break;
+            }
+            self.refill();
+            let ended =
+                self.ring.completion().filter(|cqe| !matches!(cqe.user_data(), WAKER | CANCEL)).count();
+            self.calls -= ended;
+        }
+        self.calls
+    }
+}
+
+impl Engine for UringEngine {
+    fn submit(&mut self, tag: Tag, job: FileJob) {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Box::new(Slot { tag, job: None }));
+            self.slots.len() - 1
+        });
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.tag = tag;
+            slot.job = Some(job);
+        }
+        self.step(index);
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        self.hand_over();
+        self.collect();
+        out.append(&mut self.done);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        if !self.done.is_empty() {
+            return;
+        }
+        self.arm();
+        self.refill();
+        if !self.backlog.is_empty() {
+            self.hand_over();
+        }
+        if let Err(e) = self.enter(1, timeout) {
+            Self::report(&e);
+        }
+        self.collect();
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len() + self.done.len()
+    }
+}
+
+impl Drop for UringEngine {
+    /// The kernel may write to a buffer until its call is over: calls are cancelled and awaited, and what
+    /// is hung even then keeps its memory for ever.
+    fn drop(&mut self) {
+        if self.calls == 0 {
+            return;
+        }
+        let hung = self.cancel_all(PATIENCE);
+        if hung > 0 {
+            log::warn!("{hung} calls on an image hang in the kernel; their memory is left to them");
+            std::mem::forget(std::mem::take(&mut self.slots));
+        }
+    }
+}
+
+fn entry(job: &FileJob, call: Call) -> squeue::Entry {
+    let fd = Fd(job.fd());
+    let iovecs = job.iovecs();
+    // A FileJob's window has at most UIO_MAXIOV iovecs.
+    let (iov, count) = (iovecs.as_ptr(), iovecs.len() as u32);
+    match call {
+        Call::Preadv { offset } => opcode::Readv::new(fd, iov, count).offset(offset).build(),
+        Call::Pwritev { offset, dsync } => opcode::Writev::new(fd, iov, count)
+            .offset(offset)
+            .rw_flags(if dsync { libc::RWF_DSYNC } else { 0 })
+            .build(),
+        Call::Fdatasync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+        Call::Fallocate { mode, offset, len } => {
+            opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build()
+        }
+    }
+}
+
+/// A ring with as many of the cheaper ways of running as the kernel has, and whether it is enabled.
+fn make_ring() -> io::Result<(IoUring, bool)> {
+    let mut last = None;
+    // DEFER_TASKRUN came with 6.1 and wants SINGLE_ISSUER (6.0); COOP_TASKRUN with 5.19.
+    for (defer, single, coop) in
+        [(true, true, true), (false, true, true), (false, false, true), (false, false, false)]
+    {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(CQ_ENTRIES).dontfork();
+        if defer {
+            builder.setup_defer_taskrun();
+        }
+        if single {
+            // The ring belongs to the thread that enables it, not to the one that makes it.
+            builder.setup_single_issuer().setup_r_disabled();
+        }
+        if coop {
+            builder.setup_coop_taskrun().setup_taskrun_flag();
+        }
+        match builder.build(SQ_ENTRIES) {
+            Ok(ring) => return Ok((ring, !single)),
+            // An unknown flag is EINVAL.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = Some(e),
+            Err(e) => {
+                last = Some(e);
+                break;
+            }
+        }
+    }
+    let error = last.unwrap_or_else(|| io::Error::from(io::ErrorKind::Unsupported));
+    let why = match error.raw_os_error() {
+        Some(libc::EPERM) => " (forbidden: see /proc/sys/kernel/io_uring_disabled)",
+        Some(libc::ENOSYS) => " (the kernel has no io_uring, or a filter forbids it)",
+        _ => "",
+    };
+    Err(io::Error::new(error.kind(), format!("io_uring_setup: {error}{why}")))
+}
+
+/// Has the kernel all the engine uses?
+fn check(ring: &IoUring) -> io::Result<()> {
+    let params = ring.params();
+    let mut probe = Probe::new();
+    ring.submitter()
+        .register_probe(&mut probe)
+        .map_err(|e| io::Error::new(e.kind(), format!("io_uring probe: {e}")))?;
+    let lacking = if !params.is_feature_nodrop() {
+        "IORING_FEAT_NODROP"
+    } else if !params.is_feature_submit_stable() {
+        "IORING_FEAT_SUBMIT_STABLE"
+    } else if !params.is_feature_ext_arg() {
+        "IORING_FEAT_EXT_ARG"
+    } else {
+        const OPCODES: [(u8, &str); 6] = [
+            (opcode::Readv::CODE, "READV"),
+            (opcode::Writev::CODE, "WRITEV"),
+            (opcode::Fsync::CODE, "FSYNC"),
+            (opcode::Fallocate::CODE, "FALLOCATE"),
+            (opcode::Read::CODE, "READ"),
+            (opcode::AsyncCancel2::CODE, "ASYNC_CANCEL"),
+        ];
+        match OPCODES.iter().find(|(code, _)| !probe.is_supported(*code)) {
+            Some((_, name)) => name,
+            None => return Ok(()),
+        }
+    };
+    Err(io::Error::new(io::ErrorKind::Unsupported, format!("the kernel's io_uring lacks {lacking}")))
+}

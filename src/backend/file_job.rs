@@ -1,0 +1,676 @@
+//! A file operation as a sequence of system calls: what to call next, and what its result means.
+//!
+//! Makes no call itself: the engines do. Short transfers go on where they ended, EINTR and EAGAIN are tried
+//! again, an ability the file lacks is replaced by the next best one.
+#![expect(unsafe_code, reason = "iovecs are raw pointers; the kernel is given them")]
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use libc::iovec;
+
+use super::image_file::{Ability, ImageFile};
+use super::{BackendError, Completion, IoBuf, Op, Tag};
+
+/// The kernel moves no more than this in one call (MAX_RW_COUNT), and says so only by a short transfer.
+const MAX_RW: usize = 0x7fff_f000;
+/// More iovecs than this are EINVAL.
+const MAX_IOV: usize = libc::UIO_MAXIOV as usize;
+/// A file that answers EAGAIN this often in a row is not going to change its mind.
+const MAX_AGAIN: u32 = 1000;
+
+const ZERO_CHUNK: usize = 64 << 10;
+/// Iovecs over the one buffer of zeroes in a call: 1 MiB.
+const ZERO_IOVS: usize = 16;
+#[repr(align(4096))]
+struct Zeroes([u8; ZERO_CHUNK]);
+static ZEROES: Zeroes = Zeroes([0; ZERO_CHUNK]);
+
+/// One system call of a job; its buffers are [`FileJob::iovecs`], its file [`FileJob::fd`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// preadv at a byte offset.
+    Preadv {
+        /// Byte offset in the file.
+        offset: u64,
+    },
+    /// pwritev2 at a byte offset.
+    Pwritev {
+        /// Byte offset in the file.
+        offset: u64,
+        /// With RWF_DSYNC.
+        dsync: bool,
+    },
+    /// fdatasync of the whole file.
+    Fdatasync,
+    /// fallocate of a range.
+    Fallocate {
+        /// FALLOC_FL_* bits.
+        mode: i32,
+        /// Byte offset in the file.
+        offset: u64,
+        /// Bytes, never 0.
+        len: u64,
+    },
+}
+
+/// What a job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    /// [`Op::Read`]
+    Read,
+    /// [`Op::Write`]
+    Write,
+    /// [`Op::Flush`]
+    Flush,
+    /// [`Op::WriteZeroes`]
+    WriteZeroes,
+    /// [`Op::Discard`]
+    Discard,
+}
+
+/// The call a job makes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Read,
+    Write { dsync: bool },
+    PunchHole,
+    ZeroRange,
+    WriteZeroes,
+    Sync,
+    Done,
+}
+
+/// Which iovecs the current call uses.
+#[derive(Clone, Copy, Debug)]
+enum Window {
+    None,
+    /// All of the GuestBuf's own: nothing is built, nothing allocated.
+    Guest,
+    Single,
+    Built,
+}
+
+#[derive(Debug)]
+struct Iovecs {
+    window: Window,
+    single: iovec,
+    built: Vec<iovec>,
+}
+
+// SAFETY: the pointers lead into the job's own buffer (which is Send) or the static zeroes; only the call in
+// progress uses them.
+unsafe impl Send for Iovecs {}
+
+#[derive(Debug)]
+struct Issued {
+    call: Call,
+    ticket: u64,
+}
+
+/// A file operation on its way: owner of its buffer, state machine of its system calls.
+///
+/// Engines loop: [`FileJob::next_call`], make the call with [`FileJob::fd`] and [`FileJob::iovecs`], tell
+/// [`FileJob::complete`]; when there is no next call, [`FileJob::finish`]. Between `next_call` and
+/// `complete` the job must not move: the iovecs may lie in it.
+#[derive(Debug)]
+pub struct FileJob {
+    file: Arc<ImageFile>,
+    kind: JobKind,
+    stage: Stage,
+    /// Of the whole operation.
+    offset: u64,
+    len: u64,
+    /// Bytes moved so far.
+    done: u64,
+    /// An fdatasync follows the last transfer.
+    sync_after: bool,
+    /// A dsync write met ENOSPC: whose it was shows when the write alone is tried.
+    dsync_errno: Option<i32>,
+    again: u32,
+    buf: Option<IoBuf>,
+    iovecs: Iovecs,
+    issued: Option<Issued>,
+    result: Result<(), BackendError>,
+}
+
+impl FileJob {
+    /// A job for an operation whose range was checked. May need no call at all ([`FileJob::is_done`]).
+    pub(super) fn new(file: Arc<ImageFile>, op: Op) -> Self {
+        let (offset, len) = op.range();
+        let (kind, fua) = match &op {
+            Op::Read { .. } => (JobKind::Read, false),
+            Op::Write { fua, .. } => (JobKind::Write, *fua),
+            Op::Flush => (JobKind::Flush, false),
+            Op::WriteZeroes { fua, .. } => (JobKind::WriteZeroes, *fua),
+            Op::Discard { .. } => (JobKind::Discard, false),
+        };
+        let dsync = fua && file.can(Ability::DsyncWrite);
+        let stage = match &op {
+            Op::Flush => Stage::Sync,
+            _ if len == 0 => Stage::Done,
+            Op::Read { .. } => Stage::Read,
+            Op::Write { .. } => Stage::Write { dsync },
+            Op::WriteZeroes { unmap: true, .. } if file.can(Ability::PunchHole) => Stage::PunchHole,
+            Op::WriteZeroes { .. } if file.can(Ability::ZeroRange) => Stage::ZeroRange,
+            Op::WriteZeroes { .. } => Stage::WriteZeroes,
+            Op::Discard { .. } if file.can(Ability::PunchHole) => Stage::PunchHole,
+            Op::Discard { .. } => Stage::Done,
+        };
+        let mut job = FileJob {
+            file,
+            kind,
+            stage,
+            offset,
+            len,
+            done: 0,
+            sync_after: fua && stage != (Stage::Write { dsync: true }),
+            dsync_errno: None,
+            again: 0,
+            buf: op.into_buf(),
+            iovecs: Iovecs {
+                window: Window::None,
+                single: iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
+                built: Vec::new(),
+            },
+            issued: None,
+            result: Ok(()),
+        };
+        if (fua || kind == JobKind::Flush)
+            && let Some(errno) = job.file.sync_error()
+        {
+            job.fail(io::Error::from_raw_os_error(errno).into());
+        }
+        job
+    }
+
+    /// What the job is for.
+    pub fn kind(&self) -> JobKind {
+        self.kind
+    }
+
+    /// First byte and number of bytes of the operation.
+    pub fn range(&self) -> (u64, u64) {
+        (self.offset, self.len)
+    }
+
+    /// No call is left to make.
+    pub fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    /// The file of the calls.
+    pub fn fd(&self) -> RawFd {
+        self.file.fd()
+    }
+
+    /// The buffers of the call in progress; valid from [`FileJob::next_call`] to [`FileJob::complete`].
+    pub fn iovecs(&self) -> &[iovec] {
+        match self.iovecs.window {
+            Window::None => &[],
+            Window::Single => std::slice::from_ref(&self.iovecs.single),
+            Window::Built => &self.iovecs.built,
+            Window::Guest => match &self.buf {
+                Some(IoBuf::Guest(buf)) => buf.iovecs(),
+                _ => &[],
+            },
+        }
+    }
+
+    /// The next call, which the engine must now make; `None` when the job is done.
+    pub fn next_call(&mut self) -> Option<Call> {
+        let at = self.offset + self.done;
+        let left = self.len - self.done;
+        self.iovecs.window = Window::None;
+        let call = match self.stage {
+            Stage::Done => return None,
+            Stage::Read => {
+                self.aim_at_buffer();
+                Call::Preadv { offset: at }
+            }
+            Stage::Write { dsync } => {
+                self.aim_at_buffer();
+                Call::Pwritev { offset: at, dsync }
+            }
+            Stage::WriteZeroes => {
+                self.aim_at_zeroes(left);
+                Call::Pwritev { offset: at, dsync: false }
+            }
+            Stage::PunchHole => Call::Fallocate {
+                mode: libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                offset: at,
+                len: left,
+            },
+            Stage::ZeroRange => Call::Fallocate {
+                // KEEP_SIZE: a file truncated under us is not grown by zeroing what it lost.
+                mode: libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+                offset: at,
+                len: left,
+            },
+            Stage::Sync => Call::Fdatasync,
+        };
+        let ticket = match self.file.tap() {
+            None => 0,
+            Some(tap) => tap.issued(&call, &self.outgoing(&call)),
+        };
+        self.issued = Some(Issued { call, ticket });
+        Some(call)
+    }
+
+    /// The result of the call in progress as the kernel gives it: bytes or 0, or a negative errno.
+    pub fn complete(&mut self, result: i32) {
+        let Some(Issued { call, ticket }) = self.issued.take() else {
+            return;
+        };
+        let result = u32::try_from(result).map_err(|_| result.wrapping_neg());
+        if let Some(tap) = self.file.tap() {
+            tap.completed(ticket, &call, result);
+        }
+        match result {
+            Ok(moved) => {
+                self.again = 0;
+                self.succeeded(u64::from(moved));
+            }
+            Err(errno) => self.failed(errno),
+        }
+    }
+
+    /// Ends the job; the buffer goes back to the submitter.
+    pub fn finish(self, tag: Tag) -> Completion {
+        let lost = self.buf.as_ref().map_or(Ok(()), IoBuf::check);
+        Completion { tag, result: self.result.and(lost), buf: self.buf }
+    }
+
+    fn succeeded(&mut self, moved: u64) {
+        match self.stage {
+            Stage::Read if moved == 0 => self.fail(BackendError::Truncated),
+            Stage::Write { .. } | Stage::WriteZeroes if moved == 0 => {
+                self.fail(io::Error::from(io::ErrorKind::WriteZero).into());
+            }
+            Stage::Read | Stage::Write { .. } | Stage::WriteZeroes => {
+                self.done += moved.min(self.len - self.done);
+                if self.done == self.len {
+                    self.transferred();
+                }
+            }
+            Stage::PunchHole | Stage::ZeroRange => self.transferred(),
+            Stage::Sync => match self.file.sync_error() {
+                // Another's fdatasync was told of the loss; the kernel does not repeat it to ours.
+                Some(errno) => self.fail(io::Error::from_raw_os_error(errno).into()),
+                None => self.stage = Stage::Done,
+            },
+            Stage::Done => {}
+        }
+    }
+
+    fn transferred(&mut self) {
+        if let Some(errno) = self.dsync_errno {
+            // The write had room after all: the refusal was of older data's writeback.
+            self.file.sync_failed(errno);
+            self.fail(io::Error::from_raw_os_error(errno).into());
+        } else if self.sync_after {
+            self.stage = Stage::Sync;
+        } else {
+            self.stage = Stage::Done;
+        }
+    }
+
+    fn failed(&mut self, errno: i32) {
+        match (self.stage, errno) {
+            (_, libc::EINTR) => {}
+            (_, libc::EAGAIN) if self.again < MAX_AGAIN => self.again += 1,
+            (Stage::Read | Stage::Write { .. }, libc::EFAULT) => {
+                self.fail(BackendError::GuestMemory);
+            }
+            (Stage::Write { dsync: true }, libc::EOPNOTSUPP) => {
+                self.file.remember_lack(Ability::DsyncWrite);
+                self.sync_after = true;
+                self.stage = Stage::Write { dsync: false };
+            }
+            // No room for this write, or for older data that the dsync wrote back? Only the latter costs
+            // the image its word of honour, so the write is tried alone.
+            (Stage::Write { dsync: true }, libc::ENOSPC | libc::EDQUOT) => {
+                self.dsync_errno = Some(errno);
+                self.stage = Stage::Write { dsync: false };
+            }
+            (Stage::Write { dsync: true }, libc::EIO) | (Stage::Sync, _) => {
+                self.file.sync_failed(errno);
+                self.fail(io::Error::from_raw_os_error(errno).into());
+            }
+            (Stage::PunchHole | Stage::ZeroRange, libc::EOPNOTSUPP | libc::ENOSYS) => {
+                let lack =
+                    if self.stage == Stage::PunchHole { Ability::PunchHole } else { Ability::ZeroRange };
+                self.file.remember_lack(lack);
+                self.step_down();
+            }
+            // Only this range is refused (a block device wants whole blocks), so nothing is remembered.
+            (Stage::PunchHole | Stage::ZeroRange, libc::EINVAL) => self.step_down(),
+            _ => self.fail(io::Error::from_raw_os_error(errno).into()),
+        }
+    }
+
+    /// The next best way to the same end.
+    fn step_down(&mut self) {
+        self.stage = match (self.kind, self.stage) {
+            // Deallocation is a hint.
+            (JobKind::Discard, _) => Stage::Done,
+            (_, Stage::PunchHole) if self.file.can(Ability::ZeroRange) => Stage::ZeroRange,
+            _ => Stage::WriteZeroes,
+        };
+    }
+
+    fn fail(&mut self, error: BackendError) {
+        self.result = Err(error);
+        self.stage = Stage::Done;
+    }
+
+    /// Points the iovecs at what is left of the buffer, within the kernel's limits.
+    fn aim_at_buffer(&mut self) {
+        // `done` is at most the length of a buffer in memory.
+        let skip = self.done as usize;
+        match &mut self.buf {
+            Some(IoBuf::Pool(buf)) => {
+                let left = buf.get_mut(skip..).unwrap_or_default();
+                self.iovecs.single =
+                    iovec { iov_base: left.as_mut_ptr().cast(), iov_len: left.len().min(MAX_RW) };
+                self.iovecs.window = Window::Single;
+            }
+            Some(IoBuf::Guest(buf)) => {
+                let all = buf.iovecs();
+                if skip == 0 && all.len() <= MAX_IOV && self.len <= MAX_RW as u64 {
+                    self.iovecs.window = Window::Guest;
+                } else {
+                    window_of(all, skip, &mut self.iovecs.built);
+                    self.iovecs.window = Window::Built;
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn aim_at_zeroes(&mut self, left: u64) {
+        let built = &mut self.iovecs.built;
+        built.clear();
+        let mut left = usize::try_from(left).unwrap_or(usize::MAX);
+        while left > 0 && built.len() < ZERO_IOVS {
+            let take = left.min(ZERO_CHUNK);
+            built.push(iovec { iov_base: (&raw const ZEROES.0).cast_mut().cast(), iov_len: take });
+            left -= take;
+        }
+        self.iovecs.window = Window::Built;
+    }
+
+    /// A copy of what a write is about to hand over, for a tap.
+    fn outgoing(&self, call: &Call) -> Vec<u8> {
+        let mut data = Vec::new();
+        if let Call::Pwritev { .. } = call {
+            for iov in self.iovecs() {
+                // SAFETY: the iovecs of a write lie in the job's buffer or the static zeroes, both alive.
+                // A tap is a test's: there nobody writes the memory meanwhile.
+                data.extend_from_slice(unsafe {
+                    std::slice::from_raw_parts(iov.iov_base.cast::<u8>(), iov.iov_len)
+                });
+            }
+        }
+        data
+    }
+
+    /// Takes the durability out of a job, for the test that shows the durability check can fail.
+    #[cfg(test)]
+    pub(super) fn without_sync(mut self) -> Self {
+        self.sync_after = false;
+        match &mut self.stage {
+            Stage::Write { dsync } => *dsync = false,
+            stage @ Stage::Sync => *stage = Stage::Done,
+            _ => {}
+        }
+        self
+    }
+}
+
+/// Fills `out` with the part of `all` from byte `skip` on that one call takes.
+fn window_of(all: &[iovec], mut skip: usize, out: &mut Vec<iovec>) {
+    out.clear();
+    let mut room = MAX_RW;
+    for iov in all {
+        if iov.iov_len <= skip {
+            skip -= iov.iov_len;
+            continue;
+        }
+        if out.len() == MAX_IOV || room == 0 {
+            break;
+        }
+        let take = (iov.iov_len - skip).min(room);
+        out.push(iovec { iov_base: iov.iov_base.wrapping_byte_add(skip), iov_len: take });
+        room -= take;
+        skip = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::conformance::{bytes_of, guest, pool};
+    use super::*;
+
+    fn image() -> Arc<ImageFile> {
+        let file = tempfile::tempfile().expect("a file for the test");
+        Arc::new(ImageFile::new(file, None))
+    }
+
+    fn write(len: usize, fua: bool) -> Op {
+        Op::Write { offset: 512, buf: pool(vec![1; len]), fua }
+    }
+
+    fn zeroes(unmap: bool) -> Op {
+        Op::WriteZeroes { offset: 512, len: 3 << 20, unmap, fua: true }
+    }
+
+    /// Answers the calls of a job in turn; what it called, and how it ended.
+    fn script(file: &Arc<ImageFile>, op: Op, answers: &[i32]) -> (Vec<Call>, Completion) {
+        let mut job = FileJob::new(Arc::clone(file), op);
+        let mut calls = Vec::new();
+        let mut answers = answers.iter();
+        while let Some(call) = job.next_call() {
+            calls.push(call);
+            job.complete(*answers.next().expect("no further call"));
+        }
+        assert!(answers.next().is_none(), "calls are missing");
+        (calls, job.finish(Tag(0)))
+    }
+
+    fn errno(completion: &Completion) -> Option<i32> {
+        match &completion.result {
+            Err(BackendError::Io(e)) => e.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+    fn fallocate(mode: i32) -> Call {
+        Call::Fallocate { mode, offset: 512, len: 3 << 20 }
+    }
+
+    fn pwritev(offset: u64, dsync: bool) -> Call {
+        Call::Pwritev { offset, dsync }
+    }
+
+    #[test]
+    fn short_transfers_go_on() {
+        let (calls, end) = script(&image(), write(1000, false), &[1, -libc::EINTR, 998, 1]);
+        let offsets = [512, 513, 513, 1511];
+        assert_eq!(calls, offsets.map(|at| pwritev(at, false)));
+        assert!(end.result.is_ok());
+    }
+
+    #[test]
+    fn eagain_is_tried_again_but_not_for_ever() {
+        let again = vec![-libc::EAGAIN; MAX_AGAIN as usize];
+        let mut answers = again.clone();
+        answers.push(1000);
+        assert!(script(&image(), write(1000, false), &answers).1.result.is_ok());
+        answers = again;
+        answers.push(-libc::EAGAIN);
+        let (_, end) = script(&image(), write(1000, false), &answers);
+        assert_eq!(errno(&end), Some(libc::EAGAIN));
+    }
+
+    #[test]
+    fn a_transfer_that_moves_nothing_ends() {
+        let read = Op::Read { offset: 0, buf: pool(vec![0; 8]) };
+        let (_, end) = script(&image(), read, &[4, 0]);
+        assert!(matches!(end.result, Err(BackendError::Truncated)));
+        let (_, end) = script(&image(), write(8, false), &[4, 0]);
+        assert!(matches!(end.result, Err(BackendError::Io(_))));
+    }
+
+    #[test]
+    fn fua_is_one_dsync_write() {
+        let (calls, end) = script(&image(), write(8, true), &[8]);
+        assert_eq!(calls, [pwritev(512, true)]);
+        assert!(end.result.is_ok());
+    }
+
+    #[test]
+    fn fua_without_dsync_is_a_sync_remembered() {
+        let file = image();
+        let (calls, end) = script(&file, write(8, true), &[-libc::EOPNOTSUPP, 8, 0]);
+        let plain = [pwritev(512, false), Call::Fdatasync];
+        assert_eq!(calls, [&[pwritev(512, true)], &plain[..]].concat());
+        assert!(end.result.is_ok());
+        assert_eq!(script(&file, write(8, true), &[8, 0]).0, plain);
+    }
+
+    #[test]
+    fn zeroes_step_down_and_remember() {
+        let file = image();
+        let no = -libc::EOPNOTSUPP;
+        let mib = 1 << 20;
+        let writes = [0, mib, 2 * mib].map(|at| pwritev(512 + at, false));
+        let writes = [&writes[..], &[Call::Fdatasync]].concat();
+        let mib = mib as i32;
+        let (calls, end) = script(&file, zeroes(true), &[no, no, mib, mib, mib, 0]);
+        assert_eq!(calls[..2], [fallocate(PUNCH), fallocate(ZERO)]);
+        assert_eq!(calls[2..], writes);
+        assert!(end.result.is_ok());
+        for unmap in [true, false] {
+            assert_eq!(script(&file, zeroes(unmap), &[mib, mib, mib, 0]).0, writes);
+        }
+        let discard = Op::Discard { offset: 512, len: 3 << 20 };
+        assert!(FileJob::new(file, discard).is_done());
+    }
+
+    #[test]
+    fn a_range_refused_is_not_remembered() {
+        let file = image();
+        let (calls, _) = script(&file, zeroes(true), &[-libc::EINVAL, 0, 0]);
+        assert_eq!(calls, [fallocate(PUNCH), fallocate(ZERO), Call::Fdatasync]);
+        let (calls, _) = script(&file, zeroes(true), &[0, 0]);
+        assert_eq!(calls, [fallocate(PUNCH), Call::Fdatasync]);
+        let discard = Op::Discard { offset: 512, len: 3 << 20 };
+        let (calls, end) = script(&file, discard, &[-libc::EINVAL]);
+        assert_eq!(calls, [fallocate(PUNCH)]);
+        assert!(end.result.is_ok(), "deallocation is a hint");
+    }
+
+    #[test]
+    fn without_unmap_no_hole_is_punched() {
+        let (calls, _) = script(&image(), zeroes(false), &[0, 0]);
+        assert_eq!(calls, [fallocate(ZERO), Call::Fdatasync]);
+    }
+
+    /// The kernel tells of lost writeback once; we go on telling.
+    #[test]
+    fn a_failed_sync_fails_all_later_ones() {
+        for (op, answer) in
+            [(Op::Flush, -libc::ENOSPC), (Op::Flush, -libc::EIO), (write(8, true), -libc::EIO)]
+        {
+            let file = image();
+            let mut early = FileJob::new(Arc::clone(&file), Op::Flush);
+            assert_eq!(early.next_call(), Some(Call::Fdatasync));
+            let (_, end) = script(&file, op, &[answer]);
+            assert_eq!(errno(&end), Some(-answer));
+            early.complete(0);
+            assert_eq!(errno(&early.finish(Tag(0))), Some(-answer));
+            for later in [Op::Flush, write(8, true), zeroes(true)] {
+                let (calls, end) = script(&file, later, &[]);
+                assert_eq!(calls, []);
+                assert_eq!(errno(&end), Some(-answer));
+            }
+            assert!(script(&file, write(8, false), &[8]).1.result.is_ok());
+        }
+    }
+
+    /// ENOSPC of a dsync write: its own, which costs nothing, or older data's, which does.
+    #[test]
+    fn a_full_disk_is_not_a_lost_write() {
+        let file = image();
+        let full = -libc::ENOSPC;
+        let (calls, end) = script(&file, write(8, true), &[full, full]);
+        assert_eq!(calls, [pwritev(512, true), pwritev(512, false)]);
+        assert_eq!(errno(&end), Some(libc::ENOSPC));
+        assert!(script(&file, Op::Flush, &[0]).1.result.is_ok());
+        let (_, end) = script(&file, write(8, true), &[full, 8]);
+        assert_eq!(errno(&end), Some(libc::ENOSPC));
+        let (_, end) = script(&file, Op::Flush, &[]);
+        assert_eq!(errno(&end), Some(libc::ENOSPC));
+    }
+
+    /// A limit a test cannot reach with real memory: the window holds to it whatever the pieces.
+    #[test]
+    fn a_window_keeps_to_the_kernels_limits() {
+        let piece = |len| iovec { iov_base: std::ptr::without_provenance_mut(1 << 20), iov_len: len };
+        let mut out = Vec::new();
+        let lens = |out: &[iovec]| out.iter().map(|iov| iov.iov_len).collect::<Vec<_>>();
+        window_of(&[piece(MAX_RW - 1), piece(3), piece(9)], 0, &mut out);
+        assert_eq!(lens(&out), [MAX_RW - 1, 1]);
+        window_of(&[piece(7), piece(2 * MAX_RW)], 10, &mut out);
+        assert_eq!(lens(&out), [MAX_RW]);
+        assert_eq!(out[0].iov_base.addr(), (1 << 20) + 3);
+        window_of(&vec![piece(1); 3000], 500, &mut out);
+        assert_eq!(lens(&out), [1; MAX_IOV]);
+    }
+
+    proptest! {
+        /// However the kernel cuts a transfer, each byte goes to its place once.
+        #[test]
+        fn any_cuts_move_every_byte(
+            len in 1usize..5000,
+            pieces in proptest::collection::vec(1usize..9, 1..6),
+            from_pool: bool,
+            cuts in proptest::collection::vec(1usize..2000, 1..20),
+        ) {
+            let source: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+            let file = image();
+            let blank = vec![0; len];
+            let buf = if from_pool { pool(blank) } else { guest(&blank, &pieces) };
+            let mut job = FileJob::new(file, Op::Read { offset: 4096, buf });
+            let mut cuts = cuts.iter().cycle();
+            while let Some(call) = job.next_call() {
+                let Call::Preadv { offset } = call else { panic!("{call:?}") };
+                let mut at = (offset - 4096) as usize;
+                let mut left = *cuts.next().expect("endless");
+                let start = at;
+                prop_assert!(job.iovecs().len() <= MAX_IOV);
+                for iov in job.iovecs() {
+                    let take = iov.iov_len.min(left);
+                    // SAFETY: the job's iovecs lie in its buffer.
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(
+                            source[at..].as_ptr(), iov.iov_base.cast(), take);
+                    }
+                    at += take;
+                    left -= take;
+                }
+                job.complete((at - start) as i32);
+            }
+            let end = job.finish(Tag(0));
+            prop_assert!(end.result.is_ok());
+            prop_assert_eq!(bytes_of(&end.buf.expect("the buffer is back")), source);
+        }
+    }
+}

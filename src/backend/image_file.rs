@@ -1,0 +1,78 @@
+//! The open file behind a raw image, as all its jobs share it: descriptor and what was learnt about it.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use super::file_job::Call;
+
+/// Watches the real calls on one image, on whatever thread makes them: the seam of the durability
+/// laboratory. Without one a job pays a test of an `Option` for each call.
+pub trait Tap: Send + Sync + std::fmt::Debug {
+    /// The image was opened and locked; no call was made yet.
+    fn opened(&self, _image: &File, _len: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+    /// `call` is about to be made; `data` is what a `Pwritev` hands over (it may move less), else empty.
+    /// Returns a number that comes back with the end of the call.
+    fn issued(&self, call: &Call, data: &[u8]) -> u64;
+    /// The call ended: bytes moved (0 where none are), or errno.
+    fn completed(&self, ticket: u64, call: &Call, result: Result<u32, i32>);
+}
+
+/// An ability the kernel may lack for a file; once refused, it is not asked again.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ability {
+    PunchHole,
+    ZeroRange,
+    DsyncWrite,
+}
+
+/// See the module docs.
+#[derive(Debug)]
+pub(super) struct ImageFile {
+    file: File,
+    lacks: [AtomicBool; 3],
+    /// errno of the first failed fdatasync, or 0.
+    sync_error: AtomicI32,
+    tap: Option<Arc<dyn Tap>>,
+}
+
+impl ImageFile {
+    pub(super) fn new(file: File, tap: Option<Arc<dyn Tap>>) -> Self {
+        ImageFile { file, lacks: Default::default(), sync_error: AtomicI32::new(0), tap }
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    pub(super) fn can(&self, ability: Ability) -> bool {
+        !self.lacks[ability as usize].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn remember_lack(&self, ability: Ability) {
+        if !self.lacks[ability as usize].swap(true, Ordering::Relaxed) {
+            log::debug!("an image lacks {ability:?}; the next best is used from now on");
+        }
+    }
+
+    /// The kernel reports lost writeback once and marks the pages clean, so a later fdatasync would succeed
+    /// over lost data. Hence all later Flush and FUA fail until the image is opened anew.
+    pub(super) fn sync_failed(&self, errno: i32) {
+        let _ = self.sync_error.compare_exchange(0, errno, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// errno of a sync that failed earlier.
+    pub(super) fn sync_error(&self) -> Option<i32> {
+        match self.sync_error.load(Ordering::Relaxed) {
+            0 => None,
+            errno => Some(errno),
+        }
+    }
+
+    pub(super) fn tap(&self) -> Option<&dyn Tap> {
+        self.tap.as_deref()
+    }
+}

@@ -1,0 +1,57 @@
+//! The memory of one transfer, guest's or ours, seen as pieces.
+#![expect(unsafe_code, reason = "guest memory is raw pointers until it is a VolatileSlice")]
+
+use vm_memory::volatile_memory::VolatileSlice;
+
+use super::BackendError;
+use crate::memory::GuestBuf;
+
+/// Memory of a transfer: the guest's own, or ours. The operation owns it until it completes.
+#[derive(Debug)]
+pub enum IoBuf {
+    /// Guest memory, pinned.
+    Guest(GuestBuf),
+    /// A bounce buffer; the transfer covers all of it.
+    Pool(Box<[u8]>),
+}
+
+impl IoBuf {
+    /// Bytes of the transfer.
+    pub fn len(&self) -> usize {
+        match self {
+            IoBuf::Guest(buf) => buf.len(),
+            IoBuf::Pool(buf) => buf.len(),
+        }
+    }
+
+    /// No byte at all?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fails when the pages of guest memory were lost on the way: then the transfer went to or came from pages
+    /// of ours that stand in for them. To be asked when the transfer is over.
+    pub(super) fn check(&self) -> Result<(), BackendError> {
+        match self {
+            IoBuf::Guest(buf) => buf.check().map_err(|_| BackendError::GuestMemory),
+            IoBuf::Pool(_) => Ok(()),
+        }
+    }
+
+    /// Calls `each` with every piece and the offset of its first byte in the transfer, in order.
+    /// Volatile, because the guest may change its memory at any moment.
+    pub(super) fn for_each_piece(&mut self, mut each: impl FnMut(usize, VolatileSlice<'_>)) {
+        match self {
+            IoBuf::Guest(buf) => {
+                let mut at = 0;
+                for iov in buf.iovecs() {
+                    // SAFETY: the pins of the GuestBuf keep the range mapped as long as `buf` lives,
+                    // which is longer than the call; nobody makes references to guest memory.
+                    each(at, unsafe { VolatileSlice::new(iov.iov_base.cast(), iov.iov_len) });
+                    at += iov.iov_len;
+                }
+            }
+            IoBuf::Pool(buf) => each(0, VolatileSlice::from(&mut buf[..])),
+        }
+    }
+}

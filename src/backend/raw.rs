@@ -1,0 +1,336 @@
+//! An image in a regular file or a block device, byte for byte.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::engine::Engine;
+use super::file_job::FileJob;
+use super::image_file::{ImageFile, Tap};
+use super::lock::{self, LockError};
+use super::{Backend, Completion, Op, Tag};
+
+/// Images come in whole sectors of this many bytes.
+const SECTOR: u64 = 512;
+
+/// How to open a [`RawBackend`].
+#[derive(Clone, Debug)]
+pub struct RawOptions {
+    /// A regular file or a block device.
+    pub path: PathBuf,
+    /// Length in bytes. An absent file is created sparse with it; an existing image must have it.
+    pub size: Option<u64>,
+    /// Opened for reading only; writes are refused.
+    pub read_only: bool,
+    /// Keep others out, and respect their locks. `false` also opens a block device that is in use.
+    pub locking: bool,
+    /// Watches the calls made on the image.
+    pub tap: Option<Arc<dyn Tap>>,
+}
+
+impl RawOptions {
+    /// An existing image, for reading and writing, with locking.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        RawOptions { path: path.into(), size: None, read_only: false, locking: true, tap: None }
+    }
+}
+
+/// Why an image cannot be opened, for people: path, what is wrong, what to do.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum OpenError {
+    #[error("{}: no such image; create it, or give size= and it is created", .path.display())]
+    Missing { path: PathBuf },
+    #[error("{}: no such image, and with readonly=on it is not created", .path.display())]
+    MissingReadOnly { path: PathBuf },
+    #[error("{}: the folder it should be created in does not exist; create it", .path.display())]
+    MissingFolder { path: PathBuf },
+    #[error("{}: is {what}; an image is a regular file or a block device", .path.display())]
+    NotAnImage { path: PathBuf, what: &'static str },
+    #[error("{}: not allowed to read and write it; change its mode or owner, or use readonly=on", .path.display())]
+    Denied { path: PathBuf },
+    #[error("{}: not allowed to read it; change its mode or owner", .path.display())]
+    DeniedReadOnly { path: PathBuf },
+    #[error("{}: the medium can only be read; use readonly=on", .path.display())]
+    ReadOnlyMedium { path: PathBuf },
+    #[error("{}: the device is in use, mounted perhaps; release it, or use locking=off at your own risk", .path.display())]
+    DeviceBusy { path: PathBuf },
+    #[error("{}: another process uses it ({why}); end that, or use locking=off at your own risk", .path.display())]
+    Locked { path: PathBuf, why: &'static str },
+    #[error("{}: cannot be locked: {source}; use locking=off if nobody else can use it", .path.display())]
+    CannotLock { path: PathBuf, source: io::Error },
+    #[error("{}: is {is} bytes long, but size= says {wanted}; an image is never resized: leave size= out, or name another file", .path.display())]
+    SizeDiffers { path: PathBuf, is: u64, wanted: u64 },
+    #[error("{}: its length of {len} bytes is no multiple of {SECTOR}; lengthen it, for instance with truncate", .path.display())]
+    UnevenLength { path: PathBuf, len: u64 },
+    #[error("{}: size= of {size} bytes is not possible; give a positive multiple of {SECTOR}", .path.display())]
+    BadSize { path: PathBuf, size: u64 },
+    #[error("{}: is empty; remove it and give size=, or lengthen it", .path.display())]
+    Empty { path: PathBuf },
+    #[error("{}: cannot {what}: {source}", .path.display())]
+    Io { path: PathBuf, what: &'static str, source: io::Error },
+}
+
+/// See the module docs.
+#[derive(Debug)]
+pub struct RawBackend {
+    name: String,
+    len: u64,
+    read_only: bool,
+    file: Arc<ImageFile>,
+}
+
+impl RawBackend {
+    /// Opens an image, or creates it.
+    pub fn open(options: RawOptions) -> Result<Self, OpenError> {
+        let path = &options.path;
+        if let Some(size) = options.size
+            && (size == 0 || size % SECTOR != 0 || i64::try_from(size).is_err())
+        {
+            return Err(OpenError::BadSize { path: path.clone(), size });
+        }
+        let file = match kind_of(path)? {
+            Some(kind) => open_existing(&options, kind)?,
+            None => create(&options)?,
+        };
+        let len = (&file).seek(io::SeekFrom::End(0)).map_err(|e| io_error(path, "find its length", e))?;
+        match options.size {
+            Some(wanted) if wanted != len => {
+                return Err(OpenError::SizeDiffers { path: path.clone(), is: len, wanted });
+            }
+            _ if len == 0 => return Err(OpenError::Empty { path: path.clone() }),
+            _ if len % SECTOR != 0 => {
+                return Err(OpenError::UnevenLength { path: path.clone(), len });
+            }
+            _ => {}
+        }
+        if let Some(tap) = &options.tap {
+            tap.opened(&file, len).map_err(|e| io_error(path, "read it for its tap", e))?;
+        }
+        Ok(RawBackend {
+            name: path.display().to_string(),
+            len,
+            read_only: options.read_only,
+            file: Arc::new(ImageFile::new(file, options.tap)),
+        })
+    }
+}
+
+impl Backend for RawBackend {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn submit(&self, tag: Tag, op: Op, engine: &mut dyn Engine) -> Option<Completion> {
+        if let Err(error) = op.check(self.len, self.read_only) {
+            return Some(Completion { tag, result: Err(error), buf: op.into_buf() });
+        }
+        if self.read_only && matches!(op, Op::Flush) {
+            return Some(Completion { tag, result: Ok(()), buf: None });
+        }
+        let job = FileJob::new(Arc::clone(&self.file), op);
+        if job.is_done() {
+            return Some(job.finish(tag));
+        }
+        engine.submit(tag, job);
+        None
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Regular,
+    Block,
+}
+
+/// What lies at `path`, asked before it is opened: opening a FIFO would wait for its other end.
+fn kind_of(path: &Path) -> Result<Option<Kind>, OpenError> {
+    let kind = match std::fs::metadata(path) {
+        Ok(meta) => meta.file_type(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io_error(path, "look at it", e)),
+    };
+    let what = if kind.is_file() {
+        return Ok(Some(Kind::Regular));
+    } else if kind.is_block_device() {
+        return Ok(Some(Kind::Block));
+    } else if kind.is_dir() {
+        "a folder"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else {
+        "a FIFO or socket"
+    };
+    Err(OpenError::NotAnImage { path: path.to_owned(), what })
+}
+
+fn open_existing(options: &RawOptions, kind: Kind) -> Result<File, OpenError> {
+    let path = &options.path;
+    let open = |exclusive: bool| {
+        OpenOptions::new()
+            .read(true)
+            .write(!options.read_only)
+            // Without O_CREAT this claims a block device: EBUSY when it is mounted or claimed.
+            .custom_flags(if exclusive { libc::O_EXCL } else { 0 })
+            .open(path)
+            .map_err(|e| open_error(options, e))
+    };
+    let claim = kind == Kind::Block && options.locking;
+    let mut file = open(claim)?;
+    if claim && options.read_only {
+        // The claim has shown that nobody uses the device; kept, it would shut out other readers.
+        drop(file);
+        file = open(false)?;
+    }
+    take_lock(options, &file)?;
+    Ok(file)
+}
+
+fn create(options: &RawOptions) -> Result<File, OpenError> {
+    let path = &options.path;
+    let size = match options.size {
+        Some(_) if options.read_only => {
+            return Err(OpenError::MissingReadOnly { path: path.clone() });
+        }
+        Some(size) => size,
+        None => return Err(OpenError::Missing { path: path.clone() }),
+    };
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(
+        |e| match e.kind() {
+            io::ErrorKind::NotFound => OpenError::MissingFolder { path: path.clone() },
+            _ => open_error(options, e),
+        },
+    )?;
+    take_lock(options, &file)?;
+    let sized = file.set_len(size).and_then(|()| {
+        // Data made durable in a file whose name is not would be lost with the name.
+        file.sync_all()?;
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        File::open(folder)?.sync_all()
+    });
+    if let Err(e) = sized {
+        let _ = std::fs::remove_file(path);
+        return Err(io_error(path, "create it with this size", e));
+    }
+    Ok(file)
+}
+
+fn take_lock(options: &RawOptions, file: &File) -> Result<(), OpenError> {
+    if !options.locking {
+        return Ok(());
+    }
+    let path = options.path.clone();
+    lock::lock(file, options.read_only).map_err(|e| match e {
+        LockError::Conflict(why) => OpenError::Locked { path, why },
+        LockError::Io(source) => OpenError::CannotLock { path, source },
+    })
+}
+
+fn open_error(options: &RawOptions, error: io::Error) -> OpenError {
+    let path = options.path.clone();
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => OpenError::DeviceBusy { path },
+        Some(libc::EACCES | libc::EPERM) if options.read_only => OpenError::DeniedReadOnly { path },
+        Some(libc::EACCES | libc::EPERM) => OpenError::Denied { path },
+        Some(libc::EROFS) => OpenError::ReadOnlyMedium { path },
+        _ => io_error(&path, "open it", error),
+    }
+}
+
+fn io_error(path: &Path, what: &'static str, source: io::Error) -> OpenError {
+    OpenError::Io { path: path.to_owned(), what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::super::conformance::folder;
+    use super::*;
+
+    fn open(path: &Path, size: Option<u64>) -> Result<RawBackend, OpenError> {
+        RawBackend::open(RawOptions { size, ..RawOptions::new(path) })
+    }
+
+    #[test]
+    fn an_absent_image_is_created_sparse() {
+        let folder = folder();
+        let path = folder.path().join("new");
+        let backend = open(&path, Some(1 << 40)).expect("it is created");
+        assert_eq!(backend.len(), 1 << 40);
+        assert_eq!(backend.name(), path.display().to_string());
+        let meta = std::fs::metadata(&path).expect("it is there");
+        assert_eq!((meta.len(), meta.blocks()), (1 << 40, 0));
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+        drop(backend);
+        assert_eq!(open(&path, None).expect("it opens").len(), 1 << 40);
+        open(&path, Some(1 << 40)).expect("the same size is no contradiction");
+    }
+
+    /// Each refusal names the file and what to do, and changes nothing.
+    #[test]
+    fn refusals() {
+        let folder = folder();
+        let file = |name: &str, len| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, vec![1; len]).expect("the file is written");
+            path
+        };
+        let absent = folder.path().join("absent");
+        let nowhere = folder.path().join("no/where");
+        let even = file("even", 1024);
+        let uneven = file("uneven", 1000);
+        let empty = file("empty", 0);
+        let below_file = even.join("image");
+        let refused = |path: &Path, size, remedy: &str| {
+            let message = open(path, size).expect_err(remedy).to_string();
+            assert!(message.starts_with(&path.display().to_string()), "{message}");
+            assert!(message.contains(remedy), "{message}");
+            assert!(!message.contains('\n'), "{message}");
+        };
+        refused(&absent, None, "give size=");
+        refused(&absent, Some(1000), "multiple of 512");
+        refused(&absent, Some(0), "multiple of 512");
+        refused(&absent, Some(1 << 63), "not possible");
+        refused(&absent, Some((1 << 63) - 512), "cannot create");
+        refused(&nowhere, Some(512), "folder");
+        refused(&even, Some(2048), "never resized");
+        refused(&uneven, None, "multiple of 512");
+        refused(&empty, None, "is empty");
+        refused(&empty, Some(512), "never resized");
+        refused(&below_file, None, "Not a directory");
+        refused(folder.path(), None, "is a folder");
+        refused(Path::new("/dev/null"), None, "character device");
+        assert!(!absent.exists() && !nowhere.exists());
+        let len = |path: &Path| std::fs::metadata(path).expect("it is there").len();
+        assert_eq!([len(&even), len(&uneven), len(&empty)], [1024, 1000, 0]);
+
+        let read_only = RawOptions { size: Some(512), read_only: true, ..RawOptions::new(&absent) };
+        let message = RawBackend::open(read_only).expect_err("not created");
+        assert!(message.to_string().contains("readonly=on"), "{message}");
+        assert!(!absent.exists());
+    }
+
+    #[test]
+    fn a_fifo_is_refused_without_waiting_for_its_other_end() {
+        let folder = folder();
+        let path = folder.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .expect("the FIFO is made");
+        let message = open(&path, None).expect_err("refused").to_string();
+        assert!(message.contains("FIFO"), "{message}");
+    }
+}

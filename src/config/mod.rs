@@ -1,0 +1,296 @@
+//! The command line's words to values that are checked: what the device is to be.
+//!
+//! Names, syntax and meanings are QEMU's, so that a command line can be moved over. [`properties_help`]
+//! and the parser read the same tables.
+
+mod error;
+mod identity;
+mod list;
+mod ns;
+mod nvme;
+mod start_line;
+mod table;
+mod value;
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use log::LevelFilter;
+
+pub use error::ConfigError;
+pub use ns::{Drive, NSID_MAX, NsConfig};
+pub use nvme::NvmeConfig;
+pub use start_line::start_line;
+
+/// All of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The UNIX socket, as given: UTF-8, no control characters, 1 to [`SUN_PATH_MAX`] bytes.
+    pub socket: PathBuf,
+    /// The controller.
+    pub nvme: NvmeConfig,
+    /// The namespaces in the order of their ids; at least one.
+    pub namespaces: Vec<NsConfig>,
+    /// What is logged.
+    pub log: LevelFilter,
+}
+
+/// How files are read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aio {
+    /// `io_uring` where the kernel allows it, else `threads`.
+    #[default]
+    Auto,
+    /// `io_uring`, or refuse to start.
+    IoUring,
+    /// A pool of threads that block.
+    Threads,
+}
+
+impl Aio {
+    fn parse(given: &OsStr) -> Result<Self, value::Reject> {
+        match given.to_str() {
+            Some("auto") => Ok(Self::Auto),
+            Some("io_uring") => Ok(Self::IoUring),
+            Some("threads") => Ok(Self::Threads),
+            _ => Err(value::Reject::new("must be auto, io_uring or threads")),
+        }
+    }
+}
+
+/// Bytes of a path in a UNIX socket address, less its final NUL.
+pub const SUN_PATH_MAX: usize = 107;
+
+impl Config {
+    /// Builds and checks a configuration from the values of `--socket`, `--nvme`, each `--nvme-ns` and `--log`.
+    ///
+    /// Opens nothing: an image or a socket that cannot be used shows when it is opened, and is best reported
+    /// then with [`ConfigError::bad_value`] or [`ConfigError::bad_option`].
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong.
+    pub fn new(
+        socket: PathBuf,
+        nvme: Option<&OsStr>,
+        namespaces: &[OsString],
+        log: LevelFilter,
+    ) -> Result<Self, ConfigError> {
+        check_socket(socket.as_os_str())?;
+        let nvme = nvme::parse(nvme)?.finish(&socket);
+        let drafts = match namespaces {
+            [] => vec![ns::NsDraft::memory_1g()],
+            lists => lists.iter().map(|list| ns::parse(list)).collect::<Result<_, _>>()?,
+        };
+        Ok(Self { socket, namespaces: number(drafts, &nvme)?, nvme, log })
+    }
+
+    /// What works but deserves a warning in the log, one line each.
+    pub fn notes(&self) -> Vec<String> {
+        self.namespaces.iter().flat_map(NsConfig::notes).collect()
+    }
+}
+
+/// The socket's path goes into an address of fixed size, and into JSON for QEMU.
+fn check_socket(socket: &OsStr) -> Result<(), ConfigError> {
+    let refuse = |problem: String, remedy| Err(ConfigError::bad_option("--socket", socket, problem, remedy));
+    match socket.to_str() {
+        Some("") => refuse("is no path".into(), "for example --socket /tmp/nvme.sock"),
+        Some(path) if path.len() > SUN_PATH_MAX => refuse(
+            format!("has {} bytes, a socket's path at most {SUN_PATH_MAX}", path.len()),
+            "choose a shorter one, for example /tmp/nvme.sock",
+        ),
+        Some(path) if !path.contains(char::is_control) => Ok(()),
+        _ => refuse(
+            "is not UTF-8 text without control characters, as QEMU needs it".into(),
+            "choose another name",
+        ),
+    }
+}
+
+/// Gives each namespace its id: those named first, then the lowest free ones in order.
+fn number(drafts: Vec<ns::NsDraft>, nvme: &NvmeConfig) -> Result<Vec<NsConfig>, ConfigError> {
+    let too_many = ConfigError::TooManyNamespaces { given: drafts.len(), max: NSID_MAX };
+    let mut taken = Vec::new();
+    for nsid in drafts.iter().filter_map(|d| d.nsid) {
+        if taken.contains(&nsid) {
+            return Err(ns::TABLE.refuse(
+                "nsid",
+                nsid.to_string(),
+                value::Reject::with("is given to two namespaces", "leave it out for the next free one"),
+            ));
+        }
+        taken.push(nsid);
+    }
+    let mut free = (1..=NSID_MAX).filter(|nsid| !taken.contains(nsid));
+    let mut namespaces = Vec::new();
+    for draft in drafts {
+        let Some(nsid) = draft.nsid.or_else(|| free.next()) else {
+            return Err(too_many);
+        };
+        let ns = draft.finish(nsid, nvme)?;
+        refuse_twin(&namespaces, &ns)?;
+        namespaces.push(ns);
+    }
+    namespaces.sort_by_key(|ns| ns.nsid);
+    Ok(namespaces)
+}
+
+/// Linux refuses a namespace whose id another one has.
+fn refuse_twin(others: &[NsConfig], ns: &NsConfig) -> Result<(), ConfigError> {
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+    for other in others {
+        let twin = if other.uuid == ns.uuid {
+            ("uuid", ns.uuid.to_string())
+        } else if other.nguid == ns.nguid && ns.nguid != [0; 16] {
+            ("nguid", hex(&ns.nguid))
+        } else if other.eui64 == ns.eui64 && ns.eui64 != [0; 8] {
+            ("eui64", hex(&ns.eui64))
+        } else {
+            continue;
+        };
+        let problem = format!("is that of namespaces {} and {}", other.nsid, ns.nsid);
+        let reject = value::Reject::with(problem, "leave it out of one for an id of its own");
+        return Err(ns::TABLE.refuse(twin.0, twin.1, reject));
+    }
+    Ok(())
+}
+
+/// Every property of `--nvme` and `--nvme-ns` with values, default and meaning.
+pub fn properties_help() -> String {
+    format!(
+        "Property lists are NAME=VALUE,NAME=VALUE as in QEMU; a comma inside a value is written twice.\n\n{}\n{}",
+        nvme::TABLE.help(),
+        ns::TABLE.help()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(namespaces: &[&str]) -> Result<Config, ConfigError> {
+        let namespaces: Vec<_> = namespaces.iter().map(OsString::from).collect();
+        Config::new("/run/s".into(), None, &namespaces, LevelFilter::Info)
+    }
+
+    fn error(namespaces: &[&str]) -> String {
+        config(namespaces).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn without_a_namespace_there_is_1_gib_of_memory() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.namespaces.len(), 1);
+        assert_eq!(config.namespaces[0].drive, Drive::Memory { size: 1 << 30 });
+        assert_eq!(config.namespaces[0].nsid, 1);
+    }
+
+    #[test]
+    fn named_ids_first_then_the_lowest_free() {
+        let config = config(&["drive=a", "drive=b,nsid=1", "drive=c,nsid=3", "drive=d,nsid=0"]);
+        let got: Vec<_> = config
+            .unwrap()
+            .namespaces
+            .into_iter()
+            .map(|ns| match ns.drive {
+                Drive::File { path, .. } => (ns.nsid, path.into_os_string().into_string().unwrap()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let want = [(1, "b"), (2, "a"), (3, "c"), (4, "d")];
+        assert_eq!(got, want.map(|(n, p)| (n, p.to_owned())));
+    }
+
+    #[test]
+    fn as_many_as_there_are_ids() {
+        let lists = vec!["drive=a"; 256];
+        assert_eq!(config(&lists).unwrap().namespaces[255].nsid, 256);
+        let lists = vec!["drive=a"; 257];
+        assert_eq!(error(&lists), "--nvme-ns: 257 namespaces, at most 256 are possible; leave some out");
+    }
+
+    #[test]
+    fn twins_are_refused() {
+        let id = "7d444840-9dc0-11d1-b245-5ffdce74fad2";
+        let nguid = "00112233445566778899aabbccddeeff";
+        for (a, b, message) in [
+            (
+                "nsid=2".to_owned(),
+                "nsid=2".to_owned(),
+                "--nvme-ns nsid=2: is given to two namespaces; leave it out for the next free one".to_owned(),
+            ),
+            (
+                format!("uuid={id}"),
+                format!("uuid={id}"),
+                format!("--nvme-ns uuid={id}: is that of namespaces 1 and 2; leave it out of one for an id of its own"),
+            ),
+            (
+                format!("nguid={nguid}"),
+                format!("nguid={nguid}"),
+                format!("--nvme-ns nguid={nguid}: is that of namespaces 1 and 2; leave it out of one for an id of its own"),
+            ),
+            (
+                "eui64=5254000000000001".into(),
+                "eui64=0x5254000000000001".into(),
+                "--nvme-ns eui64=5254000000000001: is that of namespaces 1 and 2; leave it out of one for an id of its own".into(),
+            ),
+        ] {
+            let (a, b) = (format!("drive=a,{a}"), format!("drive=b,{b}"));
+            assert_eq!(error(&[&a, &b]), message);
+        }
+        assert!(config(&["drive=a,eui64=0", "drive=b,eui64=0"]).is_ok());
+    }
+
+    #[test]
+    fn sockets() {
+        let socket = |path: OsString| {
+            Config::new(path.into(), None, &[], LevelFilter::Info).map_err(|e| e.to_string())
+        };
+        assert!(socket("x".repeat(107).into()).is_ok());
+        let long = "x".repeat(108);
+        assert_eq!(
+            socket(long.clone().into()).unwrap_err(),
+            format!(
+                "--socket {long}: has 108 bytes, a socket's path at most 107; choose a shorter one, for example /tmp/nvme.sock"
+            )
+        );
+        assert_eq!(
+            socket("".into()).unwrap_err(),
+            "--socket (empty): is no path; for example --socket /tmp/nvme.sock"
+        );
+        assert_eq!(
+            socket("a\nb".into()).unwrap_err(),
+            "--socket a\\nb: is not UTF-8 text without control characters, as QEMU needs it; choose another name"
+        );
+        use std::os::unix::ffi::OsStringExt;
+        assert!(socket(OsString::from_vec(vec![0xff])).is_err());
+    }
+
+    #[test]
+    fn notes_of_all_namespaces() {
+        let config = config(&["drive=a,msrc=255", "drive=b", "drive=c,msrc=255"]).unwrap();
+        let notes = config.notes();
+        assert_eq!(notes.len(), 2);
+        assert!(notes[1].starts_with("namespace 3: msrc=255 "));
+    }
+
+    #[test]
+    fn help_has_every_property_with_default_and_meaning() {
+        let help = properties_help();
+        for part in [
+            "mdts=1..11  [default: 7]\n        Largest transfer",
+            "drive=PATH|memory  [required]\n",
+            "msix_qsize=1..2048  [default: max_ioqpairs + 1]\n",
+            "msrc=1..255  [default: 126]\n",
+        ] {
+            assert!(help.contains(part), "{part}");
+        }
+        let names = |text: &str| text.matches("\n  ").count();
+        assert_eq!(
+            names(&help) - help.matches("\n        ").count(),
+            nvme::TABLE.properties.len() + ns::TABLE.properties.len()
+        );
+        assert!(help.lines().all(|line| line.chars().count() <= 110));
+    }
+}

@@ -1,0 +1,495 @@
+//! `--nvme-ns`: one namespace and its image.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use super::error::ConfigError;
+use super::nvme::{NOT_YET, NvmeConfig, THE_VMMS, properties};
+use super::table::{Default as Def, Property, Table};
+use super::value::{self, Reject};
+use super::{Aio, identity};
+
+/// Largest nsid and most namespaces, as in QEMU.
+pub const NSID_MAX: u32 = 256;
+
+/// Where the bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Drive {
+    /// Memory of this process, gone when it ends.
+    Memory {
+        /// Bytes; a multiple of the block size.
+        size: u64,
+    },
+    /// A regular file or block device.
+    File {
+        /// As given.
+        path: PathBuf,
+        /// Bytes; a multiple of the block size. An image that is absent is created with this size, one that
+        /// exists must have it. `None`: the image must exist.
+        size: Option<u64>,
+    },
+}
+
+/// A namespace as configured. All values are checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NsConfig {
+    /// The image.
+    pub drive: Drive,
+    /// 1 to [`NSID_MAX`], unique.
+    pub nsid: u32,
+    /// Bytes of a block: 512 or 4096.
+    pub logical_block_size: u32,
+    /// Identify MSSRL: blocks of one Copy source range, 1 to 65535, not 0-based.
+    pub mssrl: u16,
+    /// Identify MCL: blocks of one Copy, 1 or more, not 0-based.
+    pub mcl: u32,
+    /// Identify MSRC: source ranges of one Copy, 0-based, 1 to 255.
+    pub msrc: u8,
+    /// Namespace UUID, not nil.
+    pub uuid: Uuid,
+    /// Identify NGUID, most significant byte first; all zeroes: not reported.
+    pub nguid: [u8; 16],
+    /// Identify EUI64, most significant byte first; all zeroes: not reported.
+    pub eui64: [u8; 8],
+    /// The guest may not write and the image is opened for reading.
+    pub readonly: bool,
+    /// The image is locked against other processes.
+    pub locking: bool,
+    /// The engine for this image.
+    pub aio: Aio,
+}
+
+/// What one `--nvme-ns` said so far; `None` where the default depends on something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NsDraft {
+    drive: Option<OsString>,
+    size: Option<u64>,
+    /// `None`: the next free one.
+    pub(super) nsid: Option<u32>,
+    logical_block_size: u32,
+    mssrl: u16,
+    mcl: u32,
+    msrc: u8,
+    uuid: Option<Uuid>,
+    nguid: Option<[u8; 16]>,
+    eui64: Option<[u8; 8]>,
+    readonly: bool,
+    locking: bool,
+    aio: Option<Aio>,
+}
+
+impl Default for NsDraft {
+    fn default() -> Self {
+        Self {
+            drive: None,
+            size: None,
+            nsid: None,
+            logical_block_size: 512,
+            // Not QEMU's 128/128/127: the kernel's copy offload as posted wants MSSRL to divide MCL,
+            // MCL in bytes below 4 GiB and at most 127 ranges; within that, these are large.
+            mssrl: 32768,
+            mcl: 131_072,
+            msrc: 126,
+            uuid: None,
+            nguid: None,
+            eui64: None,
+            readonly: false,
+            locking: true,
+            aio: None,
+        }
+    }
+}
+
+impl NsDraft {
+    /// The namespace there is when no `--nvme-ns` is given.
+    pub(super) fn memory_1g() -> Self {
+        Self { drive: Some("memory".into()), size: Some(1 << 30), ..Self::default() }
+    }
+
+    /// Fills in what depends on other settings and checks what depends on two.
+    pub(super) fn finish(self, nsid: u32, nvme: &NvmeConfig) -> Result<NsConfig, ConfigError> {
+        if let Some(size) = self.size
+            && !size.is_multiple_of(u64::from(self.logical_block_size))
+        {
+            let block = u64::from(self.logical_block_size);
+            let up = size.next_multiple_of(block);
+            return Err(TABLE.refuse(
+                "size",
+                size.to_string(),
+                Reject::with(
+                    format!("is no multiple of logical_block_size {block}"),
+                    format!("write size={up}"),
+                ),
+            ));
+        }
+        let drive = match (self.drive, self.size) {
+            (None, _) => {
+                return Err(ConfigError::Missing {
+                    option: TABLE.option,
+                    property: "drive",
+                    example: "disk.img or drive=memory",
+                });
+            }
+            (Some(d), Some(size)) if d == "memory" => Drive::Memory { size },
+            (Some(d), None) if d == "memory" => {
+                return Err(TABLE.refuse(
+                    "drive",
+                    d,
+                    Reject::with("needs a size", "add size=1G (a file of that name: ./memory)"),
+                ));
+            }
+            (Some(path), size) => Drive::File { path: path.into(), size },
+        };
+        let serial = &nvme.serial;
+        Ok(NsConfig {
+            drive,
+            nsid,
+            logical_block_size: self.logical_block_size,
+            mssrl: self.mssrl,
+            mcl: self.mcl,
+            msrc: self.msrc,
+            uuid: self.uuid.unwrap_or_else(|| identity::uuid(serial, nsid)),
+            nguid: self.nguid.unwrap_or_else(|| identity::nguid(serial, nsid)),
+            eui64: self.eui64.unwrap_or_else(|| identity::eui64(serial, nsid)),
+            readonly: self.readonly,
+            locking: self.locking,
+            aio: self.aio.unwrap_or(nvme.aio),
+        })
+    }
+}
+
+impl NsConfig {
+    /// What works, but not with every host: for the log, one line each.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let (nsid, mssrl, mcl, msrc) = (self.nsid, self.mssrl, self.mcl, self.msrc);
+        let mut notes = Vec::new();
+        if u64::from(mcl) * u64::from(self.logical_block_size) >= 1 << 32 {
+            notes.push(format!(
+                "namespace {nsid}: mcl={mcl} is 4 GiB or more; Linux copy offload as posted counts bytes in 32 bits"
+            ));
+        }
+        if msrc > 126 {
+            notes.push(format!(
+                "namespace {nsid}: msrc={msrc} allows more than 127 ranges; Linux copy offload as posted fails with them"
+            ));
+        }
+        if !mcl.is_multiple_of(u32::from(mssrl)) {
+            notes.push(format!(
+                "namespace {nsid}: mssrl={mssrl} does not divide mcl={mcl}; Linux copy offload as posted splits such copies wrongly"
+            ));
+        }
+        notes
+    }
+}
+
+fn logical_block_size(given: &OsStr) -> Result<u32, Reject> {
+    match value::size(given) {
+        Ok(512) => Ok(512),
+        Ok(4096) => Ok(4096),
+        _ => Err(Reject::new("must be 512 or 4096")),
+    }
+}
+
+/// MSRC 0 is one range and legal, but nvme-cli's tests take any limit of 0 for "no Copy".
+fn msrc(given: &OsStr) -> Result<u8, Reject> {
+    match value::number(given, 0..=u8::MAX) {
+        Ok(0) => Err(Reject::new("must be 1 to 255: it is 0-based, and hosts take 0 for no Copy at all")),
+        Ok(msrc) => Ok(msrc),
+        Err(_) => Err(Reject::new("must be 1 to 255")),
+    }
+}
+
+/// `auto` or an id.
+fn or_auto<T>(given: &OsStr, parse: impl Fn(&OsStr) -> Option<T>, shape: &str) -> Result<Option<T>, Reject> {
+    if given == "auto" {
+        return Ok(None);
+    }
+    parse(given).map(Some).ok_or_else(|| Reject::new(format!("must be {shape}, or auto")))
+}
+
+fn uuid(given: &OsStr) -> Option<Uuid> {
+    Uuid::try_parse(given.to_str()?).ok().filter(|u| !u.is_nil())
+}
+
+/// Properties of `--nvme-ns`. Names and meanings are QEMU's; `size`, `readonly`, `locking` and `aio` belong
+/// to QEMU's block layer there.
+pub(super) const TABLE: Table<NsDraft> = Table {
+    option: "--nvme-ns",
+    properties: properties! {
+        "drive" = "PATH|memory", Def::Required, "disk.img",
+            "Image: a raw file or block device, or memory for RAM (a file of that name: ./memory)",
+            |d, v| {
+                if v.is_empty() {
+                    return Err(Reject::new("must be a path or memory"));
+                }
+                d.drive = Some(v.to_owned());
+                Ok(())
+            };
+        "size" = "SIZE", Def::Derived("the size of the image"), "1G",
+            "Bytes, or with K, M, G, T (powers of 1024). Creates an absent image; never resizes; memory needs it",
+            |d, v| { d.size = Some(value::size(v)?); Ok(()) };
+        "nsid" = "0..256", Def::Value("0"), "3",
+            "Namespace id; 0: the lowest that no --nvme-ns names",
+            |d, v| {
+                d.nsid = Some(value::number(v, 0..=NSID_MAX)?).filter(|&n| n != 0);
+                Ok(())
+            };
+        "logical_block_size" = "512|4096", Def::Value("512"), "4096",
+            "Bytes of a block",
+            |d, v| { d.logical_block_size = logical_block_size(v)?; Ok(()) };
+        "mssrl" = "1..65535", Def::Value("32768"), "128",
+            "Copy: most blocks in one source range",
+            |d, v| { d.mssrl = value::number(v, 1..=u16::MAX)?; Ok(()) };
+        "mcl" = "1..4294967295", Def::Value("131072"), "1024",
+            "Copy: most blocks in one command",
+            |d, v| { d.mcl = value::number(v, 1..=u32::MAX)?; Ok(()) };
+        "msrc" = "1..255", Def::Value("126"), "127",
+            "Copy: most source ranges in one command, 0-based (126: 127 ranges)",
+            |d, v| { d.msrc = msrc(v)?; Ok(()) };
+        "uuid" = "UUID", Def::Value("auto"), "7d444840-9dc0-11d1-b245-5ffdce74fad2",
+            "Namespace UUID. auto: made from serial and nsid, the same at every start",
+            |d, v| { d.uuid = or_auto(v, uuid, "a UUID that is not nil")?; Ok(()) };
+        "nguid" = "HEX", Def::Value("auto"), "00112233445566778899aabbccddeeff",
+            "Globally unique id, 32 hexadecimal digits; all zeroes: none. auto: as for uuid",
+            |d, v| { d.nguid = or_auto(v, value::hex_bytes, "32 hexadecimal digits")?; Ok(()) };
+        "eui64" = "HEX", Def::Value("auto"), "5254000000000001",
+            "Extended unique id, 16 hexadecimal digits; all zeroes or 0: none. auto: as for uuid",
+            |d, v| {
+                let eui64 = |v: &OsStr| if v == "0" { Some([0; 8]) } else { value::hex_bytes(v) };
+                d.eui64 = or_auto(v, eui64, "16 hexadecimal digits")?;
+                Ok(())
+            };
+        "readonly" = "on|off", Def::Value("off"), "on",
+            "The image is opened for reading only and the guest cannot write",
+            |d, v| { d.readonly = value::switch(v)?; Ok(()) };
+        "locking" = "on|off", Def::Value("on"), "off",
+            "Lock the image against other processes, as QEMU does; off: two may destroy it together",
+            |d, v| { d.locking = value::switch(v)?; Ok(()) };
+        "aio" = "auto|io_uring|threads", Def::Derived("that of --nvme"), "threads",
+            "How this image is read and written",
+            |d, v| { d.aio = Some(Aio::parse(v)?); Ok(()) };
+    },
+    not_ours: &[
+        ("eui64-default", "leave it out: an eui64 is made unless eui64=0"),
+        ("bus", "leave it out: there is one controller"),
+        ("id", "leave it out"),
+        ("bootindex", THE_VMMS),
+        ("file.locking", "use locking="),
+        ("shared", NOT_YET),
+        ("detached", NOT_YET),
+        ("ms", NOT_YET),
+        ("mset", NOT_YET),
+        ("pi", NOT_YET),
+        ("pil", NOT_YET),
+        ("pif", NOT_YET),
+        ("physical_block_size", NOT_YET),
+        ("min_io_size", NOT_YET),
+        ("opt_io_size", NOT_YET),
+        ("discard_granularity", NOT_YET),
+        ("write-cache", NOT_YET),
+        ("share-rw", NOT_YET),
+        ("atomic.nawun", NOT_YET),
+        ("atomic.nawupf", NOT_YET),
+        ("atomic.nabsn", NOT_YET),
+        ("atomic.nabspf", NOT_YET),
+        ("atomic.nabo", NOT_YET),
+        ("zoned", NOT_YET),
+        ("zoned.zone_size", NOT_YET),
+        ("zoned.zone_capacity", NOT_YET),
+        ("zoned.max_active", NOT_YET),
+        ("zoned.max_open", NOT_YET),
+        ("zoned.cross_read", NOT_YET),
+        ("zoned.descr_ext_size", NOT_YET),
+        ("zoned.numzrwa", NOT_YET),
+        ("zoned.zrwas", NOT_YET),
+        ("zoned.zrwafg", NOT_YET),
+        ("fdp.ruhs", NOT_YET),
+    ],
+};
+
+/// One `--nvme-ns LIST` to a draft.
+pub(super) fn parse(list: &OsStr) -> Result<NsDraft, ConfigError> {
+    let mut draft = NsDraft::default();
+    TABLE.apply(&mut draft, list)?;
+    Ok(draft)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::Path;
+
+    use super::*;
+
+    fn controller() -> NvmeConfig {
+        super::super::nvme::parse(Some("serial=S,aio=threads".as_ref())).unwrap().finish(Path::new("/run/s"))
+    }
+
+    fn try_config(list: &OsStr) -> Result<NsConfig, ConfigError> {
+        parse(list)?.finish(1, &controller())
+    }
+
+    fn config(list: &str) -> NsConfig {
+        try_config(list.as_ref()).unwrap()
+    }
+
+    fn error(list: &str) -> String {
+        try_config(list.as_ref()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn table_and_code_agree() {
+        TABLE.check(NsDraft::default);
+    }
+
+    #[test]
+    fn defaults() {
+        assert_eq!(
+            config("drive=a.img"),
+            NsConfig {
+                drive: Drive::File { path: "a.img".into(), size: None },
+                nsid: 1,
+                logical_block_size: 512,
+                mssrl: 32768,
+                mcl: 131_072,
+                msrc: 126,
+                uuid: identity::uuid("S", 1),
+                nguid: identity::nguid("S", 1),
+                eui64: identity::eui64("S", 1),
+                readonly: false,
+                locking: true,
+                aio: Aio::Threads,
+            }
+        );
+        assert_eq!(config("drive=a.img").notes(), Vec::<String>::new());
+        assert_eq!(config("drive=a.img,logical_block_size=4k").notes().len(), 0);
+    }
+
+    #[test]
+    fn given_values() {
+        let uuid = "7d444840-9dc0-11d1-b245-5ffdce74fad2";
+        assert_eq!(
+            config(&format!(
+                "drive=memory,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
+                 nguid=00112233-4455-6677-8899-aabbccddeeff,eui64=0,readonly=on,locking=off,aio=io_uring"
+            )),
+            NsConfig {
+                drive: Drive::Memory { size: 4096 },
+                nsid: 1,
+                logical_block_size: 4096,
+                mssrl: 65535,
+                mcl: u32::MAX,
+                msrc: 255,
+                uuid: Uuid::parse_str(uuid).unwrap(),
+                nguid: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeffu128.to_be_bytes(),
+                eui64: [0; 8],
+                readonly: true,
+                locking: false,
+                aio: Aio::IoUring,
+            }
+        );
+        assert_eq!(config("drive=a,eui64=5254000000000001").eui64[0], 0x52);
+        assert_eq!(
+            config("drive=a,,b.img,size=1.5K").drive,
+            Drive::File { path: "a,b.img".into(), size: Some(1536) }
+        );
+    }
+
+    #[test]
+    fn a_path_need_not_be_utf8() {
+        let list = OsString::from_vec(b"drive=/\xff.img,size=512".to_vec());
+        match try_config(&list).unwrap().drive {
+            Drive::File { path, .. } => assert_eq!(path.as_os_str().as_bytes(), b"/\xff.img"),
+            other => panic!("{other:?}"),
+        }
+        let list = OsString::from_vec(b"drive=a,size=\xff".to_vec());
+        assert_eq!(
+            try_config(&list).unwrap_err().to_string(),
+            "--nvme-ns size=\u{fffd}: must be UTF-8 text; leave it out for the size of the image"
+        );
+    }
+
+    #[test]
+    fn messages() {
+        for (list, message) in [
+            ("drive=a,mssrl=0", "--nvme-ns mssrl=0: must be 1 to 65535; leave it out for 32768"),
+            ("drive=a,mssrl=65536", "--nvme-ns mssrl=65536: must be 1 to 65535; leave it out for 32768"),
+            ("drive=a,mcl=0", "--nvme-ns mcl=0: must be 1 to 4294967295; leave it out for 131072"),
+            (
+                "drive=a,msrc=0",
+                "--nvme-ns msrc=0: must be 1 to 255: it is 0-based, and hosts take 0 for no Copy at all; leave it out for 126",
+            ),
+            ("drive=a,msrc=256", "--nvme-ns msrc=256: must be 1 to 255; leave it out for 126"),
+            (
+                "drive=a,logical_block_size=1024",
+                "--nvme-ns logical_block_size=1024: must be 512 or 4096; leave it out for 512",
+            ),
+            ("drive=a,nsid=257", "--nvme-ns nsid=257: must be 0 to 256; leave it out for 0"),
+            (
+                "drive=a,uuid=00000000-0000-0000-0000-000000000000",
+                "--nvme-ns uuid=00000000-0000-0000-0000-000000000000: must be a UUID that is not nil, or auto; leave it out for auto",
+            ),
+            (
+                "drive=a,nguid=12",
+                "--nvme-ns nguid=12: must be 32 hexadecimal digits, or auto; leave it out for auto",
+            ),
+            (
+                "drive=a,eui64=1",
+                "--nvme-ns eui64=1: must be 16 hexadecimal digits, or auto; leave it out for auto",
+            ),
+            ("drive=a,readonly=1", "--nvme-ns readonly=1: must be on or off; leave it out for off"),
+            ("drive=a,locking=auto", "--nvme-ns locking=auto: must be on or off; leave it out for on"),
+            (
+                "drive=a,aio=native",
+                "--nvme-ns aio=native: must be auto, io_uring or threads; leave it out for that of --nvme",
+            ),
+            ("size=1G", "--nvme-ns drive: missing; add drive=disk.img or drive=memory"),
+            ("drive=", "--nvme-ns drive=(empty): must be a path or memory; for example drive=disk.img"),
+            (
+                "drive=memory",
+                "--nvme-ns drive=memory: needs a size; add size=1G (a file of that name: ./memory)",
+            ),
+            (
+                "drive=memory,size=1GB",
+                "--nvme-ns size=1GB: is ambiguous between 1000 and 1024; write bytes or a number with K, M, G or T (powers of 1024), for example 1G",
+            ),
+            (
+                "drive=a,size=1000",
+                "--nvme-ns size=1000: is no multiple of logical_block_size 512; write size=1024",
+            ),
+            (
+                "drive=a,size=4608,logical_block_size=4096",
+                "--nvme-ns size=4608: is no multiple of logical_block_size 4096; write size=8192",
+            ),
+            (
+                "drive=a,pi=1",
+                "--nvme-ns pi: QEMU's property, not one of this device; leave it out, it is not supported yet",
+            ),
+            (
+                "disk.img",
+                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, uuid, nguid, eui64, readonly, locking, aio",
+            ),
+            (
+                "read-only=on",
+                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, uuid, nguid, eui64, readonly, locking, aio",
+            ),
+        ] {
+            assert_eq!(error(list), message);
+        }
+    }
+
+    #[test]
+    fn notes() {
+        assert_eq!(
+            config("drive=a,mssrl=100,mcl=8388608,msrc=127").notes(),
+            [
+                "namespace 1: mcl=8388608 is 4 GiB or more; Linux copy offload as posted counts bytes in 32 bits",
+                "namespace 1: msrc=127 allows more than 127 ranges; Linux copy offload as posted fails with them",
+                "namespace 1: mssrl=100 does not divide mcl=8388608; Linux copy offload as posted splits such copies wrongly",
+            ]
+        );
+        assert_eq!(config("drive=a,mcl=8355840").notes().len(), 0);
+    }
+}

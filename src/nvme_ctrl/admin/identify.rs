@@ -1,0 +1,169 @@
+//! Identify (06h).
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::super::controller::Controller;
+use super::Reply;
+use super::abort::ACL;
+use super::features::WCTEMP;
+use super::log_pages::ELPE;
+use crate::copy;
+use crate::memory::DmaMap;
+use crate::namespace::Namespace;
+use crate::spec::identify::{
+    IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat, NvmController, PowerState, ascii,
+    cns, nidt, oncs,
+};
+use crate::spec::registers::VERSION;
+use crate::spec::{IDENTIFY_SIZE, Sqe, Status};
+
+/// The NVM command set, the only one there is.
+const CSI_NVM: u8 = 0;
+
+/// LBA formats every namespace lists: log2 of the block size. Reformatting comes with Format NVM.
+const LBADS: [u8; 2] = [9, 12];
+
+impl Controller {
+    pub(super) fn identify(&self, memory: &DmaMap, sqe: &Sqe) -> Result<Reply, Status> {
+        let structure = sqe.cdw10.get() as u8;
+        let csi = (sqe.cdw11.get() >> 24) as u8;
+        let nsid = sqe.nsid.get();
+        let nvm_only = |ok: Vec<u8>| if csi == CSI_NVM { Ok(ok) } else { Err(Status::INVALID_FIELD.dnr()) };
+        let data = match structure {
+            cns::NAMESPACE => self.of_namespace(nsid, |ns| identify_namespace(ns).as_bytes().to_vec())?,
+            cns::CONTROLLER => self.identify_controller().as_bytes().to_vec(),
+            cns::ACTIVE_LIST => self.active_list(nsid)?,
+            cns::DESCRIPTORS => descriptors(self.shared.namespaces.get(nsid)?),
+            // Nothing but protection information is in it, and there is none yet.
+            cns::CSI_NAMESPACE => nvm_only(self.of_namespace(nsid, |_| vec![0; IDENTIFY_SIZE])?)?,
+            cns::CSI_CONTROLLER => {
+                // No limits: Verify is read piece by piece, and Write Zeroes and deallocation move no data.
+                nvm_only(NvmController::new_zeroed().as_bytes().to_vec())?
+            }
+            cns::CSI_ACTIVE_LIST => nvm_only(self.active_list(nsid)?)?,
+            cns::INDEPENDENT_NAMESPACE => {
+                self.of_namespace(nsid, |ns| independent_namespace(ns).as_bytes().to_vec())?
+            }
+            _ => return Err(Status::INVALID_FIELD.dnr()),
+        };
+        self.send_data(memory, sqe, &data)
+    }
+
+    /// A structure of a namespace; all zeroes when the NSID is valid but nothing is attached to it.
+    fn of_namespace(&self, nsid: u32, make: impl Fn(&Namespace) -> Vec<u8>) -> Result<Vec<u8>, Status> {
+        use crate::namespace::NoNamespace;
+        match self.shared.namespaces.get(nsid) {
+            Ok(ns) => Ok(make(ns)),
+            Err(NoNamespace::Inactive) => Ok(vec![0; IDENTIFY_SIZE]),
+            Err(NoNamespace::Invalid) => Err(Status::INVALID_NAMESPACE.dnr()),
+        }
+    }
+
+    fn active_list(&self, above: u32) -> Result<Vec<u8>, Status> {
+        if above >= 0xffff_fffe {
+            return Err(Status::INVALID_NAMESPACE.dnr());
+        }
+        let ids = self.shared.namespaces.iter().map(|ns| ns.nsid).filter(|nsid| *nsid > above);
+        let mut list: Vec<u8> = ids.take(IDENTIFY_SIZE / 4).flat_map(u32::to_le_bytes).collect();
+        list.resize(IDENTIFY_SIZE, 0);
+        Ok(list)
+    }
+
+    fn identify_controller(&self) -> IdentifyController {
+        let config = &self.config;
+        let mut id = IdentifyController::new_zeroed();
+        id.vid = config.vid.into();
+        id.ssvid = config.ssvid.into();
+        id.sn = ascii(&config.serial);
+        id.mn = ascii(&config.model);
+        id.fr = ascii(&config.firmware);
+        id.rab = 6;
+        id.mdts = config.mdts;
+        id.ver = VERSION.into();
+        id.rtd3r = 1_000_000.into();
+        id.rtd3e = 10_000_000.into(); // Linux waits so long for a shutdown, in which all caches are flushed
+        // Namespace Attribute Notices: Linux sends Asynchronous Event Requests only if one of its bits is set.
+        id.oaes = (1 << 8).into();
+        id.cntrltype = 1;
+        id.acl = ACL;
+        id.aerl = config.aerl;
+        id.frmw = 0x03; // one slot, read only
+        id.lpa = 1 << 1 | 1 << 2; // effects log; extended data (NUMDU, LPO)
+        id.elpe = ELPE;
+        id.wctemp = WCTEMP.into();
+        id.cctemp = 373.into();
+        id.tnvmcap =
+            self.shared.namespaces.iter().map(|ns| u128::from(ns.backend.len())).sum::<u128>().into();
+        id.kas = 10.into(); // in units of 100 ms: 1 s
+        id.sqes = 0x66;
+        id.cqes = 0x44;
+        id.nn = self.shared.namespaces.nn().into();
+        id.oncs = (oncs::COMPARE
+            | oncs::DSM
+            | oncs::WRITE_ZEROES
+            | oncs::SAVE_SELECT
+            | oncs::TIMESTAMP
+            | oncs::VERIFY
+            | oncs::COPY)
+            .into();
+        id.vwc = 1 | 3 << 1; // a cache, and Flush takes the broadcast NSID
+        id.ocfs = copy::OCFS.into();
+        // SGLs of any alignment, bit bucket, more length than needed.
+        id.sgls = (1 | 1 << 16 | 1 << 18).into();
+        for (to, from) in id.subnqn.iter_mut().take(223).zip(config.subnqn.bytes()) {
+            *to = from;
+        }
+        id.psd0 = PowerState::new_zeroed();
+        id.psd0.mp = 2500.into(); // 25 W
+        id.psd0.enlat = 16.into();
+        id.psd0.exlat = 4.into();
+        id
+    }
+}
+
+fn identify_namespace(ns: &Namespace) -> IdentifyNamespace {
+    let facts = &ns.facts;
+    let mut id = IdentifyNamespace::new_zeroed();
+    id.nsze = facts.nsze.into();
+    id.ncap = facts.nsze.into();
+    id.nuse = facts.nsze.into();
+    id.nlbaf = LBADS.len() as u8 - 1;
+    id.flbas = LBADS.iter().position(|lbads| *lbads == facts.lbads).unwrap_or(0) as u8;
+    for (format, lbads) in id.lbaf.iter_mut().zip(LBADS) {
+        *format = LbaFormat { ms: 0.into(), lbads, rp: 0 };
+    }
+    id.dlfeat = 1 | 1 << 3; // deallocated blocks read as zeroes; Write Zeroes may deallocate
+    id.nvmcap = u128::from(ns.backend.len()).into();
+    id.mssrl = facts.copy.mssrl.into();
+    id.mcl = facts.copy.mcl.into();
+    id.msrc = facts.copy.msrc;
+    id.nsattr = facts.read_only.into();
+    id.nguid = ns.identity.nguid;
+    id.eui64 = ns.identity.eui64.to_be_bytes();
+    id
+}
+
+fn independent_namespace(ns: &Namespace) -> IndependentNamespace {
+    let mut id = IndependentNamespace::new_zeroed();
+    id.nsattr = ns.facts.read_only.into();
+    id.nstat = 1; // ready
+    id
+}
+
+/// Namespace Identification Descriptor list: type, length, two reserved bytes, value; a zero length ends it.
+fn descriptors(ns: &Namespace) -> Vec<u8> {
+    let identity = &ns.identity;
+    let mut list = Vec::with_capacity(IDENTIFY_SIZE);
+    let mut add = |kind: u8, value: &[u8]| {
+        if value.iter().any(|byte| *byte != 0) || kind == nidt::CSI {
+            list.extend([kind, value.len() as u8, 0, 0]);
+            list.extend(value);
+        }
+    };
+    add(nidt::EUI64, &identity.eui64.to_be_bytes());
+    add(nidt::NGUID, &identity.nguid);
+    add(nidt::UUID, &identity.uuid);
+    add(nidt::CSI, &[CSI_NVM]);
+    list.resize(IDENTIFY_SIZE, 0);
+    list
+}

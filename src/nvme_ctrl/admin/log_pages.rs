@@ -1,0 +1,174 @@
+//! Get Log Page (02h).
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::super::controller::Controller;
+use super::Reply;
+use super::features::{SUPPORTED, TEMPERATURE};
+use crate::memory::DmaMap;
+use crate::spec::identify::ascii;
+use crate::spec::log_page::{ErrorEntry, Smart, effect, lid};
+use crate::spec::opcode::{admin, io};
+use crate::spec::{NSID_BROADCAST, Sqe, Status};
+
+/// Error Log Page Entries, 0-based.
+pub(super) const ELPE: u8 = 63;
+
+/// CDW10 bit 15: Retain Asynchronous Event.
+const RAE: u32 = 1 << 15;
+
+/// The Error Information log. It outlives controller resets.
+#[derive(Debug, Default)]
+pub struct ErrorLog {
+    /// Newest first.
+    entries: VecDeque<ErrorEntry>,
+    count: u64,
+}
+
+impl ErrorLog {
+    /// An invalid doorbell write: no queue or command to name.
+    pub fn doorbell(&mut self) {
+        self.count += 1;
+        self.entries.truncate(usize::from(ELPE));
+        let mut entry = ErrorEntry::new_zeroed();
+        entry.count = self.count.into();
+        entry.sqid = 0xffff.into();
+        entry.cid = 0xffff.into();
+        entry.location = 0xffff.into();
+        self.entries.push_front(entry);
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut log: Vec<u8> = self.entries.iter().flat_map(|entry| entry.as_bytes().to_vec()).collect();
+        log.resize((usize::from(ELPE) + 1) * size_of::<ErrorEntry>(), 0);
+        log
+    }
+}
+
+impl Controller {
+    pub(super) fn get_log_page(&mut self, memory: &DmaMap, sqe: &Sqe) -> Result<Reply, Status> {
+        let log = sqe.cdw10.get() as u8;
+        let numd = u64::from(sqe.cdw11.get() as u16) << 16 | u64::from(sqe.cdw10.get() >> 16);
+        let len = (numd + 1) * 4;
+        let offset = u64::from(sqe.cdw13.get()) << 32 | u64::from(sqe.cdw12.get());
+        let csi = (sqe.cdw14.get() >> 24) as u8;
+        if len > self.shared.limits.max_transfer || offset % 4 != 0 {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        let data = match log {
+            lid::SUPPORTED => supported(),
+            lid::ERROR => self.admin.errors.bytes(),
+            lid::SMART => self.smart(sqe.nsid.get())?,
+            lid::FIRMWARE => self.firmware(),
+            lid::CHANGED_NS => vec![0; 4096], // namespaces do not change yet
+            lid::EFFECTS if csi == 0 => effects(),
+            lid::FEATURE_EFFECTS => feature_effects(),
+            // QEMU, SPDK and Linux's target answer Invalid Field; the specification has a status of its own.
+            lid::EFFECTS => return Err(Status::INVALID_FIELD.dnr()),
+            _ => return Err(Status::INVALID_LOG_PAGE.dnr()),
+        };
+        let rest = usize::try_from(offset).ok().filter(|offset| *offset < data.len()).map(|at| &data[at..]);
+        let rest = rest.ok_or(Status::INVALID_FIELD.dnr())?;
+        let reply = self.send_data(memory, sqe, &rest[..rest.len().min(len as usize)])?;
+        if sqe.cdw10.get() & RAE == 0 {
+            self.admin.events.clear(log);
+        }
+        Ok(reply)
+    }
+
+    /// SMART is kept for the controller only (LPA bit 0 is 0).
+    fn smart(&self, nsid: u32) -> Result<Vec<u8>, Status> {
+        if nsid != 0 && nsid != NSID_BROADCAST {
+            self.shared.namespaces.get(nsid)?;
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        let counters = &self.shared.counters;
+        let units = |bytes: u64| u128::from(bytes.div_ceil(512_000)).into();
+        let count = |value: u64| u128::from(value).into();
+        let mut smart = Smart::default();
+        smart.temperature = TEMPERATURE.into();
+        smart.spare = 100;
+        smart.spare_threshold = 10;
+        smart.data_units_read = units(counters.bytes_read.load(Ordering::Relaxed));
+        smart.data_units_written = units(counters.bytes_written.load(Ordering::Relaxed));
+        smart.host_reads = count(counters.reads.load(Ordering::Relaxed));
+        smart.host_writes = count(counters.writes.load(Ordering::Relaxed));
+        smart.power_cycles = count(1);
+        smart.power_on_hours = count(self.admin.started.elapsed().as_secs() / 3600);
+        smart.media_errors = count(counters.media_errors.load(Ordering::Relaxed));
+        smart.error_entries = count(self.admin.errors.count);
+        Ok(smart.as_bytes().to_vec())
+    }
+
+    fn firmware(&self) -> Vec<u8> {
+        let mut log = vec![0; 512];
+        log[0] = 1; // slot 1 is active
+        log[8..16].copy_from_slice(&ascii::<8>(&self.config.firmware));
+        log
+    }
+}
+
+/// Supported Log Pages: one dword each, bit 0.
+fn supported() -> Vec<u8> {
+    const PAGES: [u8; 7] = [
+        lid::SUPPORTED,
+        lid::ERROR,
+        lid::SMART,
+        lid::FIRMWARE,
+        lid::CHANGED_NS,
+        lid::EFFECTS,
+        lid::FEATURE_EFFECTS,
+    ];
+    dwords(256, PAGES.map(|page| (usize::from(page), 1)))
+}
+
+/// Commands Supported and Effects: admin commands from 0, I/O commands from dword 256.
+fn effects() -> Vec<u8> {
+    const READS: u32 = effect::CSUPP;
+    const WRITES: u32 = effect::CSUPP | effect::LBCC;
+    let admin = [
+        admin::DELETE_SQ,
+        admin::CREATE_SQ,
+        admin::GET_LOG_PAGE,
+        admin::DELETE_CQ,
+        admin::CREATE_CQ,
+        admin::IDENTIFY,
+        admin::ABORT,
+        admin::SET_FEATURES,
+        admin::GET_FEATURES,
+        admin::ASYNC_EVENT,
+        admin::KEEP_ALIVE,
+    ]
+    .map(|opcode| (usize::from(opcode), READS));
+    let io = [
+        (io::FLUSH, READS),
+        (io::WRITE, WRITES),
+        (io::READ, READS),
+        (io::COMPARE, READS),
+        (io::WRITE_ZEROES, WRITES),
+        (io::DSM, WRITES),
+        (io::VERIFY, READS),
+        (io::COPY, WRITES),
+    ]
+    .map(|(opcode, effects)| (256 + usize::from(opcode), effects));
+    dwords(1024, admin.into_iter().chain(io))
+}
+
+/// Feature Identifiers Supported and Effects: bit 0 supported, scope namespace (20) or controller (21).
+fn feature_effects() -> Vec<u8> {
+    let scope = |feature| if feature == crate::spec::feature::ERROR_RECOVERY { 1 << 20 } else { 1 << 21 };
+    dwords(256, SUPPORTED.map(|feature| (usize::from(feature), 1 | scope(feature))))
+}
+
+fn dwords(count: usize, set: impl IntoIterator<Item = (usize, u32)>) -> Vec<u8> {
+    let mut table = vec![0_u32; count];
+    for (index, value) in set {
+        if let Some(place) = table.get_mut(index) {
+            *place = value;
+        }
+    }
+    table.into_iter().flat_map(u32::to_le_bytes).collect()
+}

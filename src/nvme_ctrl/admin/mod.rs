@@ -1,0 +1,260 @@
+//! Admin commands and the admin queue pair, on the control thread.
+
+mod abort;
+mod events;
+mod features;
+mod identify;
+mod keep_alive;
+mod log_pages;
+mod queues;
+
+use std::fmt;
+use std::time::Instant;
+
+use super::controller::{Controller, ControllerConfig};
+use super::io::Outcome;
+use super::queue::{CompletionQueue, Post, SubmissionQueue};
+use super::registers::AdminQueues;
+use super::transfer;
+use crate::memory::{Access, DmaMap};
+use crate::spec::opcode::admin as opcode;
+use crate::spec::{Sqe, Status};
+
+use events::Events;
+use features::Features;
+use keep_alive::KeepAlive;
+use log_pages::ErrorLog;
+
+/// State of the admin queue and of what admin commands set.
+#[derive(Debug)]
+pub struct Admin {
+    rings: Option<Rings>,
+    pub(super) features: Features,
+    pub(super) events: Events,
+    pub(super) errors: ErrorLog,
+    keep_alive: KeepAlive,
+    started: Instant,
+    aborts: u8,
+}
+
+#[derive(Debug)]
+struct Rings {
+    sq: SubmissionQueue,
+    cq: CompletionQueue,
+}
+
+/// An admin command that waits for a worker.
+#[derive(Debug)]
+pub struct Pending {
+    /// Its CID.
+    pub cid: u16,
+    /// What is to be done then.
+    pub then: Then,
+}
+
+/// What follows a worker's acknowledgement.
+#[derive(Debug)]
+pub enum Then {
+    /// Delete I/O Submission Queue of this QID.
+    DeleteSq(u16),
+    /// Delete I/O Completion Queue of this QID.
+    DeleteCq(u16),
+    /// Abort: the answer says whether the command will end aborted.
+    Abort,
+    /// Set Features that turned the write cache off.
+    CacheFlushed,
+}
+
+/// What came of an admin command.
+pub(super) enum Reply {
+    /// It is complete.
+    Done(Outcome),
+    /// It completes later and keeps its completion entry.
+    Later,
+    /// It completes some day, without holding an entry: Asynchronous Event Request.
+    Parked,
+}
+
+impl From<Status> for Reply {
+    fn from(status: Status) -> Self {
+        Self::Done(Outcome::of(status))
+    }
+}
+
+/// For the log: queues and what the host waits for.
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.rings {
+            Some(Rings { sq, cq }) => write!(f, "admin {sq:?}, {cq:?}")?,
+            None => write!(f, "no admin queues")?,
+        }
+        write!(f, "; {:?}; aborts in flight {}", self.events, self.aborts)
+    }
+}
+
+impl Admin {
+    /// Admin state of a disabled controller.
+    pub fn new(config: &ControllerConfig) -> Self {
+        Self {
+            rings: None,
+            features: Features::new(config),
+            events: Events::new(config.aerl),
+            errors: ErrorLog::default(),
+            keep_alive: KeepAlive::default(),
+            started: Instant::now(),
+            aborts: 0,
+        }
+    }
+
+    /// The admin queues exist from now on.
+    pub fn start(&mut self, queues: &AdminQueues) {
+        self.rings = Some(Rings {
+            sq: SubmissionQueue::new(0, 0, queues.asq, queues.asq_size),
+            cq: CompletionQueue::new(0, Some(0), queues.acq, queues.acq_size),
+        });
+    }
+
+    /// No admin command is taken any more.
+    pub fn stop(&mut self) {
+        self.rings = None;
+    }
+
+    /// Controller reset: queues, events and current feature values go; the error log stays.
+    pub fn reset(&mut self, config: &ControllerConfig) {
+        self.rings = None;
+        self.features = Features::new(config);
+        self.events = Events::new(config.aerl);
+        self.keep_alive = KeepAlive::default();
+        self.aborts = 0;
+    }
+
+    /// When the Keep Alive timer expires, if it runs.
+    pub fn keep_alive_deadline(&self) -> Option<Instant> {
+        self.keep_alive.deadline()
+    }
+
+    /// Stops the Keep Alive timer.
+    pub fn disarm_keep_alive(&mut self) {
+        self.keep_alive = KeepAlive::default();
+    }
+}
+
+impl Controller {
+    pub(super) fn admin_doorbell(&mut self, is_head: bool, value: u16) {
+        let Some(rings) = &mut self.admin.rings else { return };
+        let size = if is_head { rings.cq.size() } else { rings.sq.size() };
+        if u32::from(value) >= size || (is_head && rings.cq.set_head(value).is_err()) {
+            return self.invalid_doorbell_value();
+        }
+        if !is_head {
+            self.shared.doorbells.set_tail(0, value);
+        }
+        self.run_admin();
+    }
+
+    /// Takes admin commands while there are any and their completions have room.
+    pub(super) fn run_admin(&mut self) {
+        let memory = self.shared.memory.load_full();
+        self.deliver_events();
+        while let Some(rings) = &mut self.admin.rings {
+            if rings.sq.is_empty(self.shared.doorbells.tail(0)) || !rings.cq.reserve() {
+                break;
+            }
+            let sqe = match rings.sq.fetch(&memory) {
+                Ok(sqe) => sqe,
+                Err(error) => return self.fatal(&format!("admin submission queue: {error}")),
+            };
+            let cid = sqe.cid.get();
+            match self.admin_command(&memory, &sqe).unwrap_or_else(Reply::from) {
+                Reply::Done(outcome) => {
+                    if !outcome.status.is_success() {
+                        log::debug!("admin {:#04x} cid {cid:#x}: {:?}: {sqe:x?}", sqe.opc, outcome.status);
+                    }
+                    self.admin_complete((cid, outcome));
+                }
+                Reply::Later => {}
+                Reply::Parked => {
+                    if let Some(rings) = &mut self.admin.rings {
+                        rings.cq.release();
+                    }
+                    self.deliver_events();
+                }
+            }
+        }
+    }
+
+    /// Posts a completion whose entry is reserved.
+    pub(super) fn admin_complete(&mut self, (cid, outcome): (u16, Outcome)) {
+        let memory = self.shared.memory.load_full();
+        let Some(rings) = &mut self.admin.rings else { return };
+        let post = Post { sqid: 0, sqhd: rings.sq.head(), cid, status: outcome.status, dw0: outcome.dw0 };
+        match rings.cq.post(&memory, &post) {
+            Ok(()) => self.shared.interrupts.raise(0),
+            Err(error) => self.fatal(&format!("admin completion queue: {error}")),
+        }
+    }
+
+    /// Posts a completion whose entry is not reserved; false when there is no room.
+    fn admin_complete_unreserved(&mut self, cid: u16, outcome: Outcome) -> bool {
+        let reserved = self.admin.rings.as_mut().is_some_and(|rings| rings.cq.reserve());
+        if reserved {
+            self.admin_complete((cid, outcome));
+        }
+        reserved
+    }
+
+    /// A worker has done its part of an admin command.
+    pub(super) fn admin_acknowledged(&mut self, pending: Pending, answer: bool) -> (u16, Outcome) {
+        let outcome = match pending.then {
+            Then::DeleteSq(qid) => {
+                self.queues.set_sq(qid, None);
+                Outcome::of(Status::SUCCESS)
+            }
+            Then::DeleteCq(qid) => {
+                self.queues.set_cq(qid, None);
+                Outcome::of(Status::SUCCESS)
+            }
+            Then::Abort => {
+                self.admin.aborts = self.admin.aborts.saturating_sub(1);
+                Outcome { status: Status::SUCCESS, dw0: u32::from(!answer) }
+            }
+            Then::CacheFlushed if answer => Outcome::of(Status::SUCCESS),
+            Then::CacheFlushed => Outcome::of(Status::WRITE_FAULT),
+        };
+        (pending.cid, outcome)
+    }
+
+    fn admin_command(&mut self, memory: &DmaMap, sqe: &Sqe) -> Result<Reply, Status> {
+        if sqe.fuse() != 0 {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        self.admin.keep_alive.touch();
+        match sqe.opc {
+            opcode::DELETE_SQ => self.delete_sq(sqe),
+            opcode::CREATE_SQ => self.create_sq(sqe),
+            opcode::GET_LOG_PAGE => self.get_log_page(memory, sqe),
+            opcode::DELETE_CQ => self.delete_cq(sqe),
+            opcode::CREATE_CQ => self.create_cq(sqe),
+            opcode::IDENTIFY => self.identify(memory, sqe),
+            opcode::ABORT => self.abort(sqe),
+            opcode::SET_FEATURES => self.set_features(memory, sqe),
+            opcode::GET_FEATURES => self.get_features(memory, sqe),
+            opcode::ASYNC_EVENT => self.async_event_request(sqe),
+            opcode::KEEP_ALIVE => Ok(Status::SUCCESS.into()),
+            _ => Err(Status::INVALID_OPCODE.dnr()),
+        }
+    }
+
+    /// Sends `data` to the host through the command's data pointer.
+    fn send_data(&self, memory: &DmaMap, sqe: &Sqe, data: &[u8]) -> Result<Reply, Status> {
+        let page_size = self.shared.page_size();
+        let buf = transfer::resolve(memory, sqe, data.len(), page_size, Access::Write, false)?;
+        buf.copy_in(0, data)?;
+        Ok(Status::SUCCESS.into())
+    }
+
+    /// Takes `len` bytes from the host through the command's data pointer.
+    fn take_data(&self, memory: &DmaMap, sqe: &Sqe, len: usize) -> Result<Vec<u8>, Status> {
+        transfer::fetch(memory, sqe, len, self.shared.page_size(), false)
+    }
+}

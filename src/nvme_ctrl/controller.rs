@@ -1,0 +1,396 @@
+//! The control thread's half of the controller: registers, doorbells, the admin queue, and the workers' messages.
+//!
+//! Nothing here waits. What takes time (draining, flushing, deleting a queue) is a message to the workers whose
+//! acknowledgement continues it in [`Controller::on_messages`].
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use super::admin::Admin;
+use super::doorbells::Doorbells;
+use super::queue_table::QueueTable;
+use super::registers::{Registers, Requests};
+use super::shared::{Counters, InterruptSink, Limits, Shared};
+use super::worker::{EngineFactory, FromWorker, Mailbox, ToWorker, Token, Worker};
+use crate::memory::DmaMap;
+use crate::namespace::Namespaces;
+use crate::spec::registers::{DOORBELL_STRIDE, csts, offset};
+
+/// What one controller is made of. Counts are 1-based unless they say otherwise.
+#[derive(Clone, Debug)]
+pub struct ControllerConfig {
+    /// Identify Controller SN.
+    pub serial: String,
+    /// Identify Controller MN.
+    pub model: String,
+    /// Identify Controller FR.
+    pub firmware: String,
+    /// Identify Controller SUBNQN.
+    pub subnqn: String,
+    /// PCI vendor and subsystem vendor.
+    pub vid: u16,
+    /// PCI subsystem vendor.
+    pub ssvid: u16,
+    /// Largest transfer: 2^mdts pages of 4 KiB, at least 1.
+    pub mdts: u8,
+    /// I/O queue pairs.
+    pub max_ioqpairs: u16,
+    /// CAP.MQES, 0-based.
+    pub mqes: u16,
+    /// Asynchronous Event Request Limit, 0-based.
+    pub aerl: u8,
+    /// MSI-X vectors.
+    pub vectors: u16,
+    /// Copy descriptor formats enabled whatever the host has set (bits of CDFE).
+    pub cdfe: u16,
+    /// Worker threads.
+    pub iothreads: usize,
+}
+
+/// Why an acknowledgement is awaited.
+#[derive(Debug)]
+pub(super) enum Awaited {
+    /// One worker's part of a controller reset.
+    Reset,
+    /// One worker's part of a fence.
+    Fence,
+    /// The flush of a shutdown by CC.SHN.
+    Shutdown,
+    /// The flush that ends the process's service.
+    FinalFlush,
+    /// An admin command's.
+    Admin(super::admin::Pending),
+}
+
+/// See the module docs.
+pub struct Controller {
+    pub(super) config: ControllerConfig,
+    pub(super) regs: Registers,
+    pub(super) shared: Arc<Shared>,
+    pub(super) workers: Vec<Worker>,
+    pub(super) queues: QueueTable,
+    pub(super) admin: Admin,
+    messages: Receiver<FromWorker>,
+    awaited: HashMap<Token, Awaited>,
+    last_token: Token,
+    /// Workers that have not yet drained after the last reset.
+    draining: usize,
+    /// Workers that have not yet seen the newest DMA table.
+    fencing: usize,
+    /// EN was set while workers still drained.
+    enable_when_quiet: bool,
+    /// The host's CC.EN 1 to 0 is being carried out.
+    disabling: bool,
+    final_flush: Option<bool>,
+}
+
+impl Controller {
+    /// A disabled controller with its workers running.
+    ///
+    /// `wake` wakes the control thread, which then calls [`Self::on_messages`].
+    ///
+    /// # Errors
+    /// A worker's thread or engine cannot be made.
+    pub fn new(
+        config: ControllerConfig,
+        namespaces: Namespaces,
+        memory: Arc<ArcSwap<DmaMap>>,
+        interrupts: Arc<dyn InterruptSink>,
+        engine: &EngineFactory,
+        wake: Arc<dyn Fn() + Send + Sync>,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            memory,
+            doorbells: Doorbells::new(usize::from(config.max_ioqpairs) + 1),
+            namespaces,
+            interrupts,
+            write_cache: AtomicBool::new(true),
+            cdfe: AtomicU16::new(config.cdfe),
+            mps: AtomicU16::new(0),
+            counters: Counters::default(),
+            limits: Limits { max_transfer: 4096 << config.mdts, ocfs: crate::copy::OCFS },
+        });
+        let (sender, messages) = channel();
+        let out = Mailbox { sender, wake };
+        let workers = (0..config.iothreads.max(1))
+            .map(|index| Worker::spawn(index, Arc::clone(&shared), Arc::clone(engine), out.clone()))
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            regs: Registers::new(config.mqes),
+            queues: QueueTable::new(config.max_ioqpairs),
+            admin: Admin::new(&config),
+            config,
+            shared,
+            workers,
+            messages,
+            awaited: HashMap::new(),
+            last_token: 0,
+            draining: 0,
+            fencing: 0,
+            enable_when_quiet: false,
+            disabling: false,
+            final_flush: None,
+        })
+    }
+
+    /// Reads BAR0. Doorbells read as 0.
+    pub fn bar_read(&self, at: u64, data: &mut [u8]) {
+        if at >= offset::DOORBELLS {
+            data.fill(0);
+        } else {
+            self.regs.read(at, data);
+        }
+    }
+
+    /// Writes BAR0.
+    pub fn bar_write(&mut self, at: u64, data: &[u8]) {
+        if at >= offset::DOORBELLS {
+            self.doorbell(at - offset::DOORBELLS, data);
+            return;
+        }
+        let Requests { enable, disable, shutdown } = self.regs.write(at, data);
+        if disable {
+            self.disabling = true;
+            self.enable_when_quiet = false;
+            self.drain();
+        }
+        if enable {
+            self.enable();
+        }
+        if shutdown {
+            // A disabled controller is flushed all the same: the host is about to cut the power.
+            self.regs.csts = self.regs.csts & !csts::SHST | csts::SHST_OCCURRING;
+            let token = self.await_ack(Awaited::Shutdown);
+            self.send(0, ToWorker::Flush(token));
+        }
+    }
+
+    /// Forgets all queues and commands and returns registers and features to their power-on values. Transfers in
+    /// flight go on until [`Self::is_quiet`].
+    pub fn reset(&mut self) {
+        self.regs.reset();
+        self.disabling = false;
+        self.enable_when_quiet = false;
+        self.drain();
+    }
+
+    /// Is no command in flight since the last reset?
+    pub fn is_quiet(&self) -> bool {
+        self.draining == 0
+    }
+
+    /// Makes all workers look at the DMA table anew; see [`Self::is_fenced`].
+    pub fn fence(&mut self) {
+        for worker in 0..self.workers.len() {
+            let token = self.await_ack(Awaited::Fence);
+            self.fencing += 1;
+            self.send(worker, ToWorker::Fence(token));
+        }
+    }
+
+    /// Has every worker seen the DMA table as it was at the last [`Self::fence`]?
+    pub fn is_fenced(&self) -> bool {
+        self.fencing == 0
+    }
+
+    /// Controller Fatal Status: nothing is processed until the host resets the controller.
+    pub fn fatal(&mut self, why: &str) {
+        log::error!("controller fatal status: {why}");
+        self.regs.csts |= csts::CFS;
+        self.admin.stop();
+        self.drain();
+    }
+
+    /// Starts a flush of all namespaces for the end of service; see [`Self::flushed`].
+    pub fn flush(&mut self) {
+        self.final_flush = None;
+        let token = self.await_ack(Awaited::FinalFlush);
+        self.send(0, ToWorker::Flush(token));
+    }
+
+    /// How [`Self::flush`] ended; `None` while it has not.
+    pub fn flushed(&self) -> Option<bool> {
+        self.final_flush
+    }
+
+    /// Ends the workers; false when one was still busy at `deadline`.
+    pub fn stop(&mut self, deadline: Instant) -> bool {
+        for worker in &self.workers {
+            worker.send(ToWorker::Stop);
+        }
+        self.workers.iter_mut().all(|worker| worker.join(deadline))
+    }
+
+    /// Takes what the workers have sent.
+    pub fn on_messages(&mut self) {
+        while let Ok(message) = self.messages.try_recv() {
+            match message {
+                FromWorker::Ack(token, answer) => match self.awaited.remove(&token) {
+                    Some(awaited) => self.acknowledged(awaited, answer),
+                    None => log::debug!("acknowledgement {token} came after its command was dropped"),
+                },
+                FromWorker::InvalidHead(cqid) => {
+                    log::warn!("guest moved the head of completion queue {cqid} past its tail");
+                    self.invalid_doorbell_value();
+                }
+                FromWorker::Fatal(why) => self.fatal(&why),
+            }
+        }
+    }
+
+    /// When [`Self::on_time`] wants to be called, if at all.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.admin.keep_alive_deadline()
+    }
+
+    /// Does what is due.
+    pub fn on_time(&mut self, now: Instant) {
+        if self.admin.keep_alive_deadline().is_some_and(|at| now >= at) {
+            self.admin.disarm_keep_alive();
+            self.fatal("the Keep Alive timer expired");
+        }
+    }
+
+    /// Writes registers, queues and commands in flight to the log.
+    pub fn dump(&self) {
+        log::info!("{}", self.regs);
+        log::info!("{}", self.admin);
+        log::info!(
+            "workers draining {}, fencing {}; awaited {:?}",
+            self.draining,
+            self.fencing,
+            self.awaited
+        );
+        for worker in &self.workers {
+            worker.send(ToWorker::Dump);
+        }
+    }
+
+    pub(super) fn await_ack(&mut self, awaited: Awaited) -> Token {
+        self.last_token += 1;
+        self.awaited.insert(self.last_token, awaited);
+        self.last_token
+    }
+
+    pub(super) fn send(&self, worker: usize, message: ToWorker) {
+        if let Some(worker) = self.workers.get(worker) {
+            worker.send(message);
+        }
+    }
+
+    /// The worker that owns a completion queue and all that post to it.
+    pub(super) fn worker_of(&self, cqid: u16) -> usize {
+        usize::from(cqid.saturating_sub(1)) % self.workers.len()
+    }
+
+    fn acknowledged(&mut self, awaited: Awaited, answer: bool) {
+        match awaited {
+            Awaited::Reset => {
+                self.draining -= 1;
+                if self.draining == 0 {
+                    self.drained();
+                }
+            }
+            Awaited::Fence => self.fencing -= 1,
+            Awaited::Shutdown => {
+                // Whether the flush succeeded or not: the host has no other sign to wait for. A failure is logged.
+                if !answer {
+                    log::error!("flush at shutdown failed");
+                }
+                if self.regs.csts & csts::SHST == csts::SHST_OCCURRING {
+                    self.regs.csts = self.regs.csts & !csts::SHST | csts::SHST_COMPLETE;
+                }
+            }
+            Awaited::FinalFlush => self.final_flush = Some(answer),
+            Awaited::Admin(pending) => {
+                let done = self.admin_acknowledged(pending, answer);
+                self.admin_complete(done);
+                self.run_admin();
+            }
+        }
+    }
+
+    /// Forgets queues, features and events, and asks every worker to end what it runs.
+    fn drain(&mut self) {
+        // Admin commands whose worker part is under way vanish with their queue.
+        self.awaited.retain(|_, awaited| !matches!(awaited, Awaited::Admin(_)));
+        self.admin.reset(&self.config);
+        self.apply_features();
+        self.queues.clear();
+        for worker in 0..self.workers.len() {
+            let token = self.await_ack(Awaited::Reset);
+            self.draining += 1;
+            self.send(worker, ToWorker::Reset(token));
+        }
+    }
+
+    fn drained(&mut self) {
+        if std::mem::take(&mut self.disabling) {
+            self.regs.csts = 0;
+        }
+        if std::mem::take(&mut self.enable_when_quiet) {
+            self.enable();
+        }
+    }
+
+    fn enable(&mut self) {
+        if self.draining > 0 {
+            // No command of the time before may meet the new queues, however long a disk keeps it.
+            self.enable_when_quiet = true;
+            return;
+        }
+        match self.regs.check_enable() {
+            Ok(queues) => {
+                self.shared.mps.store(self.regs.cc.mps().into(), Ordering::Relaxed);
+                self.shared.doorbells.set_tail(0, 0);
+                self.shared.doorbells.set_head(0, 0);
+                self.admin.start(&queues);
+                self.regs.csts |= csts::RDY;
+            }
+            Err(error) => {
+                log::warn!("guest enables the controller with bad values: {error}");
+                self.regs.csts |= csts::CFS;
+            }
+        }
+    }
+
+    fn doorbell(&mut self, at: u64, data: &[u8]) {
+        let index = at / DOORBELL_STRIDE;
+        let Ok(value) = <[u8; 4]>::try_from(data).map(u32::from_le_bytes) else {
+            log::warn!("guest wrote {} bytes to doorbell offset {at:#x}", data.len());
+            return;
+        };
+        if at % DOORBELL_STRIDE != 0 {
+            return self.invalid_doorbell();
+        }
+        let value = (value & 0xffff) as u16; // 31:16 are reserved
+        let Ok(qid) = u16::try_from(index / 2) else { return self.invalid_doorbell() };
+        let is_head = index % 2 == 1;
+        if qid == 0 {
+            return self.admin_doorbell(is_head, value);
+        }
+        let known = if is_head {
+            self.queues.cq(qid).map(|cq| (cq.size, qid))
+        } else {
+            self.queues.sq(qid).map(|sq| (sq.size, sq.cqid))
+        };
+        let Some((size, cqid)) = known else { return self.invalid_doorbell() };
+        if u32::from(value) >= size {
+            return self.invalid_doorbell_value();
+        }
+        if is_head {
+            self.shared.doorbells.set_head(qid, value);
+        } else {
+            self.shared.doorbells.set_tail(qid, value);
+        }
+        if let Some(worker) = self.workers.get(self.worker_of(cqid)) {
+            worker.doorbell();
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Copy (19h): fetches the range list and hands over to [`crate::copy`], which checks, plans and executes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Command, Issue, Outcome, Task};
+use crate::copy::{self, Capabilities, CopyTask, ExecOptions, Overlap, Reject};
+use crate::nvme_ctrl::shared::Shared;
+use crate::nvme_ctrl::transfer;
+use crate::spec::Status;
+use crate::spec::copy::CopyCommand;
+
+pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
+    let (shared, sqe) = (cmd.shared, cmd.sqe);
+    let command = CopyCommand {
+        nsid: sqe.nsid.get(),
+        cdw: [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15].map(|dword| dword.get()),
+    };
+    let capabilities = Capabilities {
+        ocfs: shared.limits.ocfs,
+        cdfe: shared.cdfe.load(Ordering::SeqCst),
+        overlap: Overlap::default(),
+    };
+    let refuse = |reject: Reject| {
+        log::debug!("Copy cid {:#x} refused: {} (range {:?})", sqe.cid.get(), reject.what, reject.range);
+        reject.status
+    };
+    let checked = copy::check_command(&command, &shared.namespaces, capabilities).map_err(refuse)?;
+    // The list is copied out once: what is checked is what is carried out, whatever the host does to its pages.
+    let list = transfer::fetch(cmd.memory, sqe, checked.list_len(), shared.page_size(), true)?;
+    let ranges = checked.decode(&list).map_err(refuse)?;
+    let plan = copy::plan(&checked, &ranges, &shared.namespaces).map_err(refuse)?;
+    let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
+    Ok(Task::Copy(Box::new(CopyTask::new(plan, ExecOptions::default(), cmd.bounce))))
+}
+
+pub(super) fn poll(task: &mut CopyTask, _shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
+    task.poll(&mut |part, ns: &Arc<_>, op| issue(part, ns, op))
+        .map(|outcome| Outcome { status: outcome.status, dw0: outcome.dw0 })
+}

@@ -1,0 +1,18 @@
+//! Flush (00h): one namespace, or all of them by the broadcast NSID (Identify Controller VWC 2:1 = 11b).
+
+use std::sync::Arc;
+
+use super::group::{Account, Group};
+use super::{Command, Task};
+use crate::backend::Op;
+use crate::nvme_ctrl::status::Direction;
+use crate::spec::{NSID_BROADCAST, Status};
+
+pub(super) fn flush(cmd: &Command<'_>) -> Result<Task, Status> {
+    let ops = if cmd.sqe.nsid.get() == NSID_BROADCAST {
+        cmd.shared.namespaces.iter().map(|ns| (Arc::clone(ns), Op::Flush)).collect()
+    } else {
+        std::iter::once((Arc::clone(cmd.namespace()?), Op::Flush)).collect()
+    };
+    Ok(Task::Group(Group::new(ops, Direction::Write, Account::Nothing)))
+}

@@ -1,0 +1,78 @@
+//! Operations that do not depend on each other and must all succeed.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{Issue, Outcome};
+use crate::backend::{BackendError, Op};
+use crate::namespace::Namespace;
+use crate::nvme_ctrl::shared::Shared;
+use crate::nvme_ctrl::status::{self, Direction};
+use crate::spec::Status;
+
+/// What a group counts as in the SMART log once it has succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Account {
+    /// A read of so many bytes.
+    Read(u64),
+    /// A write of so many bytes.
+    Wrote(u64),
+    /// Not counted.
+    Nothing,
+}
+
+/// Operations in flight at once: enough to keep a disk busy, few enough that 256 ranges of one Dataset Management
+/// leave room for others.
+const WINDOW: u32 = 32;
+
+/// See the module docs.
+#[derive(Debug)]
+pub struct Group {
+    todo: SmallVec<[(Arc<Namespace>, Op); 1]>,
+    in_flight: u32,
+    status: Status,
+    direction: Direction,
+    account: Account,
+}
+
+impl Group {
+    /// A group of `ops`; they are issued from the last to the first.
+    pub fn new(ops: SmallVec<[(Arc<Namespace>, Op); 1]>, direction: Direction, account: Account) -> Self {
+        Self { todo: ops, in_flight: 0, status: Status::SUCCESS, direction, account }
+    }
+
+    /// A group of one.
+    pub fn one(ns: &Arc<Namespace>, op: Op, direction: Direction, account: Account) -> Self {
+        Self::new(SmallVec::from_buf([(Arc::clone(ns), op)]), direction, account)
+    }
+
+    pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
+        while self.in_flight < WINDOW {
+            let Some((ns, op)) = self.todo.pop() else { break };
+            self.in_flight += 1;
+            issue(0, &ns, op);
+        }
+        if self.in_flight > 0 {
+            return None;
+        }
+        if self.status.is_success() {
+            match self.account {
+                Account::Read(bytes) => shared.counters.read(bytes),
+                Account::Wrote(bytes) => shared.counters.wrote(bytes),
+                Account::Nothing => {}
+            }
+        }
+        Some(Outcome::of(self.status))
+    }
+
+    pub(super) fn done(&mut self, result: Result<(), BackendError>) {
+        self.in_flight -= 1;
+        if let Err(error) = result {
+            self.todo.clear();
+            if self.status.is_success() {
+                self.status = status::backend(&error, self.direction);
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Compare (05h) and Verify (0Ch): data is read into our memory, piece by piece, and looked at there.
+
+use std::sync::Arc;
+
+use super::{Command, Issue, Outcome, Task, rw};
+use crate::backend::{BackendError, IoBuf, Op};
+use crate::memory::{Access, GuestBuf};
+use crate::namespace::{ByteRange, Namespace};
+use crate::nvme_ctrl::shared::Shared;
+use crate::nvme_ctrl::status::{self, Direction};
+use crate::spec::Status;
+
+/// Bytes read at a time. Bounds the memory of a command, whatever its length (a Verify has no limit, VSL is 0), and
+/// with it that of a worker: 64 MiB when every slot holds such a command.
+const PIECE: u64 = 64 << 10;
+
+/// See the module docs.
+#[derive(Debug)]
+pub struct Inspect {
+    ns: Arc<Namespace>,
+    range: ByteRange,
+    /// What the data must equal; `None` for Verify, which only wants it readable.
+    expected: Option<GuestBuf>,
+    /// Bytes looked at so far.
+    at: u64,
+    buf: Option<Box<[u8]>>,
+    reading: bool,
+    status: Status,
+}
+
+pub(super) fn compare(cmd: &Command<'_>) -> Result<Task, Status> {
+    let ns = cmd.namespace()?;
+    cmd.check_transfer(ns)?;
+    let range = cmd.range(ns)?;
+    let expected = rw::data(cmd, range.len, Access::Read)?;
+    Ok(Task::Inspect(Inspect::new(ns, range, Some(expected))))
+}
+
+pub(super) fn verify(cmd: &Command<'_>) -> Result<Task, Status> {
+    let ns = cmd.namespace()?;
+    let range = cmd.range(ns)?;
+    Ok(Task::Inspect(Inspect::new(ns, range, None)))
+}
+
+impl Inspect {
+    fn new(ns: &Arc<Namespace>, range: ByteRange, expected: Option<GuestBuf>) -> Self {
+        let ns = Arc::clone(ns);
+        Self { ns, range, expected, at: 0, buf: None, reading: false, status: Status::SUCCESS }
+    }
+
+    pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
+        if self.reading {
+            return None;
+        }
+        let left = self.range.len - self.at;
+        if left > 0 && self.status.is_success() {
+            // Allocated only now, so that commands that wait for their turn cost nothing.
+            let mut buf = self.buf.take().unwrap_or_default().into_vec();
+            buf.resize(left.min(PIECE) as usize, 0);
+            self.reading = true;
+            let buf = IoBuf::Pool(buf.into_boxed_slice());
+            issue(0, &self.ns, Op::Read { offset: self.range.offset + self.at, buf });
+            return None;
+        }
+        if self.status.is_success() {
+            shared.counters.read(self.range.len);
+        }
+        Some(Outcome::of(self.status))
+    }
+
+    pub(super) fn done(&mut self, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+        self.reading = false;
+        self.status = match (result, buf) {
+            (Err(error), _) => status::backend(&error, Direction::Read),
+            (Ok(()), Some(IoBuf::Pool(data))) => {
+                let status = self.look(&data);
+                self.at += data.len() as u64;
+                self.buf = Some(data);
+                status
+            }
+            (Ok(()), _) => Status::INTERNAL_ERROR,
+        };
+    }
+
+    fn look(&self, data: &[u8]) -> Status {
+        let Some(expected) = &self.expected else { return Status::SUCCESS };
+        let mut page = [0; 4096];
+        for (index, chunk) in data.chunks(page.len()).enumerate() {
+            let page = &mut page[..chunk.len()];
+            let at = self.at as usize + index * 4096;
+            if let Err(error) = expected.copy_out(at, page) {
+                return error.into();
+            }
+            if page != chunk {
+                return Status::COMPARE_FAILURE.dnr();
+            }
+        }
+        Status::SUCCESS
+    }
+}

@@ -1,0 +1,157 @@
+//! I/O commands: decoded and checked completely, then run as state machines.
+//!
+//! [`start`] turns a submission into a [`Task`] or into the status it is refused with; nothing has changed by then.
+//! A task emits backend operations and takes their completions; it never waits and knows no thread.
+
+mod copy;
+mod dsm;
+mod flush;
+mod group;
+mod inspect;
+mod rw;
+mod write_zeroes;
+
+use std::sync::Arc;
+
+use crate::backend::{BackendError, IoBuf, Op};
+use crate::copy::{Bounce, CopyTask};
+use crate::memory::DmaMap;
+use crate::namespace::{ByteRange, Namespace};
+use crate::spec::opcode::io as opcode;
+use crate::spec::{Sqe, Status};
+
+use super::shared::Shared;
+use group::Group;
+use inspect::Inspect;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Status.
+    pub status: Status,
+    /// DW0 of the completion.
+    pub dw0: u32,
+}
+
+impl Outcome {
+    /// An outcome without command-specific result.
+    pub fn of(status: Status) -> Self {
+        Self { status, dw0: 0 }
+    }
+}
+
+/// Takes one backend operation of a task: its part number, its namespace, the operation.
+pub type Issue<'a> = dyn FnMut(u32, &Arc<Namespace>, Op) + 'a;
+
+/// A command under way.
+#[derive(Debug)]
+pub enum Task {
+    /// Independent operations, all of which must succeed: Read, Write, Flush, Write Zeroes, Dataset Management.
+    Group(Group),
+    /// Data read into our memory and looked at: Compare, Verify.
+    Inspect(Inspect),
+    /// Copy.
+    Copy(Box<CopyTask>),
+}
+
+impl Task {
+    /// Issues what can be issued now. `Some` once everything has ended; the task is then over.
+    pub fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
+        match self {
+            Self::Group(task) => task.poll(shared, issue),
+            Self::Inspect(task) => task.poll(shared, issue),
+            Self::Copy(task) => copy::poll(task, shared, issue),
+        }
+    }
+
+    /// Takes the completion of operation `part`.
+    pub fn done(&mut self, part: u32, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+        match self {
+            Self::Group(task) => task.done(result),
+            Self::Inspect(task) => task.done(result, buf),
+            Self::Copy(task) => task.done(part, result, buf),
+        }
+    }
+
+    /// Asks the task to end early. True when it will end with Command Abort Requested.
+    pub fn abort(&mut self) -> bool {
+        match self {
+            Self::Copy(task) => {
+                task.abort();
+                true
+            }
+            // One transfer each, already with the kernel: it ends by itself, as quickly as it could be cancelled.
+            Self::Group(_) | Self::Inspect(_) => false,
+        }
+    }
+
+    /// Does it wait, with nothing in flight, for bounce memory that other Copies hold?
+    pub fn is_starved(&self) -> bool {
+        matches!(self, Self::Copy(task) if task.is_starved())
+    }
+}
+
+/// Decodes and checks one I/O command.
+///
+/// # Errors
+/// The status it is refused with.
+pub fn start(shared: &Shared, memory: &DmaMap, bounce: &Bounce, sqe: &Sqe) -> Result<Task, Status> {
+    let cmd = Command { shared, memory, bounce, sqe };
+    if sqe.fuse() != 0 {
+        return Err(Status::INVALID_FIELD.dnr()); // FUSES is 0: no fused operation is supported
+    }
+    match sqe.opc {
+        opcode::READ => rw::read(&cmd),
+        opcode::WRITE => rw::write(&cmd),
+        opcode::FLUSH => flush::flush(&cmd),
+        opcode::COMPARE => inspect::compare(&cmd),
+        opcode::VERIFY => inspect::verify(&cmd),
+        opcode::WRITE_ZEROES => write_zeroes::write_zeroes(&cmd),
+        opcode::DSM => dsm::dsm(&cmd),
+        opcode::COPY => copy::copy(&cmd),
+        _ => Err(Status::INVALID_OPCODE.dnr()),
+    }
+}
+
+/// A submission with all that its checks look at.
+struct Command<'a> {
+    shared: &'a Shared,
+    memory: &'a DmaMap,
+    bounce: &'a Bounce,
+    sqe: &'a Sqe,
+}
+
+impl Command<'_> {
+    fn namespace(&self) -> Result<&Arc<Namespace>, Status> {
+        Ok(self.shared.namespaces.get(self.sqe.nsid.get())?)
+    }
+
+    /// The namespace of a command that changes data.
+    fn writable_namespace(&self) -> Result<&Arc<Namespace>, Status> {
+        let ns = self.namespace()?;
+        if ns.facts.read_only {
+            return Err(Status::WRITE_PROTECTED.dnr());
+        }
+        Ok(ns)
+    }
+
+    /// SLBA and NLB as bytes of `ns`.
+    fn range(&self, ns: &Namespace) -> Result<ByteRange, Status> {
+        let nlb = u64::from(self.sqe.nlb().count());
+        ns.facts.bytes(self.sqe.slba(), nlb).ok_or(Status::LBA_OUT_OF_RANGE.dnr())
+    }
+
+    /// NLB in bytes must not exceed MDTS.
+    fn check_transfer(&self, ns: &Namespace) -> Result<(), Status> {
+        let bytes = u64::from(self.sqe.nlb().count()) << ns.facts.lbads;
+        if bytes > self.shared.limits.max_transfer {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        Ok(())
+    }
+
+    /// Must the command be durable before it completes: FUA, or the volatile write cache is off?
+    fn durable(&self) -> bool {
+        self.sqe.fua() || !self.shared.write_cache.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}

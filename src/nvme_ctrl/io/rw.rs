@@ -1,0 +1,33 @@
+//! Read (02h) and Write (01h).
+
+use super::group::{Account, Group};
+use super::{Command, Task};
+use crate::backend::{IoBuf, Op};
+use crate::memory::Access;
+use crate::nvme_ctrl::status::Direction;
+use crate::nvme_ctrl::transfer;
+use crate::spec::Status;
+
+pub(super) fn read(cmd: &Command<'_>) -> Result<Task, Status> {
+    let ns = cmd.namespace()?;
+    cmd.check_transfer(ns)?;
+    let range = cmd.range(ns)?;
+    let buf = IoBuf::Guest(data(cmd, range.len, Access::Write)?);
+    let op = Op::Read { offset: range.offset, buf };
+    Ok(Task::Group(Group::one(ns, op, Direction::Read, Account::Read(range.len))))
+}
+
+pub(super) fn write(cmd: &Command<'_>) -> Result<Task, Status> {
+    let ns = cmd.writable_namespace()?;
+    cmd.check_transfer(ns)?;
+    let range = cmd.range(ns)?;
+    let buf = IoBuf::Guest(data(cmd, range.len, Access::Read)?);
+    let op = Op::Write { offset: range.offset, buf, fua: cmd.durable() };
+    Ok(Task::Group(Group::one(ns, op, Direction::Write, Account::Wrote(range.len))))
+}
+
+/// The data pointer of a transfer of `len` bytes, at most MDTS.
+pub(super) fn data(cmd: &Command<'_>, len: u64, access: Access) -> Result<crate::memory::GuestBuf, Status> {
+    let len = usize::try_from(len).map_err(|_| Status::INVALID_FIELD.dnr())?;
+    transfer::resolve(cmd.memory, cmd.sqe, len, cmd.shared.page_size(), access, true)
+}

@@ -1,0 +1,18 @@
+//! Write Zeroes (08h). No data crosses the bus, so MDTS does not bound it (WZSL is 0: no limit).
+
+use super::group::{Account, Group};
+use super::{Command, Task};
+use crate::backend::Op;
+use crate::nvme_ctrl::status::Direction;
+use crate::spec::Status;
+
+/// CDW12 bit 25: the host would like the blocks deallocated. They read as zeroes either way (DLFEAT).
+const DEAC: u32 = 1 << 25;
+
+pub(super) fn write_zeroes(cmd: &Command<'_>) -> Result<Task, Status> {
+    let ns = cmd.writable_namespace()?;
+    let range = cmd.range(ns)?;
+    let unmap = cmd.sqe.cdw12.get() & DEAC != 0;
+    let op = Op::WriteZeroes { offset: range.offset, len: range.len, unmap, fua: cmd.durable() };
+    Ok(Task::Group(Group::one(ns, op, Direction::Write, Account::Nothing)))
+}

@@ -1,0 +1,215 @@
+//! Queue rings: where the next submission is fetched from and the next completion written to.
+//!
+//! The admin pair and every I/O queue use these; they know the ring and guest memory, nothing of commands.
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::memory::{DmaError, DmaMap};
+use crate::spec::command::{CQE_SIZE, SQE_SIZE};
+use crate::spec::{Cqe, Sqe, Status};
+
+/// A submission queue as its owner sees it.
+#[derive(Debug)]
+pub struct SubmissionQueue {
+    /// SQID.
+    pub qid: u16,
+    /// The completion queue it posts to.
+    pub cqid: u16,
+    base: u64,
+    size: u32,
+    head: u16,
+}
+
+impl SubmissionQueue {
+    /// A ring of `size` entries (1-based, at least 2) at guest address `base`.
+    pub fn new(qid: u16, cqid: u16, base: u64, size: u32) -> Self {
+        Self { qid, cqid, base, size, head: 0 }
+    }
+
+    /// SQHD: the entry that will be fetched next.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Is there nothing to fetch up to `tail`?
+    pub fn is_empty(&self, tail: u16) -> bool {
+        self.head == tail
+    }
+
+    /// Copies the entry at the head out of guest memory, once, and moves the head on.
+    ///
+    /// # Errors
+    /// The entry's memory is not there.
+    pub fn fetch(&mut self, memory: &DmaMap) -> Result<Sqe, DmaError> {
+        let mut sqe = Sqe::new_zeroed();
+        memory.read(entry(self.base, self.head, SQE_SIZE)?, sqe.as_mut_bytes())?;
+        self.head = next(self.head, self.size);
+        Ok(sqe)
+    }
+}
+
+/// A completion queue as its owner sees it.
+#[derive(Debug)]
+pub struct CompletionQueue {
+    /// CQID.
+    pub qid: u16,
+    /// Interrupt vector, when interrupts are enabled.
+    pub vector: Option<u16>,
+    base: u64,
+    size: u32,
+    tail: u16,
+    head: u16,
+    phase: bool,
+    reserved: u32,
+}
+
+/// What a completion says beside its queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Post {
+    /// SQID.
+    pub sqid: u16,
+    /// SQHD.
+    pub sqhd: u16,
+    /// CID.
+    pub cid: u16,
+    /// Status.
+    pub status: Status,
+    /// DW0.
+    pub dw0: u32,
+}
+
+/// The host moved a CQ head past the tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadPastTail;
+
+impl CompletionQueue {
+    /// A ring of `size` entries (1-based, at least 2) at guest address `base`. The first pass writes phase 1.
+    pub fn new(qid: u16, vector: Option<u16>, base: u64, size: u32) -> Self {
+        Self { qid, vector, base, size, tail: 0, head: 0, phase: true, reserved: 0 }
+    }
+
+    /// Takes over the host's head.
+    ///
+    /// # Errors
+    /// `head` is past the tail: the host cannot have consumed what was not posted. Nothing changes.
+    pub fn set_head(&mut self, head: u16) -> Result<(), HeadPastTail> {
+        if head == self.head {
+            return Ok(());
+        }
+        if u32::from(head) >= self.size || self.distance(self.head, head) > self.used() {
+            return Err(HeadPastTail);
+        }
+        self.head = head;
+        Ok(())
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// The host's head as last taken over.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Can another entry be set aside?
+    pub fn has_room(&self) -> bool {
+        self.reserved < self.size - 1 - self.used()
+    }
+
+    /// Sets an entry aside for a command that is about to be fetched, so that its completion always has room.
+    pub fn reserve(&mut self) -> bool {
+        let ok = self.has_room();
+        if ok {
+            self.reserved += 1;
+        }
+        ok
+    }
+
+    /// Gives a reservation back unused.
+    pub fn release(&mut self) {
+        self.reserved = self.reserved.saturating_sub(1);
+    }
+
+    /// Writes one completion into a reserved entry: the dword with the phase tag last, released.
+    ///
+    /// # Errors
+    /// The entry's memory is not there; the queue is then useless to the host.
+    pub fn post(&mut self, memory: &DmaMap, post: &Post) -> Result<(), DmaError> {
+        self.release();
+        let cqe = Cqe {
+            dw0: post.dw0.into(),
+            dw1: 0.into(),
+            sqhd: post.sqhd.into(),
+            sqid: post.sqid.into(),
+            cid: post.cid.into(),
+            status: Cqe::status_word(post.status, self.phase).into(),
+        };
+        let at = entry(self.base, self.tail, CQE_SIZE)?;
+        let (body, last) = cqe.as_bytes().split_at(CQE_SIZE - 4);
+        memory.write(at, body)?;
+        let last = u32::from_le_bytes(last.try_into().unwrap_or_default());
+        memory.store_u32(at + (CQE_SIZE as u64 - 4), last)?;
+        self.tail = next(self.tail, self.size);
+        if self.tail == 0 {
+            self.phase = !self.phase;
+        }
+        Ok(())
+    }
+
+    fn used(&self) -> u32 {
+        self.distance(self.head, self.tail)
+    }
+
+    fn distance(&self, from: u16, to: u16) -> u32 {
+        (u32::from(to) + self.size - u32::from(from)) % self.size
+    }
+}
+
+fn entry(base: u64, index: u16, size: usize) -> Result<u64, DmaError> {
+    base.checked_add(u64::from(index) * size as u64).ok_or(DmaError::Unmapped(base))
+}
+
+fn next(index: u16, size: u32) -> u16 {
+    let next = u32::from(index) + 1;
+    if next >= size { 0 } else { next as u16 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_wrap_at_the_size() {
+        assert_eq!(next(0, 2), 1);
+        assert_eq!(next(1, 2), 0);
+        assert_eq!(next(65534, 65536), 65535);
+        assert_eq!(next(65535, 65536), 0);
+    }
+
+    #[test]
+    fn a_reservation_counts_against_the_free_entries() {
+        let mut cq = CompletionQueue::new(1, None, 0, 4);
+        assert!(cq.reserve() && cq.reserve() && cq.reserve());
+        assert!(!cq.reserve(), "one entry of a ring stays empty");
+        cq.release();
+        assert!(cq.reserve());
+    }
+
+    #[test]
+    fn the_head_never_passes_the_tail() {
+        let mut cq = CompletionQueue::new(1, None, 0, 4);
+        assert_eq!(cq.set_head(1), Err(HeadPastTail));
+        cq.tail = 2;
+        assert_eq!(cq.set_head(3), Err(HeadPastTail));
+        assert_eq!(cq.set_head(2), Ok(()));
+        assert_eq!(cq.used(), 0);
+        assert_eq!(cq.set_head(1), Err(HeadPastTail), "heads do not move back");
+    }
+}

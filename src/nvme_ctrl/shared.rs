@@ -1,0 +1,83 @@
+//! What the control thread and the workers both see. Values here are atomics or immutable: nobody waits for a lock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+
+use super::doorbells::Doorbells;
+use crate::memory::DmaMap;
+use crate::namespace::Namespaces;
+
+/// Raises MSI-X vectors. Lock-free; called from any thread.
+pub trait InterruptSink: Send + Sync {
+    /// Raises `vector`, or does nothing when the client gave it no eventfd.
+    fn raise(&self, vector: u16);
+}
+
+/// State of one controller shared by its threads.
+pub struct Shared {
+    /// Guest memory as it is mapped now.
+    pub memory: Arc<ArcSwap<DmaMap>>,
+    /// Doorbell values.
+    pub doorbells: Doorbells,
+    /// Attached namespaces.
+    pub namespaces: Namespaces,
+    /// Interrupts out.
+    pub interrupts: Arc<dyn InterruptSink>,
+    /// Volatile Write Cache feature: off makes every write durable before its completion.
+    pub write_cache: AtomicBool,
+    /// Copy descriptor formats enabled now (Host Behavior Support CDFE, OR the `cdfe` property).
+    pub cdfe: AtomicU16,
+    /// CC.MPS while the controller is enabled: log2 of the page size minus 12.
+    pub mps: AtomicU16,
+    /// For the SMART log.
+    pub counters: Counters,
+    /// Fixed limits.
+    pub limits: Limits,
+}
+
+/// Limits that do not change while the device runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Largest transfer in bytes (MDTS).
+    pub max_transfer: u64,
+    /// Copy descriptor formats offered (OCFS).
+    pub ocfs: u16,
+}
+
+impl Shared {
+    /// Bytes of a memory page (CC.MPS).
+    pub fn page_size(&self) -> u64 {
+        4096 << self.mps.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts for SMART: commands completed with success, and bytes they moved.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Read, Compare and Verify commands.
+    pub reads: AtomicU64,
+    /// Write commands.
+    pub writes: AtomicU64,
+    /// Bytes read by the host.
+    pub bytes_read: AtomicU64,
+    /// Bytes written by the host.
+    pub bytes_written: AtomicU64,
+    /// Commands that failed for the medium.
+    pub media_errors: AtomicU64,
+}
+
+impl Counters {
+    /// One completed command that gave the host `bytes`.
+    pub fn read(&self, bytes: u64) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// One completed command that took `bytes` from the host.
+    pub fn wrote(&self, bytes: u64) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+    }
+}

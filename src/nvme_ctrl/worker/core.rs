@@ -1,0 +1,373 @@
+//! One worker's state: queues, commands in flight, engine. No thread, no waiting; [`Core::turn`] is one round.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Cache};
+
+use super::slots::{Command, Slots, untag};
+use super::{FromWorker, Mailbox, ToWorker, Token, fetch};
+use crate::backend::engine::Engine;
+use crate::backend::{Completion, Op};
+use crate::copy::Bounce;
+use crate::memory::DmaMap;
+use crate::nvme_ctrl::io::{Issue, Outcome};
+use crate::nvme_ctrl::queue::{CompletionQueue, Post, SubmissionQueue};
+use crate::nvme_ctrl::shared::Shared;
+use crate::spec::opcode;
+
+/// A submission queue and what only its worker knows of it.
+#[derive(Debug)]
+pub(super) struct Sq {
+    pub ring: SubmissionQueue,
+    /// Commands fetched and not yet ended.
+    pub in_flight: u32,
+    /// The message to acknowledge when none is in flight; nothing is fetched from now on.
+    pub deleting: Option<Token>,
+}
+
+/// A completion queue and whether something was posted to it in this turn.
+#[derive(Debug)]
+pub(super) struct Cq {
+    pub ring: CompletionQueue,
+    pub posted: bool,
+}
+
+/// See the module docs.
+pub struct Core {
+    pub(super) shared: Arc<Shared>,
+    pub(super) memory: Cache<Arc<ArcSwap<DmaMap>>, Arc<DmaMap>>,
+    pub(super) engine: Box<dyn Engine>,
+    pub(super) sqs: Vec<Sq>,
+    pub(super) cqs: Vec<Cq>,
+    pub(super) slots: Slots,
+    /// Where the next turn starts fetching, so that no queue is always last.
+    pub(super) rotation: usize,
+    pub(super) out: Mailbox,
+    /// Operations done but not yet told to their commands.
+    done: Vec<Completion>,
+    /// Commands to poll again.
+    ready: VecDeque<u32>,
+    /// Copies that wait for bounce memory which other Copies hold.
+    starved: VecDeque<u32>,
+    pub(super) bounce: Bounce,
+    /// Resets to acknowledge; a second one may come while the first still waits for a slow disk.
+    resetting: Vec<Token>,
+    flushing: Vec<Flushing>,
+    flushes: u32,
+    stopping: bool,
+    failed: bool,
+}
+
+/// A Flush of all namespaces on behalf of the control thread (shutdown, write cache off).
+struct Flushing {
+    /// Its tags lie above all slots.
+    id: u32,
+    token: Token,
+    left: u32,
+    ok: bool,
+}
+
+/// Slot numbers from here on belong to [`Flushing`]s.
+const FLUSH_SLOTS: u32 = 1 << 31;
+
+impl Core {
+    /// A worker without queues.
+    pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, out: Mailbox) -> Self {
+        let memory = Cache::new(Arc::clone(&shared.memory));
+        Self {
+            shared,
+            memory,
+            engine,
+            sqs: Vec::new(),
+            cqs: Vec::new(),
+            slots: Slots::default(),
+            rotation: 0,
+            out,
+            done: Vec::new(),
+            ready: VecDeque::new(),
+            starved: VecDeque::new(),
+            bounce: Bounce::default(),
+            resetting: Vec::new(),
+            flushing: Vec::new(),
+            flushes: 0,
+            stopping: false,
+            failed: false,
+        }
+    }
+
+    /// Takes one message of the control thread.
+    pub fn message(&mut self, message: ToWorker) {
+        match message {
+            ToWorker::CreateCq(ring) => self.cqs.push(Cq { ring, posted: false }),
+            ToWorker::CreateSq(ring) => self.sqs.push(Sq { ring, in_flight: 0, deleting: None }),
+            ToWorker::DeleteSq(qid, token) => match self.sqs.iter_mut().find(|sq| sq.ring.qid == qid) {
+                Some(sq) => {
+                    sq.deleting = Some(token);
+                    self.abort_matching(|sqid, _| sqid == qid);
+                    self.end_deleted_queue(qid);
+                }
+                None => self.ack(token, false),
+            },
+            ToWorker::DeleteCq(qid, token) => {
+                self.cqs.retain(|cq| cq.ring.qid != qid);
+                self.ack(token, true);
+            }
+            ToWorker::Abort(sqid, cid, token) => {
+                let aborted = self.abort_matching(|s, c| (s, c) == (sqid, cid));
+                self.ack(token, aborted);
+            }
+            ToWorker::Fence(token) => {
+                self.memory.load();
+                self.ack(token, true);
+            }
+            ToWorker::Reset(token) => {
+                self.forget_queues();
+                self.resetting.push(token);
+                self.abort_matching(|_, _| true);
+                self.end_reset();
+            }
+            ToWorker::Flush(token) => self.flush(token),
+            ToWorker::Dump => self.dump(),
+            ToWorker::Stop => self.stopping = true,
+        }
+    }
+
+    /// One round: completions in, commands on, new commands in, completions out, interrupts.
+    /// True when anything happened, that is, when another round should follow before sleeping.
+    pub fn turn(&mut self) -> bool {
+        let mut done = std::mem::take(&mut self.done);
+        self.engine.reap(&mut done);
+        let mut busy = !done.is_empty();
+        for completion in done.drain(..) {
+            self.complete(completion);
+        }
+        if self.done.is_empty() {
+            self.done = done; // keep the allocation
+        }
+        if !self.failed {
+            busy |= fetch::fetch(self);
+        }
+        while let Some(index) = self.ready.pop_front() {
+            busy = true;
+            self.poll(index);
+        }
+        self.interrupt();
+        busy || !self.done.is_empty()
+    }
+
+    /// Is there something to fetch? Asked after `sleeping` was stored.
+    pub fn has_work(&mut self) -> bool {
+        !self.failed && fetch::has_work(self)
+    }
+
+    /// Waits for a completion, a doorbell or a message.
+    pub fn sleep(&mut self) {
+        self.engine.wait(None);
+    }
+
+    /// Has the thread nothing left to do?
+    pub fn ended(&self) -> bool {
+        self.stopping && self.slots.len() == 0 && self.flushing.is_empty() && self.engine.in_flight() == 0
+    }
+
+    /// After a panic: no queue is touched again, what is in flight ends unseen.
+    pub fn abandon(&mut self) {
+        self.failed = true;
+        self.forget_queues();
+        let indices: Vec<u32> = self.slots.iter_mut().map(|(index, _)| index).collect();
+        for index in indices {
+            self.slots.remove(index);
+        }
+        self.ready.clear();
+        self.starved.clear();
+        self.done.clear();
+    }
+
+    /// Runs a command that was just fetched.
+    pub(super) fn admit(&mut self, command: Command) {
+        self.ready.extend(self.slots.insert(command));
+    }
+
+    /// Writes a completion into the entry that was reserved for it.
+    pub(super) fn post(&mut self, sqid: u16, cqid: u16, cid: u16, outcome: Outcome) {
+        let Some(sq) = self.sqs.iter().find(|sq| sq.ring.qid == sqid) else { return };
+        let sqhd = sq.ring.head();
+        let Some(cq) = self.cqs.iter_mut().find(|cq| cq.ring.qid == cqid) else { return };
+        let post = Post { sqid, sqhd, cid, status: outcome.status, dw0: outcome.dw0 };
+        match cq.ring.post(self.memory.load(), &post) {
+            Ok(()) => cq.posted = true,
+            Err(error) => self.fatal(&format!("completion queue {cqid}: {error}")),
+        }
+    }
+
+    /// The controller cannot go on; nothing is fetched until it is reset.
+    pub(super) fn fatal(&mut self, why: &str) {
+        self.forget_queues();
+        self.out.send(FromWorker::Fatal(why.to_owned()));
+    }
+
+    fn forget_queues(&mut self) {
+        for (_, command) in self.slots.iter_mut() {
+            command.orphan = true;
+        }
+        for token in self.sqs.drain(..).filter_map(|sq| sq.deleting) {
+            self.out.send(FromWorker::Ack(token, false));
+        }
+        self.cqs.clear();
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let (index, part) = untag(completion.tag);
+        if index >= FLUSH_SLOTS {
+            self.flushed(index, completion.result.is_ok());
+            return;
+        }
+        if let Some(command) = self.slots.get_mut(index) {
+            if let Err(error) = &completion.result {
+                log::debug!("operation {part} of cid {:#x} failed: {error}", command.cid);
+            }
+            command.task.done(part, completion.result, completion.buf);
+            self.ready.push_back(index);
+            // Whatever ended may have given bounce memory back.
+            self.ready.extend(self.starved.drain(..));
+        }
+    }
+
+    fn poll(&mut self, index: u32) {
+        let Some(command) = self.slots.get_mut(index) else { return };
+        let (engine, done) = (&mut self.engine, &mut self.done);
+        let issue: &mut Issue<'_> = &mut |part, ns, op| {
+            let tag = super::slots::tag(index, part);
+            done.extend(ns.backend.submit(tag, op, engine.as_mut()));
+        };
+        match command.task.poll(&self.shared, issue) {
+            Some(outcome) => self.end(index, outcome),
+            None if command.task.is_starved() => self.starved.push_back(index),
+            None => {}
+        }
+    }
+
+    fn end(&mut self, index: u32, outcome: Outcome) {
+        let Some(command) = self.slots.remove(index) else { return };
+        if outcome.status.sct() == 2 && !matches!(outcome.status.sc(), 0x85 | 0x87) {
+            self.shared.counters.media_errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        if !outcome.status.is_success() {
+            log::debug!(
+                "{} nsid {} slba {:#x} (sqid {} cid {:#x}): {:?}",
+                opcode::io::name(command.opc),
+                command.nsid,
+                command.slba,
+                command.sqid,
+                command.cid,
+                outcome.status
+            );
+        }
+        self.ready.extend(self.starved.drain(..));
+        if !command.orphan {
+            self.post(command.sqid, command.cqid, command.cid, outcome);
+            if let Some(sq) = self.sqs.iter_mut().find(|sq| sq.ring.qid == command.sqid) {
+                sq.in_flight -= 1;
+            }
+            self.end_deleted_queue(command.sqid);
+        }
+        self.end_reset();
+    }
+
+    /// Asks all commands that match (SQID, CID) to end early; true when one will.
+    fn abort_matching(&mut self, matches: impl Fn(u16, u16) -> bool) -> bool {
+        let mut aborted = false;
+        for (index, command) in self.slots.iter_mut() {
+            if matches(command.sqid, command.cid) {
+                aborted |= command.task.abort();
+                self.ready.push_back(index);
+            }
+        }
+        aborted
+    }
+
+    fn end_deleted_queue(&mut self, qid: u16) {
+        let Some(at) = self.sqs.iter().position(|sq| sq.ring.qid == qid) else { return };
+        if self.sqs[at].in_flight == 0
+            && let Some(token) = self.sqs[at].deleting
+        {
+            self.sqs.remove(at);
+            self.ack(token, true);
+        }
+    }
+
+    fn end_reset(&mut self) {
+        if self.slots.len() == 0 {
+            for token in std::mem::take(&mut self.resetting) {
+                self.ack(token, true);
+            }
+        }
+    }
+
+    fn ack(&self, token: Token, answer: bool) {
+        self.out.send(FromWorker::Ack(token, answer));
+    }
+
+    fn flush(&mut self, token: Token) {
+        let id = FLUSH_SLOTS | self.flushes;
+        self.flushes = (self.flushes + 1) % FLUSH_SLOTS;
+        let shared = Arc::clone(&self.shared);
+        let mut flushing = Flushing { id, token, left: 0, ok: true };
+        for (part, ns) in (0..).zip(shared.namespaces.iter()) {
+            flushing.left += 1;
+            let tag = super::slots::tag(id, part);
+            self.done.extend(ns.backend.submit(tag, Op::Flush, self.engine.as_mut()));
+        }
+        if flushing.left == 0 {
+            self.ack(token, true);
+        } else {
+            self.flushing.push(flushing);
+        }
+    }
+
+    fn flushed(&mut self, id: u32, ok: bool) {
+        let Some(at) = self.flushing.iter().position(|flushing| flushing.id == id) else { return };
+        let flushing = &mut self.flushing[at];
+        flushing.left -= 1;
+        flushing.ok &= ok;
+        if flushing.left == 0 {
+            let flushing = self.flushing.swap_remove(at);
+            self.ack(flushing.token, flushing.ok);
+        }
+    }
+
+    /// One interrupt per completion queue and turn, however many completions were posted.
+    fn interrupt(&mut self) {
+        for cq in &mut self.cqs {
+            if std::mem::take(&mut cq.posted)
+                && let Some(vector) = cq.ring.vector
+            {
+                self.shared.interrupts.raise(vector);
+            }
+        }
+    }
+
+    fn dump(&mut self) {
+        for cq in &self.cqs {
+            log::info!("{:?}", cq.ring);
+        }
+        for sq in &self.sqs {
+            let tail = self.shared.doorbells.tail(sq.ring.qid);
+            log::info!("{:?}, tail {tail}, {} in flight", sq.ring, sq.in_flight);
+        }
+        for (index, command) in self.slots.iter_mut() {
+            log::info!(
+                "in flight [{index}]: {} nsid {} slba {:#x} sqid {} cid {:#x} for {:?}{}{}",
+                opcode::io::name(command.opc),
+                command.nsid,
+                command.slba,
+                command.sqid,
+                command.cid,
+                command.since.elapsed(),
+                if command.task.is_starved() { ", waiting for memory" } else { "" },
+                if command.orphan { ", its queue is gone" } else { "" }
+            );
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A worker: the thread that owns some completion queues, all submission queues that post to them, and an engine.
+//!
+//! [`core`] is the state machine of one turn; this file is the thread around it. A worker never waits for anything
+//! but its engine, and takes no lock.
+
+mod core;
+mod fetch;
+mod slots;
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::queue::{CompletionQueue, SubmissionQueue};
+use super::shared::Shared;
+use crate::backend::engine::{Engine, Waker};
+
+pub use self::core::Core;
+
+/// Names a message that wants an acknowledgement.
+pub type Token = u64;
+
+/// Control thread to worker.
+#[derive(Debug)]
+pub enum ToWorker {
+    /// Own this completion queue from now on.
+    CreateCq(CompletionQueue),
+    /// Own this submission queue, whose completion queue is yours.
+    CreateSq(SubmissionQueue),
+    /// Fetch no more from the queue; acknowledge when none of its commands can complete any more.
+    DeleteSq(u16, Token),
+    /// Forget the queue; nothing posts to it any more.
+    DeleteCq(u16, Token),
+    /// Abort a command (SQID, CID); acknowledge with whether it will end aborted.
+    Abort(u16, u16, Token),
+    /// Look at the DMA table anew; acknowledge at once: no new transfer uses an older table.
+    Fence(Token),
+    /// Forget all queues; acknowledge when no command is in flight. Nothing is posted from now on.
+    Reset(Token),
+    /// Make everything completed durable; acknowledge with whether that succeeded.
+    Flush(Token),
+    /// Describe queues and commands in flight in the log.
+    Dump,
+    /// End the thread once nothing is in flight.
+    Stop,
+}
+
+/// Worker to control thread.
+#[derive(Debug)]
+pub enum FromWorker {
+    /// The message with this token is done; the flag is its answer.
+    Ack(Token, bool),
+    /// The host wrote a head past the tail of this completion queue.
+    InvalidHead(u16),
+    /// The controller cannot go on: queue memory is gone, or the worker failed.
+    Fatal(String),
+}
+
+/// Carries a worker's messages to the control thread and wakes it.
+#[derive(Clone)]
+pub struct Mailbox {
+    /// The channel.
+    pub sender: Sender<FromWorker>,
+    /// Wakes the control thread.
+    pub wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Mailbox {
+    /// Sends one message. After the control thread has gone nobody needs it.
+    pub fn send(&self, message: FromWorker) {
+        let _ = self.sender.send(message);
+        (self.wake)();
+    }
+}
+
+/// Makes an engine; called on the worker's own thread, which is the only one that may use it.
+pub type EngineFactory = Arc<dyn Fn() -> io::Result<Box<dyn Engine>> + Send + Sync>;
+
+/// The control thread's handle of one worker.
+pub struct Worker {
+    inbox: Sender<ToWorker>,
+    waker: Waker,
+    sleeping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread and waits until its engine stands.
+    ///
+    /// # Errors
+    /// The thread or the engine cannot be made.
+    pub fn spawn(index: usize, shared: Arc<Shared>, engine: EngineFactory, out: Mailbox) -> io::Result<Self> {
+        let (inbox, messages) = channel();
+        let (ready, started) = channel();
+        let sleeping = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&sleeping);
+        let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
+            let engine = match engine() {
+                Ok(engine) => engine,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            let _ = ready.send(Ok(engine.waker()));
+            drop(ready);
+            run(Core::new(shared, engine, out.clone()), &messages, &flag, &out);
+        })?;
+        let waker = started.recv().map_err(|_| io::Error::other("the worker ended at once"))??;
+        Ok(Self { inbox, waker, sleeping, thread: Some(thread) })
+    }
+
+    /// Sends one message.
+    pub fn send(&self, message: ToWorker) {
+        let _ = self.inbox.send(message);
+        self.waker.wake();
+    }
+
+    /// A doorbell of one of the worker's queues was stored.
+    pub fn doorbell(&self) {
+        if self.sleeping.swap(false, Ordering::SeqCst) {
+            self.waker.wake();
+        }
+    }
+
+    /// Waits for the thread's end, which [`ToWorker::Stop`] brings about; false when it did not come in time.
+    pub fn join(&mut self, deadline: std::time::Instant) -> bool {
+        while let Some(thread) = &self.thread {
+            if thread.is_finished() {
+                break;
+            }
+            if std::time::Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        true
+    }
+}
+
+fn run(mut core: Core, messages: &Receiver<ToWorker>, sleeping: &AtomicBool, out: &Mailbox) {
+    let ended = catch_unwind(AssertUnwindSafe(|| live(&mut core, messages, sleeping)));
+    if ended.is_err() {
+        // The panic message is in the log already. The controller goes to CFS; what the kernel still does for this
+        // worker must end before its memory may, so go on answering without touching any queue.
+        out.send(FromWorker::Fatal("a worker failed".into()));
+        core.abandon();
+        let _ = catch_unwind(AssertUnwindSafe(|| live(&mut core, messages, sleeping)));
+    }
+}
+
+fn live(core: &mut Core, messages: &Receiver<ToWorker>, sleeping: &AtomicBool) {
+    loop {
+        let mut busy = false;
+        while let Ok(message) = messages.try_recv() {
+            core.message(message);
+            busy = true;
+        }
+        busy |= core.turn();
+        if core.ended() {
+            return;
+        }
+        if busy {
+            continue;
+        }
+        // Dekker: "I sleep" is stored before the last look at the doorbells, and a doorbell is stored before the
+        // look at "sleeping"; one of the two sees the other. Messages always write the waker.
+        sleeping.store(true, Ordering::SeqCst);
+        if !core.has_work() {
+            core.sleep();
+        }
+        sleeping.store(false, Ordering::SeqCst);
+    }
+}

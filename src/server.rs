@@ -1,0 +1,256 @@
+//! The control thread: sets the device up and serves clients, one at a time, until it is told to stop.
+
+mod guarded;
+mod images;
+mod signals;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use crate::config::{Config, ConfigError, NvmeConfig, start_line};
+use crate::copy;
+use crate::device::NvmeDevice;
+use crate::memory::{DmaLimits, DmaSpace};
+use crate::namespace::Namespaces;
+use crate::nvme_ctrl::{Controller, ControllerConfig, EngineFactory};
+use crate::pci::{Function, FunctionConfig, Ids};
+use crate::vfio_user::{Interrupts, Listener, Pumped, Session};
+use guarded::Guarded;
+use signals::Signals;
+
+/// From SIGTERM to the end of the process, at most.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// BAR 0: registers, then one page of doorbells.
+const BAR0_SIZE: u64 = 16 << 10;
+
+/// Opens images and socket, then serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What is wrong with the set-up, for a person; a [`ConfigError`] in the chain is their mistake.
+pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let namespaces = images::open(&config)?;
+    let kind = images::engine_kind(&config)?;
+    let engine: EngineFactory = Arc::new(move || crate::backend::engine::create(kind));
+    let signals = Signals::install().context("cannot install signal handlers")?;
+    let mut server = Server::new(&config, namespaces, &engine)?;
+    println!("{}", start_line(&config.socket));
+    log::info!("serving with {kind}; Copy formats {:#06x}", copy::OCFS);
+    server.serve(&signals);
+    Ok(server.farewell())
+}
+
+/// The listening socket, the device behind it, and the client if there is one.
+pub struct Server {
+    listener: Listener,
+    device: NvmeDevice,
+    session: Option<Session>,
+    /// Written by workers and by the last pin on removed memory.
+    wake: Arc<OwnedFd>,
+}
+
+impl Server {
+    /// A device that listens.
+    ///
+    /// # Errors
+    /// The socket or the device's threads cannot be made.
+    pub fn new(config: &Config, namespaces: Namespaces, engine: &EngineFactory) -> anyhow::Result<Self> {
+        let wake = Arc::new(
+            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).context("cannot make an eventfd")?,
+        );
+        let waker = {
+            let wake = Arc::clone(&wake);
+            Arc::new(move || {
+                // A full counter wakes just as well.
+                let _ = rustix::io::write(&wake, &1_u64.to_ne_bytes());
+            })
+        };
+        let nvme = &config.nvme;
+        let memory = DmaSpace::new(DmaLimits::default(), waker.clone());
+        let interrupts = Arc::new(Interrupts::new(nvme.msix_qsize));
+        let ids = Ids { vendor: nvme.vendor_id, device: nvme.device_id, ..Ids::default() };
+        let function = Function::new(&FunctionConfig {
+            ids,
+            class: FunctionConfig::CLASS_NVME,
+            registers_size: BAR0_SIZE,
+            vectors: nvme.msix_qsize,
+        })?;
+        let controller = Controller::new(
+            controller_config(nvme, ids),
+            namespaces,
+            memory.shared(),
+            interrupts.clone(),
+            engine,
+            waker,
+        )
+        .context("cannot start the workers")?;
+        let listener = Listener::bind(&config.socket)
+            .map_err(|error| ConfigError::Unusable { prefix: "--socket: ", text: error.to_string() })?;
+        let device = NvmeDevice::new(function, controller, memory, interrupts);
+        Ok(Self { listener, device, session: None, wake })
+    }
+
+    /// Serves until a signal asks to stop.
+    pub fn serve(&mut self, signals: &Signals) {
+        let mut patience = None;
+        while !signals.terminate() {
+            if signals.dump() {
+                self.device.controller.dump();
+            }
+            let busy = self.turn();
+            if !busy {
+                self.wait(signals.fd(), patience);
+            }
+            patience = self.accept();
+        }
+    }
+
+    /// One round without waiting. True when another should follow at once.
+    fn turn(&mut self) -> bool {
+        self.clear_wake();
+        let now = Instant::now();
+        guarded::guard(&mut self.device, |device| {
+            device.controller.on_messages();
+            device.controller.on_time(now);
+        });
+        let Some(session) = &mut self.session else { return false };
+        let answer = self.device.poll_answer(now);
+        let mut device = Guarded(&mut self.device);
+        let pumped = match answer {
+            Some(result) => session.finish(result, &mut device),
+            None if session.is_waiting() => return false,
+            None => session.pump(&mut device),
+        };
+        match pumped {
+            // An answer may have become possible while the session was pumped: the workers are quick.
+            Ok(Pumped::Again) => true,
+            Ok(Pumped::Closed) => {
+                log::info!("the client has gone");
+                self.disconnect();
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                log::error!("the client is dropped: {error}");
+                self.disconnect();
+                true
+            }
+        }
+    }
+
+    fn clear_wake(&self) {
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+    }
+
+    fn disconnect(&mut self) {
+        self.session = None;
+        guarded::guard(&mut self.device, NvmeDevice::disconnect);
+    }
+
+    /// Takes a client if there is none. Returns how long to pause when the system refused one.
+    fn accept(&mut self) -> Option<Duration> {
+        match self.listener.accept(self.session.is_none()) {
+            Ok(Some(socket)) => match Session::new(socket) {
+                Ok(session) => {
+                    log::info!("a client has connected");
+                    self.session = Some(session);
+                }
+                Err(error) => log::error!("a client could not be taken: {error}"),
+            },
+            Ok(None) => {}
+            Err(error) => {
+                log::error!("accept: {error}");
+                return Some(Duration::from_millis(100));
+            }
+        }
+        None
+    }
+
+    fn wait(&self, signals: BorrowedFd<'_>, pause: Option<Duration>) {
+        let mut fds = vec![PollFd::from_borrowed_fd(signals, PollFlags::IN)];
+        fds.push(PollFd::new(&*self.wake, PollFlags::IN));
+        if pause.is_none() {
+            fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
+        if let Some(session) = &self.session {
+            let interest = session.interest();
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, interest.read);
+            flags.set(PollFlags::OUT, interest.write);
+            fds.push(PollFd::new(session, flags));
+        }
+        let until = self.device.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = [until, pause].into_iter().flatten().min().map(|duration| Timespec {
+            tv_sec: duration.as_secs() as i64,
+            // Rounded up, so that what is due is due when poll returns.
+            tv_nsec: i64::from(duration.subsec_nanos()) + 1,
+        });
+        let timeout = timeout
+            .map(|t| if t.tv_nsec < 1_000_000_000 { t } else { Timespec { tv_nsec: 999_999_999, ..t } });
+        // An interrupted wait is as good as an event: the next round looks at everything.
+        let _ = poll(&mut fds, timeout.as_ref());
+    }
+
+    /// Drains, flushes and stops, within [`FAREWELL`].
+    pub fn farewell(&mut self) -> ExitCode {
+        let deadline = Instant::now() + FAREWELL;
+        // The client is let go last: while commands drain they still complete into its memory.
+        self.device.controller.reset();
+        if !self.until(deadline, |device| device.controller.is_quiet()) {
+            log::error!(
+                "commands were still in flight {FAREWELL:?} after the signal; their data may not be durable"
+            );
+            return ExitCode::FAILURE;
+        }
+        self.device.controller.flush();
+        let flushed = self.until(deadline, |device| device.controller.flushed().is_some());
+        let clean = flushed && self.device.controller.flushed() == Some(true);
+        if !clean {
+            log::error!("an image could not be flushed; acknowledged writes may not be durable");
+        }
+        let stopped = self.device.controller.stop(deadline);
+        self.session = None;
+        if clean && stopped { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+
+    /// Takes workers' messages until `done`; false at the deadline.
+    fn until(&mut self, deadline: Instant, done: impl Fn(&NvmeDevice) -> bool) -> bool {
+        loop {
+            self.clear_wake();
+            self.device.controller.on_messages();
+            if done(&self.device) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let mut fds = [PollFd::new(&*self.wake, PollFlags::IN)];
+            let _ = poll(&mut fds, Some(&left));
+        }
+    }
+}
+
+fn controller_config(nvme: &NvmeConfig, ids: Ids) -> ControllerConfig {
+    ControllerConfig {
+        serial: nvme.serial.clone(),
+        model: nvme.model.clone(),
+        firmware: nvme.firmware_version.clone(),
+        subnqn: nvme.subnqn.clone(),
+        vid: ids.vendor,
+        ssvid: ids.subsystem_vendor,
+        mdts: nvme.mdts,
+        max_ioqpairs: nvme.max_ioqpairs,
+        mqes: nvme.mqes,
+        aerl: nvme.aerl,
+        vectors: nvme.msix_qsize,
+        cdfe: nvme.cdfe,
+        iothreads: nvme.iothreads.into(),
+    }
+}

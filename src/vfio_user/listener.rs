@@ -1,0 +1,337 @@
+//! The socket file: one client at a time, and no other file ever harmed.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// Longest path a socket address holds, bytes: `sun_path` less its NUL.
+const MAX_PATH: usize = 107;
+/// Owner only: who can connect, owns the device's data.
+const MODE: Mode = Mode::from_raw_mode(0o600);
+/// Connections that may wait while one is refused after the other.
+const BACKLOG: i32 = 8;
+/// How often, and how long apart, another start in the same folder is waited for.
+const FOLDER_TRIES: usize = 50;
+const FOLDER_PAUSE: Duration = Duration::from_millis(20);
+
+/// Why the socket cannot be made. Each text names the path and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The path does not fit a socket address.
+    #[error("socket {path:?} has {length} bytes, a socket address holds {MAX_PATH}: choose a shorter path", length = path.as_os_str().len())]
+    TooLong {
+        /// As given.
+        path: PathBuf,
+    },
+    /// Another process serves it.
+    #[error("socket {path:?} is in use by another process: stop that one, or choose another path")]
+    InUse {
+        /// As given.
+        path: PathBuf,
+    },
+    /// Something else lies there.
+    #[error("{path:?} exists and is not a socket: choose another path, or remove it yourself")]
+    NotASocket {
+        /// As given.
+        path: PathBuf,
+    },
+    /// The folder is missing.
+    #[error("the folder of socket {path:?} does not exist: create it, or choose another path")]
+    NoFolder {
+        /// As given.
+        path: PathBuf,
+    },
+    /// Anything else.
+    #[error("cannot {action} socket {path:?}: {source}; choose a path in a folder that this user may write")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// As given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A listening socket and its file, which goes when this is dropped, if it is still ours.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file this listener made.
+    identity: (u64, u64),
+}
+
+impl Listener {
+    /// Binds `path` with mode 0600 and listens, non-blocking. A socket file on which nobody listens
+    /// is replaced; nothing else is.
+    ///
+    /// # Errors
+    /// [`ListenError`], for a person to read.
+    pub fn bind(path: impl AsRef<Path>) -> Result<Self, ListenError> {
+        let path = path.as_ref();
+        let failed =
+            |action, errno: Errno| ListenError::Io { action, path: path.to_path_buf(), source: errno.into() };
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(ListenError::TooLong { path: path.to_path_buf() });
+        }
+        let address = SocketAddrUnix::new(path).map_err(|errno| failed("name", errno))?;
+        // Held until we listen: without it, two starts could each take the other's fresh file,
+        // bound and not yet listening, for a stale one.
+        let _folder = lock_folder(path);
+        let socket = new_socket().map_err(|errno| failed("create", errno))?;
+        // The file inherits the mode of the unbound socket, so it is never open to others, not even
+        // for the moment that bind-then-chmod would leave; and unlike umask this touches no other
+        // thread.
+        rustix::fs::fchmod(&socket, MODE).map_err(|errno| failed("protect", errno))?;
+        let bound = match rustix::net::bind(&socket, &address) {
+            Err(Errno::ADDRINUSE) => {
+                remove_stale(path, &address)?;
+                rustix::net::bind(&socket, &address)
+            }
+            other => other,
+        };
+        bound.map_err(|errno| match errno {
+            Errno::NOENT | Errno::NOTDIR => ListenError::NoFolder { path: path.to_path_buf() },
+            Errno::ADDRINUSE => ListenError::InUse { path: path.to_path_buf() },
+            errno => failed("bind", errno),
+        })?;
+        let identity = identity_of(path).map_err(|source| ListenError::Io {
+            action: "look at",
+            path: path.to_path_buf(),
+            source,
+        })?;
+        let listener = Listener { socket: UnixListener::from(socket), path: path.to_path_buf(), identity };
+        rustix::net::listen(&listener.socket, BACKLOG).map_err(|errno| failed("listen on", errno))?;
+        Ok(listener)
+    }
+
+    /// Takes what waits at the door: the first connection if `vacant`, and all others are closed at
+    /// once, so that a second client learns of its mistake instead of hanging. Never waits.
+    ///
+    /// # Errors
+    /// Those of accept, e.g. too many open files. A connection may still be waiting then, so a
+    /// level-triggered caller should pause before it tries again.
+    pub fn accept(&self, vacant: bool) -> io::Result<Option<UnixStream>> {
+        let mut client = None;
+        loop {
+            match self.socket.accept() {
+                Ok((stream, _)) if vacant && client.is_none() => client = Some(stream),
+                Ok(_) => log::warn!("refused a second client on {:?}: one device, one client", self.path),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(client),
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                    // A client already taken must not be lost for one that could not be.
+                    _ if client.is_some() => return Ok(client),
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// The socket's path, as given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if identity_of(&self.path).is_ok_and(|identity| identity == self.identity) {
+            // Nothing is lost if it stays: the next start finds nobody listening and replaces it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+fn new_socket() -> Result<OwnedFd, Errno> {
+    rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )
+}
+
+fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// An advisory lock on the socket's folder, between starts of this program only. None where the file
+/// system has no such locks or somebody holds one for long: then the file is bound without.
+fn lock_folder(path: &Path) -> Option<OwnedFd> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags, Mode::empty()).ok()?;
+    for _ in 0..FOLDER_TRIES {
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(folder),
+            Err(Errno::AGAIN | Errno::INTR) => std::thread::sleep(FOLDER_PAUSE),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Removes the file at `path` if it is a socket on which nobody listens.
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
+    let failed = |action, source| ListenError::Io { action, path: path.to_path_buf(), source };
+    let metadata = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("look at", error)),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(ListenError::NotASocket { path: path.to_path_buf() });
+    }
+    let probe = new_socket().map_err(|errno| failed("probe", errno.into()))?;
+    match rustix::net::connect(&probe, address) {
+        Err(Errno::CONNREFUSED) => match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("replace the stale", error)),
+            _ => Ok(()),
+        },
+        Err(Errno::NOENT) => Ok(()),
+        // EAGAIN is a full backlog, EPROTOTYPE a socket of another type: somebody's, and alive.
+        Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Err(ListenError::InUse { path: path.to_path_buf() }),
+        Err(errno) => Err(failed("probe", errno.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn only_the_owner_may_connect() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert_eq!(listener.path(), path);
+    }
+
+    #[test]
+    fn one_client_the_others_are_turned_away() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        assert!(listener.accept(true).unwrap().is_none());
+        let _first = UnixStream::connect(&path).unwrap();
+        let mut second = UnixStream::connect(&path).unwrap();
+        let _session = listener.accept(true).unwrap().unwrap();
+        assert_eq!(second.read(&mut [0; 1]).unwrap(), 0, "closed");
+        let mut third = UnixStream::connect(&path).unwrap();
+        assert!(listener.accept(false).unwrap().is_none());
+        assert_eq!(third.read(&mut [0; 1]).unwrap(), 0, "closed");
+    }
+
+    #[test]
+    fn the_file_goes_with_the_listener_if_it_is_still_ours() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        drop(Listener::bind(&path).unwrap());
+        assert!(!path.exists());
+        let listener = Listener::bind(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "somebody else's").unwrap();
+        drop(listener);
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody else's");
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        // std leaves the file when the listener goes, as a killed process does.
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let listener = Listener::bind(&path).unwrap();
+        let _client = UnixStream::connect(&path).unwrap();
+        assert!(listener.accept(true).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_live_socket_is_left_alone() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        let _live = UnixListener::bind(&path).unwrap();
+        let error = Listener::bind(&path).unwrap_err();
+        assert!(matches!(error, ListenError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains("/s\""), "{error}");
+        UnixStream::connect(&path).unwrap();
+        // A datagram socket refuses the probe in its own way.
+        let other = folder.path().join("d");
+        let _datagram = std::os::unix::net::UnixDatagram::bind(&other).unwrap();
+        assert!(matches!(Listener::bind(&other).unwrap_err(), ListenError::InUse { .. }));
+        assert!(other.exists());
+    }
+
+    #[test]
+    fn no_other_file_is_ever_removed() {
+        let folder = folder();
+        let file = folder.path().join("image");
+        std::fs::write(&file, "precious").unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let dangling = folder.path().join("dangling");
+        std::os::unix::fs::symlink(folder.path().join("nothing"), &dangling).unwrap();
+        for path in [&file, &link, &dangling, &folder.path().to_path_buf()] {
+            let error = Listener::bind(path).unwrap_err();
+            assert!(matches!(error, ListenError::NotASocket { .. }), "{error}");
+            assert!(std::fs::symlink_metadata(path).is_ok());
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn impossible_paths_are_explained() {
+        let folder = folder();
+        let long = folder.path().join("x".repeat(108));
+        let error = Listener::bind(&long).unwrap_err();
+        assert!(matches!(error, ListenError::TooLong { .. }), "{error}");
+        let error = Listener::bind(folder.path().join("missing/s")).unwrap_err();
+        assert!(matches!(error, ListenError::NoFolder { .. }), "{error}");
+        assert!(Listener::bind("").is_err());
+    }
+
+    #[test]
+    fn another_start_in_the_folder_is_waited_for_not_for_ever() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        let lock = lock_folder(&path).unwrap();
+        let begun = Instant::now();
+        let _listener = Listener::bind(&path).unwrap();
+        assert!(begun.elapsed() >= FOLDER_PAUSE * FOLDER_TRIES as u32);
+        drop(lock);
+    }
+}

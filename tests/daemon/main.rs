@@ -1,0 +1,26 @@
+//! The whole daemon, driven over its socket by a small NVMe host: no VM, milliseconds each.
+
+#[allow(dead_code, reason = "a toolbox: not every test target uses every tool")]
+#[path = "../host/mod.rs"]
+mod host;
+
+mod admin;
+mod attach;
+mod cli;
+mod commands;
+mod copying;
+mod life;
+mod pointers;
+mod queues;
+mod registers;
+mod wire;
+
+/// Values of `aio=` that work here.
+fn engines() -> Vec<&'static str> {
+    if io_uring::IoUring::new(4).is_ok() {
+        vec!["threads", "io_uring"]
+    } else {
+        eprintln!("io_uring left out: the kernel refuses it");
+        vec!["threads"]
+    }
+}

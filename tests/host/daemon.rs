@@ -1,0 +1,211 @@
+//! The daemon as a child process: its folder, its log, its end.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{Client, DEADLINE};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_vfio-user-nvme");
+
+pub struct Daemon {
+    child: Child,
+    dir: TempDir,
+    args: Vec<String>,
+    ended: Option<ExitStatus>,
+    killed: bool,
+}
+
+/// Splits words; no argument of ours holds a space.
+fn words(args: &str) -> impl Iterator<Item = String> {
+    args.split_whitespace().map(str::to_owned)
+}
+
+impl Daemon {
+    /// `serve` with these arguments besides `--socket`; `{}` in them stands for the daemon's folder.
+    pub fn start(args: &str) -> Daemon {
+        Daemon::start_in(tempfile::tempdir().expect("folder"), args)
+    }
+
+    pub fn start_in(dir: TempDir, args: &str) -> Daemon {
+        let place = dir.path().to_str().unwrap();
+        let args: Vec<String> = words(args).map(|a| a.replace("{}", place)).collect();
+        let child = spawn(dir.path(), &args);
+        let d = Daemon { child, dir, args, ended: None, killed: false };
+        d.wait_for_socket();
+        d
+    }
+
+    fn wait_for_socket(&self) {
+        let start = Instant::now();
+        while !self.socket().exists() {
+            assert!(start.elapsed() < DEADLINE && self.alive(), "the daemon did not come up: {}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Starts it again after its end, with the same arguments in the same folder.
+    pub fn again(&mut self) {
+        assert!(self.ended.is_some());
+        let log = self.dir.path().join("log");
+        fs::rename(&log, self.dir.path().join("log.before")).unwrap();
+        self.child = spawn(self.dir.path(), &self.args);
+        self.ended = None;
+        self.killed = false;
+        // The socket file of a killed daemon is still there: wait for a listener, not for the file.
+        let start = Instant::now();
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
+            assert!(start.elapsed() < DEADLINE && self.alive(), "{}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.file("s")
+    }
+
+    pub fn log(&self) -> String {
+        let b = fs::read(self.file("log")).unwrap_or_default();
+        String::from_utf8_lossy(&b).into_owned()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::attach(&self.socket())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn alive(&self) -> bool {
+        // A child that ended and was not waited for is a zombie.
+        self.stat().is_some_and(|s| s[0] != "Z")
+    }
+
+    /// Fields of /proc/PID/stat from the third (state) on.
+    fn stat(&self) -> Option<Vec<String>> {
+        let s = fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?;
+        let rest = s.rsplit_once(')')?.1;
+        Some(rest.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Clock ticks spent, user and system.
+    pub fn ticks(&self) -> u64 {
+        let s = self.stat().expect("alive");
+        s[11].parse::<u64>().unwrap() + s[12].parse::<u64>().unwrap()
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident(&self) -> u64 {
+        let s = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("alive");
+        let line = s.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    pub fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().count()
+    }
+
+    pub fn signal(&self, s: Signal) {
+        let pid = Pid::from_raw(self.pid() as i32).unwrap();
+        kill_process(pid, s).expect("signal");
+    }
+
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(s) = self.child.try_wait().unwrap() {
+                self.ended = Some(s);
+                return s;
+            }
+            assert!(start.elapsed() < limit, "the daemon did not end within {limit:?}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// SIGTERM, and the clean end it must lead to.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let s = self.wait(DEADLINE);
+        assert_eq!(s.code(), Some(0), "after SIGTERM: {s}; {}", self.log());
+        assert!(!self.socket().exists(), "the socket file is left behind");
+    }
+
+    pub fn kill(&mut self) {
+        self.killed = true;
+        self.child.kill().unwrap();
+        self.wait(DEADLINE);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let early = self.child.try_wait().ok().flatten();
+            if early.is_none() {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+            if let Some(s) = early
+                && !std::thread::panicking()
+            {
+                panic!("the daemon ended by itself: {s}; {}", self.log());
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("daemon {:?}\n{}", self.args, self.log());
+        }
+    }
+}
+
+fn spawn(dir: &Path, args: &[String]) -> Child {
+    let log = File::create(dir.join("log")).expect("log");
+    Command::new(PROGRAM)
+        .arg("serve")
+        .arg("--socket")
+        .arg(dir.join("s"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .expect("the daemon's program")
+}
+
+/// Runs the program to its end, which must come soon.
+pub fn run(args: &[&str]) -> Output {
+    let mut child = Command::new(PROGRAM)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the daemon's program");
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > DEADLINE {
+            let _ = child.kill();
+            let o = child.wait_with_output().unwrap();
+            panic!("{args:?} does not end: {o:?}");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.wait_with_output().unwrap()
+}

@@ -1,0 +1,130 @@
+//! A namespace as the host knows it, with a shadow of every block.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::Host;
+use super::le::{u16_at, u32_at, u64_at};
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ns {
+    pub nsid: u32,
+    /// Bytes of a block.
+    pub lba: usize,
+    /// Blocks.
+    pub nsze: u64,
+    pub mssrl: u32,
+    pub mcl: u32,
+    /// Ranges, 1-based (the field is 0-based).
+    pub ranges: usize,
+    /// What every byte must be.
+    pub shadow: Vec<u8>,
+    /// Blocks that were deallocated and not looked at since: the old content or zeroes.
+    pub trimmed: BTreeSet<u64>,
+}
+
+impl Ns {
+    /// From Identify; the shadow is all zeroes, as a fresh namespace is.
+    pub fn identify(host: &mut Host, nsid: u32) -> Ns {
+        let mut ns = Ns::facts(host, nsid);
+        assert!(ns.nsze * ns.lba as u64 <= 64 << 20, "too large for a shadow of every block");
+        ns.shadow = vec![0; ns.nsze as usize * ns.lba];
+        ns
+    }
+
+    /// As [`Ns::identify`] without the shadow.
+    pub fn facts(host: &mut Host, nsid: u32) -> Ns {
+        let id = host.identify(0, nsid);
+        let format = usize::from(id[26] & 0xf);
+        let lbaf = u32_at(&id, 128 + 4 * format);
+        assert_eq!(lbaf & 0xffff, 0, "metadata");
+        Ns {
+            nsid,
+            lba: 1 << (lbaf >> 16 & 0xff),
+            nsze: u64_at(&id, 0),
+            mssrl: u32::from(u16_at(&id, 74)),
+            mcl: u32_at(&id, 76),
+            ranges: usize::from(id[80]) + 1,
+            shadow: Vec::new(),
+            trimmed: BTreeSet::new(),
+        }
+    }
+
+    pub fn bytes(&self, slba: u64, blocks: u32) -> std::ops::Range<usize> {
+        let at = slba as usize * self.lba;
+        at..at + blocks as usize * self.lba
+    }
+
+    pub fn at(&self, slba: u64, blocks: u32) -> &[u8] {
+        &self.shadow[self.bytes(slba, blocks)]
+    }
+
+    /// Content that names its place, so that data in the wrong block is seen to be that.
+    pub fn pattern(&self, slba: u64, blocks: u32, salt: u64) -> Vec<u8> {
+        let mut v = Vec::with_capacity(self.lba * blocks as usize);
+        for b in 0..u64::from(blocks) {
+            for word in 0..self.lba as u64 / 16 {
+                v.extend((u64::from(self.nsid) << 48 | (slba + b)).to_le_bytes());
+                v.extend((salt << 16 | word).to_le_bytes());
+            }
+        }
+        v
+    }
+
+    pub fn set(&mut self, slba: u64, bytes: &[u8]) {
+        let blocks = (bytes.len() / self.lba) as u32;
+        let r = self.bytes(slba, blocks);
+        self.shadow[r].copy_from_slice(bytes);
+        for b in slba..slba + u64::from(blocks) {
+            self.trimmed.remove(&b);
+        }
+    }
+
+    pub fn any_trimmed(&self, slba: u64, blocks: u32) -> bool {
+        self.trimmed.range(slba..slba + u64::from(blocks)).next().is_some()
+    }
+
+    /// Compares what was read with the shadow, and learns what became of deallocated blocks.
+    #[track_caller]
+    pub fn check(&mut self, slba: u64, got: &[u8]) {
+        let (nsid, lba) = (self.nsid, self.lba);
+        for (i, block) in got.chunks(lba).enumerate() {
+            let b = slba + i as u64;
+            if self.trimmed.contains(&b) && block.iter().all(|&x| x == 0) {
+                self.set(b, block);
+                continue;
+            }
+            let want = self.at(b, 1);
+            if block != want {
+                let k = block.iter().zip(want).position(|(a, b)| a != b).unwrap();
+                panic!(
+                    "ns {nsid} block {b} byte {k}: {:02x?} instead of {:02x?}",
+                    &block[k & !15..(k & !15) + 16],
+                    &want[k & !15..(k & !15) + 16],
+                );
+            }
+            self.trimmed.remove(&b);
+        }
+    }
+
+    /// Reads every block through the device.
+    #[track_caller]
+    pub fn verify(&mut self, host: &mut Host, qid: u16) {
+        let step = (128 * 1024 / self.lba) as u64;
+        let mut at = 0;
+        while at < self.nsze {
+            let n = step.min(self.nsze - at) as u32;
+            let got = host.read(qid, self, at, n);
+            self.check(at, &got);
+            at += u64::from(n);
+        }
+    }
+
+    /// Reads the image file from outside.
+    #[track_caller]
+    pub fn verify_image(&mut self, path: &Path) {
+        let got = std::fs::read(path).expect("image");
+        assert_eq!(got.len(), self.shadow.len(), "size of {}", path.display());
+        self.check(0, &got);
+    }
+}
