@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use guest_tests::accel::{self, Wanted};
 use guest_tests::case::Folder;
 use guest_tests::device::{Device, Spec};
@@ -161,21 +161,34 @@ impl Drop for KeepOnError {
 /// Started by the first case that needs it. After a failure that cost the guest its health, the next case gets a new one.
 pub struct Shared {
     make: fn() -> anyhow::Result<Session>,
-    session: Mutex<Option<Session>>,
+    slot: Mutex<Slot>,
+}
+
+enum Slot {
+    Empty,
+    Ready(Box<Session>),
+    /// Not tried again: a boot that fails may take its whole limit to fail, and the next one will too.
+    Broken(String),
 }
 
 impl Shared {
     pub fn new(make: fn() -> anyhow::Result<Session>) -> Self {
-        Self { make, session: Mutex::new(None) }
+        Self { make, slot: Mutex::new(Slot::Empty) }
     }
 
     /// Runs one case, then looks at the kernel's messages and at the daemon.
     pub fn run(&self, name: &str, case: fn(&Session) -> Outcome) -> Outcome {
-        let mut slot: MutexGuard<'_, Option<Session>> =
-            self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut session = match slot.take() {
-            Some(session) => session,
-            None => (self.make)()?,
+        let mut slot: MutexGuard<'_, Slot> = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = match std::mem::replace(&mut *slot, Slot::Empty) {
+            Slot::Ready(session) => session,
+            Slot::Empty => {
+                Box::new((self.make)().inspect_err(|error| *slot = Slot::Broken(format!("{error:#}")))?)
+            }
+            Slot::Broken(why) => {
+                let first = why.lines().next().unwrap_or_default().to_owned();
+                *slot = Slot::Broken(why);
+                bail!("the guest of this case did not come up: {first}");
+            }
         };
         let log = session.folder.file("cases.log");
         let mut log = fs::OpenOptions::new().create(true).append(true).open(log)?;
@@ -190,7 +203,7 @@ impl Shared {
         });
         match outcome {
             Ok(outcome) => {
-                *slot = Some(session);
+                *slot = Slot::Ready(session);
                 Ok(outcome)
             }
             Err(error) => {
@@ -214,7 +227,7 @@ pub fn main_session() -> anyhow::Result<Session> {
             Ns::new(folder, "ns2.img", 64 << 20, 4096, (32, 90, 3)),
             Ns::new(folder, "ns3.img", 640 << 20, 512, (128, 128, 127)),
             Ns::new(folder, "", 1 << 30, 4096, (128, 128, 127)),
-            Ns::new(folder, "ns5.img", 64 << 20, 512, (64, 64, 0)),
+            Ns::new(folder, "ns5.img", 64 << 20, 512, (64, 64, 2)),
             readonly,
         ]
     })
