@@ -259,9 +259,14 @@ impl Controller {
 
     /// Writes registers, queues and commands in flight to the log.
     pub fn dump(&self) {
-        log::info!("{:?}", self.regs);
-        log::info!("admin: {:?}", self.admin);
-        log::info!("draining {}, fencing {}, awaited {:?}", self.draining, self.fencing, self.awaited);
+        log::info!("{}", self.regs);
+        log::info!("{}", self.admin);
+        log::info!(
+            "workers draining {}, fencing {}; awaited {:?}",
+            self.draining,
+            self.fencing,
+            self.awaited
+        );
         for worker in &self.workers {
             worker.send(ToWorker::Dump);
         }
@@ -361,7 +366,7 @@ impl Controller {
             log::warn!("guest wrote {} bytes to doorbell offset {at:#x}", data.len());
             return;
         };
-        if at % DOORBELL_STRIDE != 0 {
+        if !at.is_multiple_of(DOORBELL_STRIDE) {
             return self.invalid_doorbell();
         }
         let value = (value & 0xffff) as u16; // 31:16 are reserved

@@ -1,5 +1,7 @@
 //! Controller registers: values and the host's writes to them. What a write sets off is told to the controller.
 
+use std::fmt;
+
 use crate::spec::registers::{Cc, MPSMAX, READY_TIMEOUT, VERSION, cap, csts, offset};
 
 /// What a write to CC asks for. Several may come in one write.
@@ -58,6 +60,14 @@ pub struct AdminQueues {
     pub acq_size: u32,
 }
 
+impl fmt::Display for Registers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cap, cc, csts, aqa, asq, acq, intm } = self;
+        write!(f, "CAP {cap:#x} CC {:#x} CSTS {csts:#x} AQA {aqa:#x} ASQ {asq:#x} ACQ {acq:#x} ", cc.0)?;
+        write!(f, "INTM {intm:#x}")
+    }
+}
+
 impl Registers {
     /// Registers after power-on; `mqes` is CAP.MQES, 0-based.
     pub fn new(mqes: u16) -> Self {
@@ -79,7 +89,7 @@ impl Registers {
     /// Writes one or two aligned dwords; other writes are ignored, as are writes to what is no register.
     pub fn write(&mut self, at: u64, data: &[u8]) -> Requests {
         let mut requests = Requests::default();
-        if !matches!(data.len(), 4 | 8) || at % 4 != 0 {
+        if !matches!(data.len(), 4 | 8) || !at.is_multiple_of(4) {
             log::warn!(
                 "guest wrote {} bytes to register {at:#x}; only aligned dwords and qwords count",
                 data.len()

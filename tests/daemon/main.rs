@@ -6,10 +6,14 @@ mod host;
 
 mod admin;
 mod attach;
+mod cli;
 mod commands;
+mod copying;
+mod life;
 mod pointers;
 mod queues;
 mod registers;
+mod wire;
 
 /// Values of `aio=` that work here.
 fn engines() -> Vec<&'static str> {
