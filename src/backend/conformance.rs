@@ -1,1 +1,629 @@
+//! One suite for every backend and engine: what an image promises, whatever it is made of.
 
+use std::collections::HashMap;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::engine::{Engine, EngineKind, create};
+use super::*;
+use crate::memory::GuestBuf;
+
+/// A small generator of reproducible numbers.
+pub(super) struct Random(pub u64);
+
+impl Random {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+
+    pub(super) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&self.below(u64::MAX).to_ne_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+/// A backend with an engine, and the turning of a worker's loop.
+pub(super) struct Rig {
+    pub(super) backend: SharedBackend,
+    pub(super) engine: Box<dyn Engine>,
+    next: u64,
+    done: HashMap<Tag, Completion>,
+}
+
+impl Rig {
+    pub(super) fn new(backend: impl Backend + 'static, engine: Box<dyn Engine>) -> Self {
+        Rig { backend: Arc::new(backend), engine, next: 0, done: HashMap::new() }
+    }
+
+    pub(super) fn start(&mut self, op: Op) -> Tag {
+        let tag = Tag(self.next);
+        self.next += 1;
+        if let Some(completion) = self.backend.submit(tag, op, &mut *self.engine) {
+            assert_eq!(completion.tag, tag);
+            self.done.insert(tag, completion);
+        }
+        tag
+    }
+
+    pub(super) fn turn(&mut self, timeout: Option<Duration>) {
+        self.engine.wait(timeout);
+        self.poll();
+    }
+
+    pub(super) fn poll(&mut self) {
+        let mut out = Vec::new();
+        self.engine.reap(&mut out);
+        for completion in out {
+            assert!(self.done.insert(completion.tag, completion).is_none());
+        }
+    }
+
+    pub(super) fn take(&mut self, tag: Tag) -> Option<Completion> {
+        self.done.remove(&tag)
+    }
+
+    pub(super) fn finish(&mut self, tag: Tag) -> Completion {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(completion) = self.take(tag) {
+                return completion;
+            }
+            assert!(Instant::now() < deadline, "{tag:?} never completes");
+            self.turn(Some(Duration::from_secs(60)));
+        }
+    }
+
+    pub(super) fn run(&mut self, op: Op) -> Completion {
+        let tag = self.start(op);
+        self.finish(tag)
+    }
+
+    #[track_caller]
+    pub(super) fn ok(&mut self, op: Op) -> Option<IoBuf> {
+        let completion = self.run(op);
+        completion.result.expect("the operation succeeds");
+        completion.buf
+    }
+
+    #[track_caller]
+    pub(super) fn read(&mut self, offset: u64, len: usize) -> Vec<u8> {
+        let buf = self.ok(Op::Read { offset, buf: pool(vec![0xee; len]) });
+        bytes_of(&buf.expect("a read returns its buffer"))
+    }
+}
+
+pub(super) fn pool(bytes: Vec<u8>) -> IoBuf {
+    IoBuf::Pool(bytes.into_boxed_slice())
+}
+
+/// Guest memory holding `bytes`, in pieces of these lengths (repeated as needed; 0 makes an empty piece).
+pub(super) fn guest(bytes: &[u8], pieces: &[usize]) -> IoBuf {
+    let mut left = bytes;
+    let mut out = Vec::new();
+    for piece in pieces.iter().cycle() {
+        if left.is_empty() {
+            break;
+        }
+        let (head, tail) = left.split_at((*piece).min(left.len()));
+        out.push(head.to_vec().into_boxed_slice());
+        left = tail;
+    }
+    IoBuf::Guest(GuestBuf::from_pieces(out))
+}
+
+pub(super) fn bytes_of(buf: &IoBuf) -> Vec<u8> {
+    match buf {
+        IoBuf::Pool(bytes) => bytes.to_vec(),
+        IoBuf::Guest(buf) => {
+            let mut bytes = vec![0; buf.len()];
+            buf.copy_out(0, &mut bytes);
+            bytes
+        }
+    }
+}
+
+const LEN: u64 = 1 << 20;
+
+fn random_buf(random: &mut Random, bytes: Vec<u8>) -> IoBuf {
+    match random.below(3) {
+        0 => pool(bytes),
+        1 => guest(&bytes, &[4096]),
+        _ => {
+            let pieces: Vec<usize> = (0..5).map(|_| random.below(700) as usize + 1).collect();
+            guest(&bytes, &pieces)
+        }
+    }
+}
+
+/// Random operations, many in flight on disjoint ranges, against a vector of bytes.
+fn random_operations(rig: &mut Rig, seed: u64) {
+    enum What {
+        Read,
+        Changed(Vec<u8>),
+        Gone,
+        Flushed,
+    }
+    let mut random = Random(seed);
+    let mut model = vec![0u8; LEN as usize];
+    let mut flying: Vec<(Tag, std::ops::Range<usize>, What)> = Vec::new();
+    for round in 0..1500 {
+        // What overlaps an operation in flight waits for its turn.
+        let len = match random.below(4) {
+            0 => random.below(64),
+            1 => 512 * (1 + random.below(16)),
+            2 => 4096 * (1 + random.below(16)),
+            _ => random.below(40_000),
+        };
+        let offset = match random.below(2) {
+            0 => random.below(LEN - len + 1),
+            _ => (random.below(LEN - len + 1)) & !4095,
+        };
+        let range = offset as usize..(offset + len) as usize;
+        let clash =
+            |(_, r, _): &(Tag, std::ops::Range<usize>, What)| r.start < range.end && range.start < r.end;
+        if !flying.iter().any(clash) {
+            let fua = random.below(8) == 0;
+            let (op, what) = match random.below(12) {
+                0..4 => {
+                    let buf = random_buf(&mut random, vec![0xee; len as usize]);
+                    (Op::Read { offset, buf }, What::Read)
+                }
+                4..8 => {
+                    let bytes = random.bytes(len as usize);
+                    let buf = random_buf(&mut random, bytes.clone());
+                    (Op::Write { offset, buf, fua }, What::Changed(bytes))
+                }
+                8 | 9 => {
+                    let unmap = random.below(2) == 0;
+                    let zeroes = Op::WriteZeroes { offset, len, unmap, fua };
+                    (zeroes, What::Changed(vec![0; len as usize]))
+                }
+                10 => (Op::Discard { offset, len }, What::Gone),
+                _ => (Op::Flush, What::Flushed),
+            };
+            flying.push((rig.start(op), range, what));
+        }
+        if flying.len() >= 24 || round % 7 == 0 {
+            rig.poll();
+        }
+        while flying.len() >= 24 {
+            settle(rig, &mut model, &mut flying);
+            if flying.len() >= 24 {
+                rig.turn(Some(Duration::from_secs(10)));
+            }
+        }
+    }
+    while !flying.is_empty() {
+        settle(rig, &mut model, &mut flying);
+        if !flying.is_empty() {
+            rig.turn(Some(Duration::from_secs(10)));
+        }
+    }
+    assert_eq!(rig.engine.in_flight(), 0);
+    assert!(rig.read(0, LEN as usize) == model, "the image differs");
+
+    fn settle(rig: &mut Rig, model: &mut [u8], flying: &mut Vec<(Tag, std::ops::Range<usize>, What)>) {
+        flying.retain_mut(|(tag, range, what)| {
+            let Some(completion) = rig.take(*tag) else {
+                return true;
+            };
+            completion.result.expect("the operation succeeds");
+            match what {
+                What::Read => {
+                    let got = bytes_of(&completion.buf.expect("a read returns its buffer"));
+                    assert!(got == model[range.clone()], "a read of {range:?} differs");
+                }
+                What::Changed(bytes) => {
+                    if let Some(buf) = &completion.buf {
+                        assert!(bytes_of(buf) == *bytes, "a write changed its buffer");
+                    }
+                    model[range.clone()].copy_from_slice(bytes);
+                }
+                // All backends tested here can punch holes.
+                What::Gone => model[range.clone()].fill(0),
+                What::Flushed => assert!(completion.buf.is_none()),
+            }
+            false
+        });
+    }
+}
+
+fn edges(rig: &mut Rig) {
+    assert_eq!(rig.backend.len(), LEN);
+    assert!(!rig.backend.is_empty() && !rig.backend.read_only());
+    for offset in [0, 5, LEN] {
+        rig.ok(Op::Read { offset, buf: pool(Vec::new()) });
+        let write = Op::Write { offset, buf: guest(&[], &[1]), fua: true };
+        assert!(rig.ok(write).is_some_and(|buf| buf.is_empty()));
+        for unmap in [false, true] {
+            rig.ok(Op::WriteZeroes { offset, len: 0, unmap, fua: true });
+        }
+        rig.ok(Op::Discard { offset, len: 0 });
+    }
+    let beyond = [(LEN, 1), (LEN - 511, 512), (LEN + 512, 0), (u64::MAX, 1), (u64::MAX - 4095, 4096)];
+    for (offset, len) in beyond {
+        let ops = [
+            Op::Read { offset, buf: pool(vec![0; len as usize]) },
+            Op::Write { offset, buf: pool(vec![1; len as usize]), fua: false },
+            Op::WriteZeroes { offset, len, unmap: true, fua: false },
+            Op::Discard { offset, len },
+        ];
+        for op in ops {
+            let has_buf = matches!(op, Op::Read { .. } | Op::Write { .. });
+            let completion = rig.run(op);
+            assert!(matches!(completion.result, Err(BackendError::Truncated)));
+            assert_eq!(completion.buf.is_some(), has_buf);
+        }
+    }
+    rig.ok(Op::Discard { offset: 0, len: LEN });
+    assert!(rig.read(0, LEN as usize).iter().all(|b| *b == 0));
+}
+
+/// More pieces than the kernel takes in one call, of odd lengths, some empty; at an odd offset.
+fn many_pieces(rig: &mut Rig) {
+    let bytes = Random(7).bytes(200_001);
+    let pieces = [1, 0, 77, 13, 3, 61];
+    let buf = guest(&bytes, &pieces);
+    let IoBuf::Guest(guest_buf) = &buf else { unreachable!() };
+    assert!(guest_buf.iovecs().len() > 4 * libc::UIO_MAXIOV as usize);
+    rig.ok(Op::Write { offset: 777, buf, fua: true });
+    assert!(rig.read(777, bytes.len()) == bytes);
+    let back = rig.ok(Op::Read { offset: 777, buf: guest(&vec![0; bytes.len()], &[5, 0, 64, 100]) });
+    assert!(bytes_of(&back.expect("a read returns its buffer")) == bytes);
+    assert!(rig.read(0, 777).iter().all(|b| *b == 0));
+}
+
+/// Far more operations at once than a ring holds.
+fn many_in_flight(rig: &mut Rig) {
+    let blocks = LEN / 512;
+    let tags: Vec<Tag> = (0..blocks)
+        .map(|n| rig.start(Op::Write { offset: n * 512, buf: guest(&[n as u8; 512], &[100]), fua: false }))
+        .collect();
+    for tag in tags {
+        rig.finish(tag).result.expect("the write succeeds");
+    }
+    assert_eq!(rig.engine.in_flight(), 0);
+    let image = rig.read(0, LEN as usize);
+    for (n, block) in image.chunks(512).enumerate() {
+        assert!(block.iter().all(|b| *b == n as u8), "block {n}");
+    }
+}
+
+/// A wake-up ends a sleep, whether it comes before or during it; a timeout ends one too.
+fn waking(rig: &mut Rig) {
+    let waker = rig.engine.waker();
+    for _ in 0..3 {
+        waker.wake();
+        waker.wake();
+        rig.engine.wait(None);
+    }
+    // Each wake-up is answered before the next one comes: one that got lost would stop both for good.
+    let (woken, heard) = std::sync::mpsc::sync_channel(0);
+    let thread = std::thread::spawn(move || {
+        for _ in 0..500 {
+            waker.wake();
+            heard.recv_timeout(Duration::from_secs(20)).expect("the sleep ends");
+        }
+    });
+    for _ in 0..500 {
+        rig.engine.wait(None);
+        woken.send(()).expect("the waking thread listens");
+    }
+    thread.join().expect("no wake-up is lost");
+    // Takes what is left over.
+    rig.engine.wait(Some(Duration::ZERO));
+    let start = Instant::now();
+    rig.engine.wait(Some(Duration::from_millis(30)));
+    let slept = start.elapsed();
+    assert!(slept >= Duration::from_millis(25), "slept only {slept:?}");
+    assert!(slept < Duration::from_secs(10), "slept {slept:?}");
+}
+
+/// A waiting engine uses no CPU, with and without a timeout.
+fn idle(rig: &mut Rig) {
+    let waker = rig.engine.waker();
+    rig.engine.wait(Some(Duration::ZERO));
+    let before = thread_cpu();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        waker.wake();
+    });
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(250) {
+        rig.engine.wait(None);
+    }
+    let used = thread_cpu() - before;
+    thread.join().expect("the waking thread ends");
+    assert!(used < Duration::from_millis(20), "used {used:?} asleep");
+}
+
+fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Completions that nobody reaped end every wait.
+fn unreaped(rig: &mut Rig) {
+    let tag = rig.start(Op::Write { offset: 0, buf: pool(vec![1; 4096]), fua: false });
+    if rig.take(tag).is_some() {
+        assert_eq!(rig.engine.in_flight(), 0);
+        return;
+    }
+    assert_eq!(rig.engine.in_flight(), 1);
+    for _ in 0..3 {
+        rig.engine.wait(Some(Duration::from_secs(10)));
+    }
+    // The job is done by now: none of these waits sleeps out its time.
+    let start = Instant::now();
+    rig.engine.wait(Some(Duration::from_secs(10)));
+    rig.engine.wait(Some(Duration::from_secs(10)));
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(rig.engine.in_flight(), 1);
+    rig.poll();
+    assert_eq!(rig.engine.in_flight(), 0);
+    assert!(rig.take(tag).is_some());
+}
+
+/// An engine made here is used on another thread, and dropped with work in flight.
+fn moved_and_dropped(rig: Rig) {
+    std::thread::spawn(move || {
+        let mut rig = rig;
+        rig.ok(Op::Write { offset: 0, buf: pool(vec![9; 8192]), fua: true });
+        assert!(rig.read(0, 8192).iter().all(|b| *b == 9));
+        for n in 0..600 {
+            rig.start(Op::Write { offset: n * 512, buf: guest(&[3; 512], &[64]), fua: n % 16 == 0 });
+            if n == 300 {
+                rig.poll();
+            }
+        }
+        drop(rig);
+    })
+    .join()
+    .expect("the worker ends");
+}
+
+fn suite(make: impl Fn() -> Rig) {
+    edges(&mut make());
+    many_pieces(&mut make());
+    many_in_flight(&mut make());
+    waking(&mut make());
+    idle(&mut make());
+    unreaped(&mut make());
+    for seed in 0..4 {
+        random_operations(&mut make(), seed);
+    }
+    moved_and_dropped(make());
+}
+
+pub(super) fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder for the test")
+}
+
+pub(super) fn raw(path: &Path) -> RawBackend {
+    RawBackend::open(RawOptions { size: Some(LEN), ..RawOptions::new(path) }).expect("the image opens")
+}
+
+/// Both engines, or one where io_uring does not work.
+pub(super) fn engines() -> Vec<EngineKind> {
+    match engine::probe() {
+        Ok(()) => vec![EngineKind::IoUring, EngineKind::Threads],
+        Err(why) => {
+            eprintln!("io_uring is not tested: {why}");
+            vec![EngineKind::Threads]
+        }
+    }
+}
+
+fn raw_suite(kind: EngineKind, folder: &Path) {
+    let numbers = std::cell::Cell::new(0);
+    suite(|| {
+        numbers.set(numbers.get() + 1);
+        let path = folder.join(format!("{kind}-{}", numbers.get()));
+        Rig::new(raw(&path), create(kind).expect("the engine starts"))
+    });
+}
+
+#[test]
+fn memory() {
+    suite(|| {
+        Rig::new(
+            MemoryBackend::new(LEN).expect("the memory is there"),
+            create(EngineKind::Threads).expect("the engine starts"),
+        )
+    });
+}
+
+#[test]
+fn raw_on_io_uring() {
+    if engines().contains(&EngineKind::IoUring) {
+        raw_suite(EngineKind::IoUring, folder().path());
+    }
+}
+
+#[test]
+fn raw_on_threads() {
+    raw_suite(EngineKind::Threads, folder().path());
+}
+
+/// A file system that cannot zero ranges, only punch holes.
+#[test]
+fn raw_on_tmpfs() {
+    match tempfile::tempdir_in("/dev/shm") {
+        Ok(folder) => engines().into_iter().for_each(|kind| raw_suite(kind, folder.path())),
+        Err(why) => eprintln!("tmpfs is not tested: {why}"),
+    }
+}
+
+#[test]
+fn read_only_images_refuse_writes() {
+    let folder = folder();
+    let path = folder.path().join("image");
+    let bytes = Random(3).bytes(LEN as usize);
+    std::fs::write(&path, &bytes).expect("the image is written");
+    for kind in engines() {
+        let backend = RawBackend::open(RawOptions { read_only: true, ..RawOptions::new(&path) });
+        let mut rig = Rig::new(backend.expect("the image opens"), create(kind).expect("the engine starts"));
+        assert!(rig.backend.read_only());
+        let writes = [
+            Op::Write { offset: 0, buf: pool(vec![0; 512]), fua: false },
+            Op::WriteZeroes { offset: 0, len: 512, unmap: true, fua: false },
+            Op::Discard { offset: 0, len: 512 },
+        ];
+        for op in writes {
+            let completion = rig.run(op);
+            assert!(matches!(completion.result, Err(BackendError::ReadOnly)));
+        }
+        rig.ok(Op::Flush);
+        assert!(rig.read(0, LEN as usize) == bytes);
+    }
+    assert!(std::fs::read(&path).expect("the image is read") == bytes);
+}
+
+#[test]
+fn a_truncated_file_is_noticed() {
+    for kind in engines() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        let mut rig = Rig::new(raw(&path), create(kind).expect("the engine starts"));
+        let other = std::fs::OpenOptions::new().write(true).open(&path);
+        other.and_then(|file| file.set_len(LEN / 2 + 100)).expect("the file is cut");
+        for offset in [LEN / 2 - 4096, LEN / 2, LEN - 8192] {
+            let completion = rig.run(Op::Read { offset, buf: guest(&[0; 8192], &[4096]) });
+            assert!(matches!(completion.result, Err(BackendError::Truncated)));
+            assert!(completion.buf.is_some());
+        }
+        rig.read(0, LEN as usize / 2);
+    }
+}
+
+/// Guest memory whose pages are gone.
+#[test]
+#[expect(unsafe_code, reason = "an iovec into nowhere")]
+fn lost_guest_memory_is_told_apart() {
+    for kind in engines() {
+        let folder = folder();
+        let mut rig = Rig::new(raw(&folder.path().join("image")), create(kind).expect("the engine starts"));
+        rig.ok(Op::Write { offset: 0, buf: pool(vec![1; 65536]), fua: false });
+        for write in [false, true] {
+            let nowhere = libc::iovec { iov_base: std::ptr::without_provenance_mut(4096), iov_len: 4096 };
+            // SAFETY: only the kernel is given the address, and answers EFAULT.
+            let buf = IoBuf::Guest(unsafe { GuestBuf::from_raw(vec![nowhere]) });
+            let op =
+                if write { Op::Write { offset: 0, buf, fua: false } } else { Op::Read { offset: 0, buf } };
+            let completion = rig.run(op);
+            assert!(matches!(completion.result, Err(BackendError::GuestMemory)));
+            assert!(completion.buf.is_some());
+        }
+    }
+}
+
+/// One transfer larger than the kernel moves at once, from one piece of memory named many times.
+#[test]
+#[expect(unsafe_code, reason = "iovecs that share memory")]
+fn transfers_beyond_two_gib() {
+    const PIECE: usize = 32 << 20;
+    const COUNT: usize = 66;
+    for kind in engines() {
+        // Holes cost tmpfs neither time nor memory.
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| folder());
+        let path = folder.path().join("image");
+        let len = (PIECE * COUNT) as u64;
+        let backend = RawBackend::open(RawOptions { size: Some(len + 4096), ..RawOptions::new(&path) });
+        let mut rig = Rig::new(backend.expect("the image opens"), create(kind).expect("the engine starts"));
+        let last = Random(5).bytes(PIECE);
+        rig.ok(Op::Write { offset: len - PIECE as u64 + 512, buf: pool(last.clone()), fua: false });
+        let mut memory = vec![0xeeu8; PIECE];
+        let iovecs = vec![libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: PIECE }; COUNT];
+        // SAFETY: `memory` outlives the operation, and is not looked at before its end.
+        let buf = IoBuf::Guest(unsafe { GuestBuf::from_raw(iovecs) });
+        assert!(buf.len() > i32::MAX as usize);
+        rig.ok(Op::Read { offset: 512, buf });
+        assert!(memory == last);
+    }
+}
+
+/// Blocks are given back, not filled with zeroes.
+#[test]
+fn unmapping_frees_blocks() {
+    use std::os::unix::fs::MetadataExt;
+    for kind in engines() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        let mut rig = Rig::new(raw(&path), create(kind).expect("the engine starts"));
+        let blocks = || std::fs::metadata(&path).expect("the image is there").blocks();
+        assert_eq!(blocks(), 0, "a new image is sparse");
+        let fill = |rig: &mut Rig| {
+            rig.ok(Op::Write { offset: 0, buf: pool(vec![1; LEN as usize]), fua: true });
+        };
+        fill(&mut rig);
+        let full = blocks();
+        rig.ok(Op::Discard { offset: 100, len: LEN / 2 });
+        assert!(blocks() <= full / 2 + 32);
+        fill(&mut rig);
+        rig.ok(Op::WriteZeroes { offset: 0, len: LEN, unmap: false, fua: true });
+        assert!(blocks() >= LEN / 512, "without unmap the blocks stay");
+        rig.ok(Op::WriteZeroes { offset: 0, len: LEN, unmap: true, fua: true });
+        assert_eq!(blocks(), 0);
+        assert_eq!(std::fs::metadata(&path).expect("it is there").len(), LEN);
+    }
+}
+
+/// What is done through a backend is in the file, and the other way round.
+#[test]
+fn the_file_is_the_image() {
+    for kind in engines() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        let mut rig = Rig::new(raw(&path), create(kind).expect("the engine starts"));
+        rig.ok(Op::Write { offset: 1000, buf: guest(b"from the guest", &[3]), fua: false });
+        let mut file =
+            std::fs::OpenOptions::new().read(true).write(true).open(&path).expect("the file opens");
+        let mut seen = [0; 14];
+        file.seek(SeekFrom::Start(1000)).expect("it seeks");
+        file.read_exact(&mut seen).expect("it reads");
+        assert_eq!(&seen, b"from the guest");
+        file.write_all(b"from outside").expect("it writes");
+        assert_eq!(rig.read(1014, 12), b"from outside");
+    }
+}
+
+/// A hung read holds its buffer and nothing else; when the gate opens, it ends.
+#[test]
+fn a_stalled_job_waits_for_its_gate() {
+    for kind in engines() {
+        let folder = folder();
+        let gate = Gate::new();
+        let inner = create(kind).expect("the engine starts");
+        let engine = StallEngine::new(inner, gate.clone(), |job| job.kind() == JobKind::Read);
+        let mut rig = Rig::new(raw(&folder.path().join("image")), Box::new(engine));
+        let read = rig.start(Op::Read { offset: 0, buf: pool(vec![1; 512]) });
+        rig.ok(Op::Write { offset: 0, buf: pool(vec![7; 512]), fua: true });
+        rig.turn(Some(Duration::from_millis(20)));
+        assert!(rig.take(read).is_none());
+        assert_eq!(rig.engine.in_flight(), 1);
+        let opener = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            gate.open();
+        });
+        let done = loop {
+            rig.engine.wait(None);
+            rig.poll();
+            if let Some(done) = rig.take(read) {
+                break done;
+            }
+        };
+        opener.join().expect("the gate opens");
+        assert_eq!(bytes_of(&done.buf.expect("the buffer is back")), [7; 512]);
+        assert_eq!(rig.engine.in_flight(), 0);
+    }
+}

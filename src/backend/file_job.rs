@@ -446,3 +446,231 @@ fn window_of(all: &[iovec], mut skip: usize, out: &mut Vec<iovec>) {
         skip = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::conformance::{bytes_of, guest, pool};
+    use super::*;
+
+    fn image() -> Arc<ImageFile> {
+        let file = tempfile::tempfile().expect("a file for the test");
+        Arc::new(ImageFile::new(file, None))
+    }
+
+    fn write(len: usize, fua: bool) -> Op {
+        Op::Write { offset: 512, buf: pool(vec![1; len]), fua }
+    }
+
+    fn zeroes(unmap: bool) -> Op {
+        Op::WriteZeroes { offset: 512, len: 3 << 20, unmap, fua: true }
+    }
+
+    /// Answers the calls of a job in turn; what it called, and how it ended.
+    fn script(file: &Arc<ImageFile>, op: Op, answers: &[i32]) -> (Vec<Call>, Completion) {
+        let mut job = FileJob::new(Arc::clone(file), op);
+        let mut calls = Vec::new();
+        let mut answers = answers.iter();
+        while let Some(call) = job.next_call() {
+            calls.push(call);
+            job.complete(*answers.next().expect("no further call"));
+        }
+        assert!(answers.next().is_none(), "calls are missing");
+        (calls, job.finish(Tag(0)))
+    }
+
+    fn errno(completion: &Completion) -> Option<i32> {
+        match &completion.result {
+            Err(BackendError::Io(e)) => e.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+    fn fallocate(mode: i32) -> Call {
+        Call::Fallocate { mode, offset: 512, len: 3 << 20 }
+    }
+
+    fn pwritev(offset: u64, dsync: bool) -> Call {
+        Call::Pwritev { offset, dsync }
+    }
+
+    #[test]
+    fn short_transfers_go_on() {
+        let (calls, end) = script(&image(), write(1000, false), &[1, -libc::EINTR, 998, 1]);
+        let offsets = [512, 513, 513, 1511];
+        assert_eq!(calls, offsets.map(|at| pwritev(at, false)));
+        assert!(end.result.is_ok());
+    }
+
+    #[test]
+    fn eagain_is_tried_again_but_not_for_ever() {
+        let again = vec![-libc::EAGAIN; MAX_AGAIN as usize];
+        let mut answers = again.clone();
+        answers.push(1000);
+        assert!(script(&image(), write(1000, false), &answers).1.result.is_ok());
+        answers = again;
+        answers.push(-libc::EAGAIN);
+        let (_, end) = script(&image(), write(1000, false), &answers);
+        assert_eq!(errno(&end), Some(libc::EAGAIN));
+    }
+
+    #[test]
+    fn a_transfer_that_moves_nothing_ends() {
+        let read = Op::Read { offset: 0, buf: pool(vec![0; 8]) };
+        let (_, end) = script(&image(), read, &[4, 0]);
+        assert!(matches!(end.result, Err(BackendError::Truncated)));
+        let (_, end) = script(&image(), write(8, false), &[4, 0]);
+        assert!(matches!(end.result, Err(BackendError::Io(_))));
+    }
+
+    #[test]
+    fn fua_is_one_dsync_write() {
+        let (calls, end) = script(&image(), write(8, true), &[8]);
+        assert_eq!(calls, [pwritev(512, true)]);
+        assert!(end.result.is_ok());
+    }
+
+    #[test]
+    fn fua_without_dsync_is_a_sync_remembered() {
+        let file = image();
+        let (calls, end) = script(&file, write(8, true), &[-libc::EOPNOTSUPP, 8, 0]);
+        let plain = [pwritev(512, false), Call::Fdatasync];
+        assert_eq!(calls, [&[pwritev(512, true)], &plain[..]].concat());
+        assert!(end.result.is_ok());
+        assert_eq!(script(&file, write(8, true), &[8, 0]).0, plain);
+    }
+
+    #[test]
+    fn zeroes_step_down_and_remember() {
+        let file = image();
+        let no = -libc::EOPNOTSUPP;
+        let mib = 1 << 20;
+        let writes = [0, mib, 2 * mib].map(|at| pwritev(512 + at, false));
+        let writes = [&writes[..], &[Call::Fdatasync]].concat();
+        let mib = mib as i32;
+        let (calls, end) = script(&file, zeroes(true), &[no, no, mib, mib, mib, 0]);
+        assert_eq!(calls[..2], [fallocate(PUNCH), fallocate(ZERO)]);
+        assert_eq!(calls[2..], writes);
+        assert!(end.result.is_ok());
+        for unmap in [true, false] {
+            assert_eq!(script(&file, zeroes(unmap), &[mib, mib, mib, 0]).0, writes);
+        }
+        let discard = Op::Discard { offset: 512, len: 3 << 20 };
+        assert!(FileJob::new(file, discard).is_done());
+    }
+
+    #[test]
+    fn a_range_refused_is_not_remembered() {
+        let file = image();
+        let (calls, _) = script(&file, zeroes(true), &[-libc::EINVAL, 0, 0]);
+        assert_eq!(calls, [fallocate(PUNCH), fallocate(ZERO), Call::Fdatasync]);
+        let (calls, _) = script(&file, zeroes(true), &[0, 0]);
+        assert_eq!(calls, [fallocate(PUNCH), Call::Fdatasync]);
+        let discard = Op::Discard { offset: 512, len: 3 << 20 };
+        let (calls, end) = script(&file, discard, &[-libc::EINVAL]);
+        assert_eq!(calls, [fallocate(PUNCH)]);
+        assert!(end.result.is_ok(), "deallocation is a hint");
+    }
+
+    #[test]
+    fn without_unmap_no_hole_is_punched() {
+        let (calls, _) = script(&image(), zeroes(false), &[0, 0]);
+        assert_eq!(calls, [fallocate(ZERO), Call::Fdatasync]);
+    }
+
+    /// The kernel tells of lost writeback once; we go on telling.
+    #[test]
+    fn a_failed_sync_fails_all_later_ones() {
+        for (op, answer) in
+            [(Op::Flush, -libc::ENOSPC), (Op::Flush, -libc::EIO), (write(8, true), -libc::EIO)]
+        {
+            let file = image();
+            let mut early = FileJob::new(Arc::clone(&file), Op::Flush);
+            assert_eq!(early.next_call(), Some(Call::Fdatasync));
+            let (_, end) = script(&file, op, &[answer]);
+            assert_eq!(errno(&end), Some(-answer));
+            early.complete(0);
+            assert_eq!(errno(&early.finish(Tag(0))), Some(-answer));
+            for later in [Op::Flush, write(8, true), zeroes(true)] {
+                let (calls, end) = script(&file, later, &[]);
+                assert_eq!(calls, []);
+                assert_eq!(errno(&end), Some(-answer));
+            }
+            assert!(script(&file, write(8, false), &[8]).1.result.is_ok());
+        }
+    }
+
+    /// ENOSPC of a dsync write: its own, which costs nothing, or older data's, which does.
+    #[test]
+    fn a_full_disk_is_not_a_lost_write() {
+        let file = image();
+        let full = -libc::ENOSPC;
+        let (calls, end) = script(&file, write(8, true), &[full, full]);
+        assert_eq!(calls, [pwritev(512, true), pwritev(512, false)]);
+        assert_eq!(errno(&end), Some(libc::ENOSPC));
+        assert!(script(&file, Op::Flush, &[0]).1.result.is_ok());
+        let (_, end) = script(&file, write(8, true), &[full, 8]);
+        assert_eq!(errno(&end), Some(libc::ENOSPC));
+        let (_, end) = script(&file, Op::Flush, &[]);
+        assert_eq!(errno(&end), Some(libc::ENOSPC));
+    }
+
+    /// A limit a test cannot reach with real memory: the window holds to it whatever the pieces.
+    #[test]
+    fn a_window_keeps_to_the_kernels_limits() {
+        let piece = |len| iovec { iov_base: std::ptr::without_provenance_mut(1 << 20), iov_len: len };
+        let mut out = Vec::new();
+        let lens = |out: &[iovec]| out.iter().map(|iov| iov.iov_len).collect::<Vec<_>>();
+        window_of(&[piece(MAX_RW - 1), piece(3), piece(9)], 0, &mut out);
+        assert_eq!(lens(&out), [MAX_RW - 1, 1]);
+        window_of(&[piece(7), piece(2 * MAX_RW)], 10, &mut out);
+        assert_eq!(lens(&out), [MAX_RW]);
+        assert_eq!(out[0].iov_base.addr(), (1 << 20) + 3);
+        window_of(&vec![piece(1); 3000], 500, &mut out);
+        assert_eq!(lens(&out), [1; MAX_IOV]);
+    }
+
+    proptest! {
+        /// However the kernel cuts a transfer, each byte goes to its place once.
+        #[test]
+        fn any_cuts_move_every_byte(
+            len in 1usize..5000,
+            pieces in proptest::collection::vec(0usize..9, 1..6),
+            from_pool: bool,
+            cuts in proptest::collection::vec(1usize..2000, 1..20),
+        ) {
+            prop_assume!(pieces.iter().any(|p| *p > 0));
+            let source: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+            let file = image();
+            let blank = vec![0; len];
+            let buf = if from_pool { pool(blank) } else { guest(&blank, &pieces) };
+            let mut job = FileJob::new(file, Op::Read { offset: 4096, buf });
+            let mut cuts = cuts.iter().cycle();
+            while let Some(call) = job.next_call() {
+                let Call::Preadv { offset } = call else { panic!("{call:?}") };
+                let mut at = (offset - 4096) as usize;
+                let mut left = *cuts.next().expect("endless");
+                let start = at;
+                prop_assert!(job.iovecs().len() <= MAX_IOV);
+                for iov in job.iovecs() {
+                    let take = iov.iov_len.min(left);
+                    // SAFETY: the job's iovecs lie in its buffer.
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(
+                            source[at..].as_ptr(), iov.iov_base.cast(), take);
+                    }
+                    at += take;
+                    left -= take;
+                }
+                job.complete((at - start) as i32);
+            }
+            let end = job.finish(Tag(0));
+            prop_assert!(end.result.is_ok());
+            prop_assert_eq!(bytes_of(&end.buf.expect("the buffer is back")), source);
+        }
+    }
+}

@@ -113,3 +113,125 @@ fn taken(file: &File, at: i64) -> io::Result<bool> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+
+    use super::super::conformance::folder;
+    use super::super::{OpenError, RawBackend, RawOptions};
+
+    fn open(path: &Path, read_only: bool, locking: bool) -> Result<RawBackend, OpenError> {
+        RawBackend::open(RawOptions { read_only, locking, ..RawOptions::new(path) })
+    }
+
+    fn image(folder: &Path) -> std::path::PathBuf {
+        let path = folder.join("image");
+        std::fs::write(&path, [0; 65536]).expect("the image is written");
+        path
+    }
+
+    #[test]
+    fn two_opens_exclude_each_other_unless_both_read() {
+        let folder = folder();
+        let path = image(folder.path());
+        for (first, second, both) in
+            [(false, false, false), (false, true, false), (true, false, false), (true, true, true)]
+        {
+            let held = open(&path, first, true).expect("the first opens");
+            match open(&path, second, true) {
+                Ok(_) => assert!(both, "{first} {second}"),
+                Err(e) => {
+                    assert!(!both, "{first} {second}: {e}");
+                    assert!(matches!(e, OpenError::Locked { .. }), "{e}");
+                    assert!(e.to_string().contains("locking=off"), "{e}");
+                }
+            }
+            // A refused opener leaves nothing locked, and who does not ask is not refused.
+            open(&path, second, false).expect("locking=off opens");
+            drop(held);
+            open(&path, second, true).expect("the lock went with its holder");
+        }
+    }
+
+    /// Did the program accept the image? Nothing when it is not installed.
+    fn accepts(program: &str, before: &[&str], path: &Path, after: &[&str]) -> Option<bool> {
+        let output = Command::new(program).args(before).arg(path).args(after).stdin(Stdio::null()).output();
+        let Ok(output) = output else {
+            eprintln!("not tested: {program} is not installed");
+            return None;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        // Refused for another reason it would prove nothing.
+        assert!(output.status.success() || said.contains("lock"), "{said}");
+        Some(output.status.success())
+    }
+
+    /// As QEMU's own disk: nobody else writes, and who wants the data to stand still is refused too.
+    #[test]
+    fn qemu_respects_our_locks() {
+        let folder = folder();
+        let path = image(folder.path());
+        let copy = folder.path().join("copy");
+        let copy = copy.to_str().expect("a path in UTF-8");
+        let convert = |more: &[&str]| {
+            let before = [&["convert"], more, &["-f", "raw", "-O", "raw"]].concat();
+            accepts("qemu-img", &before, &path, &[copy])
+        };
+        let resize = || accepts("qemu-img", &["resize", "-f", "raw"], &path, &["64K"]);
+        let write = || accepts("qemu-io", &["-f", "raw", "-c", "write 0 512"], &path, &[]);
+        let Some(true) = convert(&[]) else { return };
+        assert_eq!(resize(), Some(true));
+        for read_only in [false, true] {
+            let held = open(&path, read_only, true).expect("it opens");
+            assert_eq!(convert(&[]), Some(read_only));
+            assert_eq!(convert(&["-U"]), Some(true));
+            assert_eq!(resize(), Some(false));
+            assert_ne!(write(), Some(true));
+            drop(held);
+            assert_eq!(resize(), Some(true));
+            assert_ne!(write(), Some(false));
+        }
+    }
+
+    #[test]
+    fn we_respect_qemus_locks() {
+        let folder = folder();
+        let path = image(folder.path());
+        for reading in [false, true] {
+            let mut command = Command::new("qemu-io");
+            command.args(["-f", "raw"]);
+            if reading {
+                command.arg("-r");
+            }
+            let started = command.arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+            let Ok(mut qemu) = started else {
+                return eprintln!("not tested: qemu-io is not installed");
+            };
+            let mut commands = qemu.stdin.take().expect("it was piped");
+            let mut answers = BufReader::new(qemu.stdout.take().expect("it was piped"));
+            // Its answer shows that the image is open.
+            writeln!(commands, "length").expect("it listens");
+            let mut line = String::new();
+            while !line.contains("64 KiB") {
+                line.clear();
+                assert!(answers.read_line(&mut line).expect("it answers") > 0);
+            }
+            let to_write = open(&path, false, true).err();
+            let to_read = open(&path, true, true).err();
+            drop(commands);
+            drop(answers);
+            qemu.wait().expect("it ends");
+            for refused in [to_write, to_read] {
+                // Who only reads with qemu-io does not mind writers.
+                match refused {
+                    None => assert!(reading),
+                    Some(e) => assert!(!reading && matches!(e, OpenError::Locked { .. }), "{e}"),
+                }
+            }
+            open(&path, false, true).expect("it is free again");
+        }
+    }
+}

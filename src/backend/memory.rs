@@ -126,3 +126,98 @@ impl Backend for MemoryBackend {
         "memory"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::{Rig, pool};
+    use super::super::engine::{EngineKind, create};
+    use super::*;
+
+    fn rig(len: u64) -> Rig {
+        let engine = create(EngineKind::Threads).expect("the engine starts");
+        Rig::new(MemoryBackend::new(len).expect("the memory is there"), engine)
+    }
+
+    /// Pages of `backend` that have memory of their own.
+    fn own_pages(backend: &MemoryBackend) -> usize {
+        use std::os::unix::fs::FileExt;
+        let pages = backend.region.size() / backend.page;
+        let map = std::fs::File::open("/proc/self/pagemap").expect("the page map opens");
+        let mut bytes = vec![0; pages * 8];
+        let first = backend.region.as_ptr().addr() / backend.page;
+        map.read_exact_at(&mut bytes, first as u64 * 8).expect("the page map is read");
+        // Bit 63: present; bit 56: mapped here alone, which the page of zeroes is not.
+        bytes
+            .chunks_exact(8)
+            .map(|entry| u64::from_ne_bytes(entry.try_into().expect("8 bytes")))
+            .filter(|entry| entry & (1 << 63) != 0 && entry & (1 << 56) != 0)
+            .count()
+    }
+
+    #[test]
+    fn what_was_never_written_costs_nothing() {
+        let backend = MemoryBackend::new(64 << 30).expect("the address space is there");
+        assert_eq!(backend.len(), 64 << 30);
+        drop(backend);
+        let backend = MemoryBackend::new(64 << 20).expect("the memory is there");
+        let mut read = Op::Read { offset: 0, buf: pool(vec![1; 64 << 20]) };
+        backend.execute(&mut read).expect("the read succeeds");
+        let buf = read.into_buf().expect("a read has a buffer");
+        assert!(matches!(buf, IoBuf::Pool(bytes) if bytes.iter().all(|b| *b == 0)));
+        assert_eq!(own_pages(&backend), 0);
+    }
+
+    #[test]
+    fn whole_pages_go_back() {
+        let backend = MemoryBackend::new(8 << 20).expect("the memory is there");
+        let full =
+            own_pages_after(&backend, Op::Write { offset: 0, buf: pool(vec![1; 8 << 20]), fua: false });
+        assert_eq!(full, 2048);
+        let discard = Op::Discard { offset: 100, len: 1 << 20 };
+        // The pages at either end keep bytes.
+        assert_eq!(own_pages_after(&backend, discard), full - 255);
+        let unmap = |unmap| Op::WriteZeroes { offset: 4 << 20, len: 1 << 20, unmap, fua: false };
+        assert_eq!(own_pages_after(&backend, unmap(false)), full - 255);
+        assert_eq!(own_pages_after(&backend, unmap(true)), full - 255 - 256);
+    }
+
+    fn own_pages_after(backend: &MemoryBackend, mut op: Op) -> usize {
+        backend.execute(&mut op).expect("the operation succeeds");
+        own_pages(backend)
+    }
+
+    #[test]
+    fn an_impossible_length_is_an_error() {
+        assert!(MemoryBackend::new(0).is_err());
+        assert!(MemoryBackend::new(u64::MAX).is_err());
+        assert!(MemoryBackend::new(1 << 60).is_err());
+    }
+
+    /// Several workers on one image at once: each finds its own blocks as it left them.
+    #[test]
+    fn shared_by_workers() {
+        let mut first = rig(1 << 20);
+        let shared = std::sync::Arc::clone(&first.backend);
+        std::thread::scope(|scope| {
+            for n in 0..4u8 {
+                let shared = std::sync::Arc::clone(&shared);
+                scope.spawn(move || {
+                    let mut engine = create(EngineKind::Threads).expect("the engine starts");
+                    for round in 0..50u64 {
+                        for block in (u64::from(n)..2048).step_by(4) {
+                            let value = (block + round) as u8 ^ n;
+                            let write =
+                                Op::Write { offset: block * 512, buf: pool(vec![value; 512]), fua: false };
+                            shared.submit(Tag(0), write, &mut *engine);
+                            let read = Op::Read { offset: block * 512, buf: pool(vec![0; 512]) };
+                            let done = shared.submit(Tag(0), read, &mut *engine);
+                            let buf = done.and_then(|done| done.buf).expect("done at once");
+                            assert!(matches!(buf, IoBuf::Pool(b) if *b == [value; 512]));
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(first.read(2047 * 512, 512), [(2047u64 + 49) as u8 ^ 3; 512]);
+    }
+}

@@ -253,3 +253,84 @@ fn open_error(options: &RawOptions, error: io::Error) -> OpenError {
 fn io_error(path: &Path, what: &'static str, source: io::Error) -> OpenError {
     OpenError::Io { path: path.to_owned(), what, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::super::conformance::folder;
+    use super::*;
+
+    fn open(path: &Path, size: Option<u64>) -> Result<RawBackend, OpenError> {
+        RawBackend::open(RawOptions { size, ..RawOptions::new(path) })
+    }
+
+    #[test]
+    fn an_absent_image_is_created_sparse() {
+        let folder = folder();
+        let path = folder.path().join("new");
+        let backend = open(&path, Some(1 << 40)).expect("it is created");
+        assert_eq!(backend.len(), 1 << 40);
+        assert_eq!(backend.name(), path.display().to_string());
+        let meta = std::fs::metadata(&path).expect("it is there");
+        assert_eq!((meta.len(), meta.blocks()), (1 << 40, 0));
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+        drop(backend);
+        assert_eq!(open(&path, None).expect("it opens").len(), 1 << 40);
+        open(&path, Some(1 << 40)).expect("the same size is no contradiction");
+    }
+
+    /// Each refusal names the file and what to do, and changes nothing.
+    #[test]
+    fn refusals() {
+        let folder = folder();
+        let file = |name: &str, len| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, vec![1; len]).expect("the file is written");
+            path
+        };
+        let absent = folder.path().join("absent");
+        let nowhere = folder.path().join("no/where");
+        let even = file("even", 1024);
+        let uneven = file("uneven", 1000);
+        let empty = file("empty", 0);
+        let below_file = even.join("image");
+        let refused = |path: &Path, size, remedy: &str| {
+            let message = open(path, size).expect_err(remedy).to_string();
+            assert!(message.starts_with(&path.display().to_string()), "{message}");
+            assert!(message.contains(remedy), "{message}");
+            assert!(!message.contains('\n'), "{message}");
+        };
+        refused(&absent, None, "give size=");
+        refused(&absent, Some(1000), "multiple of 512");
+        refused(&absent, Some(0), "multiple of 512");
+        refused(&absent, Some(1 << 63), "not possible");
+        refused(&absent, Some((1 << 63) - 512), "cannot create");
+        refused(&nowhere, Some(512), "folder");
+        refused(&even, Some(2048), "never resized");
+        refused(&uneven, None, "multiple of 512");
+        refused(&empty, None, "is empty");
+        refused(&empty, Some(512), "never resized");
+        refused(&below_file, None, "Not a directory");
+        refused(folder.path(), None, "is a folder");
+        refused(Path::new("/dev/null"), None, "character device");
+        assert!(!absent.exists() && !nowhere.exists());
+        let len = |path: &Path| std::fs::metadata(path).expect("it is there").len();
+        assert_eq!([len(&even), len(&uneven), len(&empty)], [1024, 1000, 0]);
+
+        let read_only = RawOptions { size: Some(512), read_only: true, ..RawOptions::new(&absent) };
+        let message = RawBackend::open(read_only).expect_err("not created");
+        assert!(message.to_string().contains("readonly=on"), "{message}");
+        assert!(!absent.exists());
+    }
+
+    #[test]
+    fn a_fifo_is_refused_without_waiting_for_its_other_end() {
+        let folder = folder();
+        let path = folder.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .expect("the FIFO is made");
+        let message = open(&path, None).expect_err("refused").to_string();
+        assert!(message.contains("FIFO"), "{message}");
+    }
+}

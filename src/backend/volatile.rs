@@ -207,3 +207,72 @@ impl SplitMix {
         (z ^ (z >> 31)) % n
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(log: &VolatileLog, offset: u64, data: &[u8]) -> (u64, Call) {
+        let call = Call::Pwritev { offset, dsync: false };
+        (log.issued(&call, data), call)
+    }
+
+    fn log(len: u64) -> Arc<VolatileLog> {
+        let log = VolatileLog::new();
+        let file = tempfile::tempfile().expect("a file for the test");
+        file.set_len(len).expect("it has a length");
+        log.opened(&file, len).expect("it is read");
+        log
+    }
+
+    #[test]
+    fn a_sync_covers_what_was_complete_when_it_was_issued() {
+        let log = log(2048);
+        let (first, call) = write(&log, 0, &[1; 512]);
+        let (second, _) = write(&log, 512, &[2; 512]);
+        log.completed(first, &call, Ok(512));
+        let sync = log.issued(&Call::Fdatasync, &[]);
+        log.completed(second, &call, Ok(512));
+        let failed = log.issued(&Call::Fdatasync, &[]);
+        log.completed(failed, &Call::Fdatasync, Err(libc::EIO));
+        assert_eq!(log.volatile_writes(), 2);
+        log.completed(sync, &Call::Fdatasync, Ok(0));
+        assert_eq!(log.volatile_writes(), 1);
+        let cuts: Vec<_> = (0..64).map(|seed| log.power_cut(seed)).collect();
+        assert!(cuts.iter().all(|cut| cut[..512] == [1; 512]));
+        assert!(cuts.iter().any(|cut| cut[512..1024] == [2; 512]));
+        assert!(cuts.iter().any(|cut| cut[512..1024] == [0; 512]));
+        assert_eq!(log.power_cut(7), log.power_cut(7));
+    }
+
+    #[test]
+    fn a_short_write_is_as_long_as_it_was_and_a_refused_one_is_none() {
+        let log = log(1024);
+        let (ticket, call) = write(&log, 0, &[1; 512]);
+        log.completed(ticket, &call, Ok(100));
+        let punch = Call::Fallocate { mode: 0, offset: 0, len: 1024 };
+        let ticket = log.issued(&punch, &[]);
+        log.completed(ticket, &punch, Err(libc::EOPNOTSUPP));
+        let sync = log.issued(&Call::Fdatasync, &[]);
+        log.completed(sync, &Call::Fdatasync, Ok(0));
+        let cut = log.power_cut(1);
+        assert_eq!((&cut[..100], &cut[100..]), (&[1; 100][..], &[0; 924][..]));
+        assert_eq!(log.volatile_writes(), 0);
+    }
+
+    /// Later durable data is not undone by older data that the cache wrote back, nor hidden by it.
+    #[test]
+    fn order_holds() {
+        let log = log(512);
+        let (old, call) = write(&log, 0, &[1; 512]);
+        log.completed(old, &call, Ok(512));
+        let dsync = Call::Pwritev { offset: 0, dsync: true };
+        let new = log.issued(&dsync, &[2; 256]);
+        log.completed(new, &dsync, Ok(256));
+        for seed in 0..64 {
+            let cut = log.power_cut(seed);
+            assert_eq!(cut[..256], [2; 256]);
+            assert!(cut[256..] == [1; 256] || cut[256..] == [0; 256]);
+        }
+    }
+}

@@ -25,8 +25,6 @@ pub struct NvmeConfig {
     pub mqes: u16,
     /// Identify AERL: Asynchronous Event Requests outstanding, 0-based.
     pub aerl: u8,
-    /// Events kept while no request is outstanding, 1 to 65535.
-    pub aer_max_queued: u32,
     /// MSI-X vectors, 1 to 2048.
     pub msix_qsize: u16,
     /// Copy descriptor formats that count as enabled whatever the host set: bit n is format n, of 2 to 4.
@@ -53,7 +51,6 @@ pub(super) struct NvmeDraft {
     max_ioqpairs: u16,
     mqes: u16,
     aerl: u8,
-    aer_max_queued: u32,
     msix_qsize: Option<u16>,
     cdfe: u16,
     subnqn: Option<String>,
@@ -81,7 +78,6 @@ impl Default for NvmeDraft {
             // Linux asks for 1024 entries at most; QEMU's 2047 would only cost memory for slots.
             mqes: 1023,
             aerl: 3,
-            aer_max_queued: 64,
             msix_qsize: None,
             cdfe: 0,
             subnqn: None,
@@ -108,7 +104,6 @@ impl NvmeDraft {
             max_ioqpairs: self.max_ioqpairs,
             mqes: self.mqes,
             aerl: self.aerl,
-            aer_max_queued: self.aer_max_queued,
             // One for each I/O queue pair and one for the admin queue.
             msix_qsize: self.msix_qsize.unwrap_or(self.max_ioqpairs + 1),
             cdfe: self.cdfe,
@@ -185,9 +180,6 @@ pub(super) const TABLE: Table<NvmeDraft> = Table {
             "Asynchronous Event Requests outstanding, 0-based",
             |d, v| { d.aerl = value::number(v, 0..=u8::MAX)?; Ok(()) };
         // With 0 no event could ever be reported.
-        "aer_max_queued" = "1..65535", Def::Value("64"), "8",
-            "Events kept while no Asynchronous Event Request is outstanding",
-            |d, v| { d.aer_max_queued = value::number(v, 1..=65535)?; Ok(()) };
         "msix_qsize" = "1..2048", Def::Derived("max_ioqpairs + 1"), "9",
             "MSI-X vectors",
             |d, v| { d.msix_qsize = Some(value::number(v, 1..=2048)?); Ok(()) };
@@ -284,7 +276,7 @@ mod tests {
         let c = parse(None).unwrap().finish(Path::new("/run/s"));
         assert_eq!(c, config(""));
         assert_eq!((c.mdts, c.max_ioqpairs, c.mqes), (7, 64, 1023));
-        assert_eq!((c.msix_qsize, c.aerl, c.aer_max_queued), (65, 3, 64));
+        assert_eq!((c.msix_qsize, c.aerl), (65, 3));
         assert_eq!(c.serial, identity::serial(Path::new("/run/s")));
         assert_eq!(c.subnqn, identity::subnqn(&c.serial));
         assert_eq!(c.cdfe, 0);
@@ -294,7 +286,7 @@ mod tests {
     fn given_values() {
         let c = config(
             "serial=a,,b,model=M 1,firmware-version=9,mdts=5,max_ioqpairs=511,mqes=1,aerl=0,\
-             aer_max_queued=1,cdfe=28,subnqn=nqn.2026-11.org.example:x,x-pci-vendor-id=0x1b36,\
+             cdfe=28,subnqn=nqn.2026-11.org.example:x,x-pci-vendor-id=0x1b36,\
              x-pci-device-id=0x11,iothreads=16,aio=io_uring",
         );
         assert_eq!(
@@ -307,7 +299,6 @@ mod tests {
                 max_ioqpairs: 511,
                 mqes: 1,
                 aerl: 0,
-                aer_max_queued: 1,
                 msix_qsize: 512,
                 cdfe: 0x1c,
                 subnqn: "nqn.2026-11.org.example:x".into(),
@@ -334,7 +325,6 @@ mod tests {
             ),
             ("iothreads=17", "--nvme iothreads=17: must be 1 to 16; leave it out for 1"),
             ("aerl=256", "--nvme aerl=256: must be 0 to 255; leave it out for 3"),
-            ("aer_max_queued=0", "--nvme aer_max_queued=0: must be 1 to 65535; leave it out for 64"),
             (
                 "cdfe=0x3",
                 "--nvme cdfe=0x3: must be a mask of bits 2 to 4 (formats 2h, 3h, 4h), for example 0x4 for format 2h; leave it out for 0",

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::bounce::{Bounce, Pool};
 use super::cut::{Account, Cutter, Stretch};
 use super::plan::CopyPlan;
 use super::status::{Side, status};
@@ -28,10 +29,10 @@ impl Default for ExecOptions {
 }
 
 impl ExecOptions {
-    /// The bounds that are kept for blocks of this size: as asked for, but a gathered block (once in its own buffer,
-    /// once in the joined one) always fits.
-    pub fn effective(self, block_size: u64) -> Self {
-        let budget = self.budget.max(2 * block_size);
+    /// The bounds that are kept for blocks of this size out of `bounce`: as asked for, but a gathered block (once in
+    /// its own buffer, once in the joined one) always fits.
+    pub fn effective(self, block_size: u64, bounce: &Bounce) -> Self {
+        let budget = self.budget.max(2 * block_size).min(bounce.total());
         let segment = self.segment_bytes.min(budget / 2);
         Self {
             segment_bytes: (segment - segment % block_size).max(block_size),
@@ -73,6 +74,8 @@ pub struct CopyTask {
     parts: Vec<Option<Part>>,
     in_flight: u32,
     pool: Pool,
+    /// The last poll found no bounce memory.
+    starved: bool,
     barrier: Barrier,
     /// The failure that lies lowest in the destination, and where.
     failure: Option<(u64, Status)>,
@@ -113,59 +116,11 @@ enum Barrier {
     Done,
 }
 
-/// Bounce memory of one task: what is out, what is reserved for it, and what lies ready for reuse.
-#[derive(Debug)]
-struct Pool {
-    budget: u64,
-    reserved: u64,
-    free: Vec<Box<[u8]>>,
-}
-
-impl Pool {
-    fn held(&self) -> u64 {
-        self.reserved + self.free.iter().map(|buf| buf.len() as u64).sum::<u64>()
-    }
-
-    /// Reserves `bytes`, at the cost of free buffers but for one that `keep` can use.
-    fn reserve(&mut self, bytes: u64, keep: u64) -> bool {
-        if self.reserved.saturating_add(bytes) > self.budget {
-            return false;
-        }
-        // A stable order that leaves the wanted buffer for last.
-        self.free.sort_by_key(|buf| buf.len() as u64 != keep);
-        let reused = self.free.first().map_or(0, |buf| if buf.len() as u64 == keep { keep } else { 0 });
-        while self.held() - reused + bytes > self.budget && self.free.len() > usize::from(reused > 0) {
-            self.free.pop();
-        }
-        self.reserved += bytes;
-        true
-    }
-
-    /// A buffer within a reservation.
-    fn take(&mut self, len: u64) -> Box<[u8]> {
-        match self.free.iter().position(|buf| buf.len() as u64 == len) {
-            Some(index) => self.free.swap_remove(index),
-            None => vec![0; len as usize].into_boxed_slice(),
-        }
-    }
-
-    /// Ends a reservation.
-    fn release(&mut self, bytes: u64) {
-        self.reserved = self.reserved.saturating_sub(bytes);
-    }
-
-    /// Keeps a buffer whose reservation has ended.
-    fn give(&mut self, buf: Box<[u8]>) {
-        if self.held() + buf.len() as u64 <= self.budget {
-            self.free.push(buf);
-        }
-    }
-}
-
 impl CopyTask {
-    /// A task that has done nothing yet. Its bounds are [`ExecOptions::effective`] for the destination's blocks.
-    pub fn new(plan: CopyPlan, options: ExecOptions) -> Self {
-        let options = options.effective(plan.dst_ns.facts.block_size());
+    /// A task that has done nothing yet. Its bounds are [`ExecOptions::effective`] for the destination's blocks; its
+    /// memory comes out of `bounce`, which all Copies of a worker share.
+    pub fn new(plan: CopyPlan, options: ExecOptions, bounce: &Bounce) -> Self {
+        let options = options.effective(plan.dst_ns.facts.block_size(), bounce);
         let one_write = plan.dst.len <= options.segment_bytes;
         Self {
             account: Account::new(&plan),
@@ -175,7 +130,8 @@ impl CopyTask {
             filling: None,
             parts: Vec::new(),
             in_flight: 0,
-            pool: Pool { budget: options.budget, reserved: 0, free: Vec::new() },
+            pool: Pool::new(bounce, options.budget),
+            starved: false,
             barrier: if plan.fua && !one_write { Barrier::Pending } else { Barrier::NotNeeded },
             failure: None,
             aborted: false,
@@ -188,12 +144,15 @@ impl CopyTask {
     /// below the window and unique among those in flight. A completion that is there at once is given to [`Self::done`]
     /// after this returns.
     ///
-    /// Returns the outcome exactly once, when nothing is in flight any more.
+    /// Returns the outcome exactly once, when nothing is in flight any more. `None` with nothing in flight
+    /// ([`Self::is_starved`]): all bounce memory is with other Copies; poll again when one of them has got further.
     pub fn poll(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> Option<Outcome> {
-        if self.failure.is_none() && !self.aborted {
+        let stopped = self.failure.is_some() || self.aborted;
+        self.starved = false;
+        if !stopped {
             while self.in_flight < self.options.window && self.start_one(submit) {}
         }
-        if self.in_flight > 0 || self.finished {
+        if self.in_flight > 0 || self.finished || self.starved {
             return None;
         }
         self.finished = true;
@@ -236,6 +195,11 @@ impl CopyTask {
     /// Operations in flight.
     pub fn in_flight(&self) -> u32 {
         self.in_flight
+    }
+
+    /// Waits for bounce memory that other Copies hold, with nothing of its own in flight.
+    pub fn is_starved(&self) -> bool {
+        self.starved && self.in_flight == 0
     }
 
     /// Bytes of bounce memory held or reserved, at most the budget.
@@ -295,10 +259,11 @@ impl CopyTask {
     fn open_segment(&mut self) -> Option<usize> {
         let to = self.cutter.segment(&self.plan, self.options.segment_bytes)?;
         let gathered = !self.cutter.is_one_piece(&self.plan, to);
-        if !self.pool.reserve(reservation(to, gathered), to.len()) {
+        let buf = self.pool.reserve(reservation(to, gathered), to.len());
+        if buf.is_none() {
+            self.starved = true;
             return None;
         }
-        let buf = Some(self.pool.take(to.len()));
         let slot = free_slot(&mut self.segments);
         self.segments[slot] = Some(Segment { to, buf, gathered, reads_in_flight: 0 });
         self.filling = Some(slot);
@@ -341,9 +306,9 @@ impl CopyTask {
         if let Some(place) = self.segments.get_mut(slot) {
             *place = None;
         }
-        self.pool.release(to.len());
-        if let Some(buf) = buf {
-            self.pool.give(buf);
+        match buf {
+            Some(buf) if buf.len() as u64 == to.len() => self.pool.keep(buf),
+            _ => self.pool.release(to.len()),
         }
     }
 
@@ -367,7 +332,10 @@ impl CopyTask {
             Barrier::Pending | Barrier::InFlight => Some(0),
         };
         match (incomplete, self.failure) {
-            (None, None) => Outcome { status: Status::SUCCESS, dw0: 0 },
+            (None, None) => {
+                debug_assert!(self.pool.is_idle() && self.segments.iter().all(Option::is_none));
+                Outcome { status: Status::SUCCESS, dw0: 0 }
+            }
             (incomplete, Some((_, status))) => Outcome { status, dw0: incomplete.unwrap_or(0) },
             (Some(dw0), None) if self.aborted => Outcome { status: Status::ABORT_REQUESTED, dw0 },
             (Some(dw0), None) => Outcome { status: Status::INTERNAL_ERROR, dw0 },

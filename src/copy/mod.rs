@@ -5,17 +5,20 @@
 //! 3. [`Checked::decode`], then [`plan`]: all the other checks. A refused command has changed nothing.
 //! 4. [`CopyTask`]: a state machine without I/O. `poll` hands out operations, `done` takes completions.
 //!
-//! A worker drives it like this; a backend that completes at once (memory) is fed back after the poll:
+//! All Copies of a worker share one [`Bounce`]; a task that finds it empty waits ([`CopyTask::is_starved`]) and is to be
+//! polled again when another one has got further. A worker drives a task like this; what a backend completes at once
+//! (memory) is fed back after the poll:
 //!
 //! ```text
 //! loop {
 //!     let outcome = task.poll(&mut |part, ns, op| inline.extend(ns.backend.submit(tag(part), op, engine)));
 //!     if let Some(outcome) = outcome { complete(outcome.status, outcome.dw0); break }
-//!     if inline.is_empty() { /* sleep until completions come */ }
+//!     if inline.is_empty() { /* other work, until completions come or the starved may try again */ }
 //!     for (part, result, buf) in inline.drain(..).chain(reaped) { task.done(part, result, buf) }
 //! }
 //! ```
 
+mod bounce;
 mod checks;
 mod cut;
 mod execute;
@@ -30,6 +33,7 @@ mod plan_tests;
 #[cfg(test)]
 mod testing;
 
+pub use bounce::Bounce;
 pub use checks::{Check, TABLE};
 pub use execute::{CopyTask, ExecOptions, Outcome};
 pub use plan::{Capabilities, Checked, CopyPlan, Overlap, PlannedRange, Reject, check_command, plan};

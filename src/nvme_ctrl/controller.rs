@@ -259,9 +259,9 @@ impl Controller {
 
     /// Writes registers, queues and commands in flight to the log.
     pub fn dump(&self) {
-        log::info!("{:?}", self.regs);
-        log::info!("admin: {:?}", self.admin);
-        log::info!("draining {}, fencing {}, awaited {:?}", self.draining, self.fencing, self.awaited);
+        log::info!("{}", self.regs);
+        log::info!("{}", self.admin);
+        log::info!("workers draining {}, fencing {}; awaited {:?}", self.draining, self.fencing, self.awaited);
         for worker in &self.workers {
             worker.send(ToWorker::Dump);
         }

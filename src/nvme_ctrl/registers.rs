@@ -1,5 +1,7 @@
 //! Controller registers: values and the host's writes to them. What a write sets off is told to the controller.
 
+use std::fmt;
+
 use crate::spec::registers::{Cc, MPSMAX, READY_TIMEOUT, VERSION, cap, csts, offset};
 
 /// What a write to CC asks for. Several may come in one write.
@@ -56,6 +58,14 @@ pub struct AdminQueues {
     pub acq: u64,
     /// Entries, 1-based.
     pub acq_size: u32,
+}
+
+impl fmt::Display for Registers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cap, cc, csts, aqa, asq, acq, intm } = self;
+        write!(f, "CAP {cap:#x} CC {:#x} CSTS {csts:#x} AQA {aqa:#x} ASQ {asq:#x} ACQ {acq:#x} ", cc.0)?;
+        write!(f, "INTM {intm:#x}")
+    }
 }
 
 impl Registers {

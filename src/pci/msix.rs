@@ -80,19 +80,19 @@ impl Msix {
     }
 
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            let Some(place) = usize::try_from(at).ok().and_then(|at| self.table.get_mut(at)) else {
-                return;
-            };
-            *place = byte & write_mask(at);
+        let Ok(offset) = usize::try_from(offset) else {
+            return;
+        };
+        for (at, byte) in (offset.min(self.table.len())..self.table.len()).zip(data) {
+            self.table[at] = byte & write_mask(at);
         }
     }
 }
 
 /// Bits of a table byte that software can change: the address is a dword's, and of vector control
 /// only the mask bit exists.
-fn write_mask(at: u64) -> u8 {
-    match at % ENTRY as u64 {
+fn write_mask(at: usize) -> u8 {
+    match at % ENTRY {
         0 => 0xfc,
         12 => 1,
         13..=15 => 0,

@@ -354,3 +354,238 @@ pub fn append_access(out: &mut Vec<u8>, access: &RegionAccess) {
     let body = RegionAccessBody { offset: access.offset, region: access.region, count: access.count };
     out.extend_from_slice(body.as_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::device::{RegionMmap, SparseArea};
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::fd::AsFd;
+    use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE};
+
+    fn header(command: u16) -> Header {
+        Header { id: 7, command, size: 0, flags: 0, error: 0 }
+    }
+
+    fn dwords(values: &[u32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_ne_bytes()).collect()
+    }
+
+    fn quads(values: &[u64]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_ne_bytes()).collect()
+    }
+
+    fn joined(parts: &[&[u8]]) -> Vec<u8> {
+        parts.concat()
+    }
+
+    const BAD: Result<Request<'static>, Errno> = Err(Errno::INVAL);
+
+    #[track_caller]
+    fn decodes(command: u16, body: &[u8], fds: usize, expected: Result<Request<'_>, Errno>) {
+        assert_eq!(decode(&header(command), body, fds), expected, "command {command}, {body:x?}");
+    }
+
+    #[test]
+    fn version() {
+        use super::super::version::Capabilities;
+        let plain =
+            |minor| Ok(Request::Version(ClientVersion { minor, capabilities: Capabilities::default() }));
+        decodes(1, &[0, 0, 0, 0], 0, plain(0));
+        decodes(1, &[0, 0, 1, 0], 0, plain(1));
+        decodes(1, &[0, 0, 9, 0], 0, plain(1));
+        decodes(1, b"\0\0\0\0{\"capabilities\":{}}\0", 0, plain(0));
+        decodes(1, b"\0\0\0\0{}", 0, plain(0));
+        decodes(1, &[1, 0, 0, 0], 0, BAD);
+        decodes(1, b"\0\0\0\0{", 0, BAD);
+        for short in 0..4 {
+            decodes(1, &[0; 4][..short], 0, BAD);
+        }
+    }
+
+    #[test]
+    fn dma_map() {
+        let body =
+            |flags, offset, address, size| joined(&[&dwords(&[32, flags]), &quads(&[offset, address, size])]);
+        let map =
+            |iova, size, offset, read, write| Ok(Request::DmaMap(DmaMap { iova, size, offset, read, write }));
+        decodes(2, &body(3, 0x1000, 0x8000, 0x2000), 1, map(0x8000, 0x2000, 0x1000, true, true));
+        decodes(2, &body(1, 0, 0xc0000, 0x4000), 0, map(0xc0000, 0x4000, 0, true, false));
+        decodes(2, &body(0, 0, 0, 1), 0, map(0, 1, 0, false, false));
+        let mut long = body(2, 0, 0, 1);
+        long.resize(100, 0xaa);
+        decodes(2, &long, 1, map(0, 1, 0, false, true));
+        decodes(2, &body(3, 0, 0, 0x1000), 2, BAD);
+        decodes(2, &body(4, 0, 0, 0x1000), 1, BAD);
+        decodes(2, &body(3, 0, 0, 0), 1, BAD);
+        decodes(2, &body(3, 0, u64::MAX - 0xfff, 0x1000), 1, BAD);
+        decodes(2, &body(3, u64::MAX, 0, 0x1000), 1, BAD);
+        decodes(2, &body(3, 0, 0, 0x1000)[..31], 1, BAD);
+    }
+
+    #[test]
+    fn dma_unmap() {
+        let body = |flags, address, size| joined(&[&dwords(&[24, flags]), &quads(&[address, size])]);
+        let unmap = |iova, size, all| Ok(Request::DmaUnmap(DmaUnmap { iova, size, all }));
+        decodes(3, &body(0, 0x1000, 0x2000), 0, unmap(0x1000, 0x2000, false));
+        // SPDK attaches a descriptor.
+        decodes(3, &body(0, 0x1000, 0x2000), 1, unmap(0x1000, 0x2000, false));
+        decodes(3, &body(2, 0, 0), 0, unmap(0, 0, true));
+        decodes(3, &body(2, 0x1000, 0), 0, BAD);
+        decodes(3, &body(2, 0, 0x1000), 0, BAD);
+        decodes(3, &body(1, 0x1000, 0x2000), 0, BAD);
+        decodes(3, &body(0, 0x1000, 0), 0, BAD);
+        decodes(3, &body(0, 0x1000, u64::MAX), 0, BAD);
+        decodes(3, &body(0, 0, 0)[..23], 0, BAD);
+    }
+
+    #[test]
+    fn getters() {
+        decodes(4, &dwords(&[16, 0, 0, 0]), 0, Ok(Request::GetInfo));
+        // cloud-hypervisor counts the header in.
+        decodes(4, &dwords(&[32, 0, 0, 0]), 0, Ok(Request::GetInfo));
+        decodes(4, &dwords(&[16, 0, 0]), 0, BAD);
+
+        let body = |argsz, index| joined(&[&dwords(&[argsz, 0, index, 0]), &quads(&[0, 0])]);
+        let info = |index, argsz| Ok(Request::GetRegionInfo { index, argsz });
+        decodes(5, &body(32, 8), 0, info(8, 32));
+        let mut spdk = body(4064, 0);
+        spdk.resize(4064, 0);
+        decodes(5, &spdk, 0, info(0, 4064));
+        decodes(5, &body(31, 0), 0, BAD);
+        decodes(5, &body(32, 9), 0, BAD);
+        decodes(5, &body(32, u32::MAX), 0, BAD);
+        decodes(5, &body(32, 0)[..31], 0, BAD);
+
+        decodes(7, &dwords(&[16, 0, 4, 0]), 0, Ok(Request::GetIrqInfo { index: 4 }));
+        decodes(7, &dwords(&[16, 0, 5, 0]), 0, BAD);
+        decodes(7, &dwords(&[16, 0]), 0, BAD);
+    }
+
+    #[test]
+    fn set_irqs() {
+        let body = |flags, index, start, count| dwords(&[20, flags, index, start, count]);
+        let set = |index, start, count, action, data| {
+            Ok(Request::SetIrqs(IrqSet { index, start, count, action, data }))
+        };
+        use IrqAction::{Mask, Trigger, Unmask};
+        use IrqSetData::{Bool, Eventfds, None};
+        decodes(8, &body(0x24, 2, 0, 16), 16, set(2, 0, 16, Trigger, Eventfds));
+        decodes(8, &body(0x24, 2, 0, 1), 0, set(2, 0, 1, Trigger, Eventfds));
+        decodes(8, &body(0x24, 2, 0, 2), 1, BAD);
+        decodes(8, &body(0x24, 2, 0, 1), 2, BAD);
+        decodes(8, &body(0x21, 0, 0, 0), 0, set(0, 0, 0, Trigger, None));
+        decodes(8, &body(0x14, 0, 0, 1), 1, set(0, 0, 1, Unmask, Eventfds));
+        decodes(8, &body(0x09, 0, 0, 1), 0, set(0, 0, 1, Mask, None));
+        let mut bools = body(0x22, 2, 3, 2);
+        bools.extend([0, 1, 0xee]);
+        decodes(8, &bools, 0, set(2, 3, 2, Trigger, Bool(&[0, 1])));
+        decodes(8, &bools[..21], 0, BAD);
+        decodes(8, &body(0x22, 2, 0, u32::MAX), 0, BAD);
+        for flags in [0, 0x20, 0x01, 0x23, 0x39, 0x61, 0x8000_0021] {
+            decodes(8, &body(flags, 2, 0, 1), 0, BAD);
+        }
+        decodes(8, &body(0x21, 5, 0, 0), 0, BAD);
+        decodes(8, &body(0x21, 0, 0, 0)[..19], 0, BAD);
+    }
+
+    #[test]
+    fn region_accesses() {
+        let body = |offset, region, count| joined(&[&quads(&[offset]), &dwords(&[region, count])]);
+        let access = |offset, region, count| RegionAccess { region, offset, count };
+        decodes(9, &body(4, 7, 2), 0, Ok(Request::RegionRead(access(4, 7, 2))));
+        // Where it goes is for the session to judge.
+        let far = access(u64::MAX, u32::MAX, 1 << 20);
+        decodes(9, &body(u64::MAX, u32::MAX, 1 << 20), 0, Ok(Request::RegionRead(far)));
+        decodes(9, &body(0, 0, (1 << 20) + 1), 0, BAD);
+        decodes(9, &body(0, 0, u32::MAX), 0, BAD);
+        decodes(9, &body(0, 0, 4)[..15], 0, BAD);
+        let write = joined(&[&body(0x1000, 0, 4), &[1, 2, 3, 4]]);
+        decodes(10, &write, 0, Ok(Request::RegionWrite(access(0x1000, 0, 4), &[1, 2, 3, 4])));
+        decodes(10, &write[..19], 0, BAD);
+        decodes(10, &joined(&[&write, &[5]]), 0, BAD);
+        decodes(10, &body(0, 0, u32::MAX), 0, BAD);
+    }
+
+    #[test]
+    fn others() {
+        decodes(13, &[], 0, Ok(Request::Reset));
+        decodes(13, &[1, 2, 3], 4, Ok(Request::Reset));
+        for command in [0, 6, 11, 12, 14, 15, 16, 17, 18, 19, u16::MAX] {
+            decodes(command, &[0; 64], 0, Err(Errno::OPNOTSUPP));
+        }
+    }
+
+    #[test]
+    fn replies_repeat_id_and_command() {
+        let mut out = vec![0xee; 100];
+        encode_reply(&mut out, &header(9), |out| out.extend([1, 2, 3]));
+        assert_eq!(out, joined(&[&[7, 0, 9, 0, 19, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], &[1, 2, 3]]));
+        encode_error(&mut out, &header(2), Errno::EXIST);
+        assert_eq!(out, [7, 0, 2, 0, 16, 0, 0, 0, 0x21, 0, 0, 0, 17, 0, 0, 0]);
+    }
+
+    #[test]
+    fn version_reply_fits_into_qemus_request() {
+        let mut out = Vec::new();
+        encode_reply(&mut out, &header(1), |out| append_version(out, 0));
+        assert!(out.len() < 214 - 40, "{} bytes", out.len());
+        assert_eq!(out[16..20], [0; 4]);
+    }
+
+    #[test]
+    fn region_info_in_two_steps_and_at_once() {
+        let file = tempfile::tempfile().unwrap();
+        let areas = [SparseArea { offset: 0x1000, size: 0x1000 }];
+        let info = RegionInfo {
+            mmap: Some(RegionMmap { fd: file.as_fd(), offset: 0x4000, areas: &areas }),
+            ..RegionInfo::trapped(0x4000)
+        };
+        let access = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+        let mapped = access | VFIO_REGION_INFO_FLAG_MMAP;
+        let caps = mapped | VFIO_REGION_INFO_FLAG_CAPS;
+
+        for argsz in [32, 63] {
+            let mut out = Vec::new();
+            assert!(!append_region_info(&mut out, 0, argsz, &info));
+            let expected = joined(&[&dwords(&[64, mapped, 0, 0]), &quads(&[0x4000, 0x4000])]);
+            assert_eq!(out, expected);
+        }
+        for argsz in [64, 4064] {
+            let mut out = Vec::new();
+            assert!(append_region_info(&mut out, 0, argsz, &info));
+            let expected = joined(&[
+                &dwords(&[64, caps, 0, 32]),
+                &quads(&[0x4000, 0x4000]),
+                &[1, 0, 1, 0],
+                &dwords(&[0, 1, 0]),
+                &quads(&[0x1000, 0x1000]),
+            ]);
+            assert_eq!(out, expected);
+        }
+        // A region that may be mapped as a whole has no capability.
+        let whole = RegionInfo { mmap: Some(RegionMmap { fd: file.as_fd(), offset: 0, areas: &[] }), ..info };
+        let mut out = Vec::new();
+        assert!(append_region_info(&mut out, 3, 32, &whole));
+        assert_eq!(out, joined(&[&dwords(&[32, mapped, 3, 0]), &quads(&[0x4000, 0])]));
+
+        let mut out = Vec::new();
+        assert!(!append_region_info(&mut out, 6, 32, &RegionInfo::ABSENT));
+        assert_eq!(out, joined(&[&dwords(&[32, 0, 6, 0]), &quads(&[0, 0])]));
+    }
+
+    proptest! {
+        /// Any bytes decode or are refused; a request's data lies within the message by type.
+        #[test]
+        fn any_bytes(command in 0_u16..20, body in proptest::collection::vec(any::<u8>(), 0..200), fds in 0_usize..20) {
+            match decode(&header(command), &body, fds) {
+                Ok(Request::RegionWrite(access, data)) => prop_assert_eq!(access.count as usize, data.len()),
+                Ok(Request::SetIrqs(IrqSet { count, data: IrqSetData::Bool(bytes), .. })) =>
+                    prop_assert_eq!(count as usize, bytes.len()),
+                Ok(Request::DmaMap(map)) => prop_assert!(map.iova.checked_add(map.size).is_some()),
+                Ok(_) => {}
+                Err(errno) => prop_assert!(errno == Errno::INVAL || errno == Errno::OPNOTSUPP),
+            }
+        }
+    }
+}

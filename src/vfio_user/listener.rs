@@ -218,3 +218,120 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError
         Err(errno) => Err(failed("probe", errno.into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn only_the_owner_may_connect() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert_eq!(listener.path(), path);
+    }
+
+    #[test]
+    fn one_client_the_others_are_turned_away() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        assert!(listener.accept(true).unwrap().is_none());
+        let _first = UnixStream::connect(&path).unwrap();
+        let mut second = UnixStream::connect(&path).unwrap();
+        let _session = listener.accept(true).unwrap().unwrap();
+        assert_eq!(second.read(&mut [0; 1]).unwrap(), 0, "closed");
+        let mut third = UnixStream::connect(&path).unwrap();
+        assert!(listener.accept(false).unwrap().is_none());
+        assert_eq!(third.read(&mut [0; 1]).unwrap(), 0, "closed");
+    }
+
+    #[test]
+    fn the_file_goes_with_the_listener_if_it_is_still_ours() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        drop(Listener::bind(&path).unwrap());
+        assert!(!path.exists());
+        let listener = Listener::bind(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "somebody else's").unwrap();
+        drop(listener);
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody else's");
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        // std leaves the file when the listener goes, as a killed process does.
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let listener = Listener::bind(&path).unwrap();
+        let _client = UnixStream::connect(&path).unwrap();
+        assert!(listener.accept(true).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_live_socket_is_left_alone() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        let _live = UnixListener::bind(&path).unwrap();
+        let error = Listener::bind(&path).unwrap_err();
+        assert!(matches!(error, ListenError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains("/s\""), "{error}");
+        UnixStream::connect(&path).unwrap();
+        // A datagram socket refuses the probe in its own way.
+        let other = folder.path().join("d");
+        let _datagram = std::os::unix::net::UnixDatagram::bind(&other).unwrap();
+        assert!(matches!(Listener::bind(&other).unwrap_err(), ListenError::InUse { .. }));
+        assert!(other.exists());
+    }
+
+    #[test]
+    fn no_other_file_is_ever_removed() {
+        let folder = folder();
+        let file = folder.path().join("image");
+        std::fs::write(&file, "precious").unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let dangling = folder.path().join("dangling");
+        std::os::unix::fs::symlink(folder.path().join("nothing"), &dangling).unwrap();
+        for path in [&file, &link, &dangling, &folder.path().to_path_buf()] {
+            let error = Listener::bind(path).unwrap_err();
+            assert!(matches!(error, ListenError::NotASocket { .. }), "{error}");
+            assert!(std::fs::symlink_metadata(path).is_ok());
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn impossible_paths_are_explained() {
+        let folder = folder();
+        let long = folder.path().join("x".repeat(108));
+        let error = Listener::bind(&long).unwrap_err();
+        assert!(matches!(error, ListenError::TooLong { .. }), "{error}");
+        let error = Listener::bind(folder.path().join("missing/s")).unwrap_err();
+        assert!(matches!(error, ListenError::NoFolder { .. }), "{error}");
+        assert!(Listener::bind("").is_err());
+    }
+
+    #[test]
+    fn another_start_in_the_folder_is_waited_for_not_for_ever() {
+        let folder = folder();
+        let path = folder.path().join("s");
+        let lock = lock_folder(&path).unwrap();
+        let begun = Instant::now();
+        let _listener = Listener::bind(&path).unwrap();
+        assert!(begun.elapsed() >= FOLDER_PAUSE * FOLDER_TRIES as u32);
+        drop(lock);
+    }
+}

@@ -1,9 +1,10 @@
 //! Bytes and descriptors from the socket, cut into messages.
 //!
-//! One `recvmsg` takes whatever is there, so a burst of posted doorbells costs one system call. The
-//! kernel never reads past bytes that carried descriptors, so descriptors belong to the *last*
-//! message begun in what a call returned. That is exact for every sender that gives each message a
-//! `sendmsg` of its own, as the protocol's "descriptors ride on the first byte" implies.
+//! Descriptors ride on the first byte of their message, but `recvmsg` does not say on which byte of
+//! what it returned they rode; it only never reads past the piece that carried them. So a call asks
+//! for the rest of the current message and [`WINDOW`] bytes more: no message that may carry
+//! descriptors fits in there and leaves room for another to begin, so they belong to the last message
+//! begun. A posted doorbell, the busy path, is as long as the window and costs one call.
 
 use std::collections::VecDeque;
 use std::io::IoSliceMut;
@@ -16,14 +17,17 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use smallvec::SmallVec;
 use zerocopy::FromBytes;
 
-use super::messages::{HEADER_SIZE, Header, MAX_MESSAGE_SIZE, MAX_MSG_FDS};
+use super::messages::{HEADER_SIZE, Header, MAX_MESSAGE_SIZE, MAX_MSG_FDS, SetIrqsBody};
 use super::session::SessionError;
 
 /// Descriptors taken with one message: those announced and a few more, for clients that do not look
 /// (cloud-hypervisor). More than that ends the session.
 const FD_ROOM: usize = MAX_MSG_FDS as usize + 8;
+/// Bytes received beyond the current message: the length of the shortest message that may carry
+/// descriptors, DEVICE_SET_IRQS, and of a REGION_WRITE of four bytes.
+const WINDOW: usize = HEADER_SIZE + size_of::<SetIrqsBody>();
 /// Buffer between long messages. Holds every message but region accesses of many pages.
-const BUFFER_SIZE: usize = 16 << 10;
+const BUFFER_SIZE: usize = 8 << 10;
 
 /// Descriptors of one message; closed when dropped.
 pub(super) type Fds = SmallVec<[OwnedFd; 4]>;
@@ -38,8 +42,10 @@ pub(super) struct Message<'a> {
 /// What one [`Receiver::fill`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filled {
-    /// Some bytes.
+    /// Some bytes, and there may be more.
     Bytes,
+    /// Some bytes, the last for now.
+    LastBytes,
     /// Nothing there now.
     Empty,
     /// The client has closed its end.
@@ -97,11 +103,11 @@ impl Receiver {
     /// Receives once. Call only when [`Self::next`] has no message: that bounds the bytes and the
     /// descriptors held to those of one message and one call.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> Result<Filled, SessionError> {
-        self.make_room()?;
+        let limit = self.make_room()?;
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(FD_ROOM))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
-            let mut bytes = [IoSliceMut::new(&mut self.buffer[self.end..])];
+            let mut bytes = [IoSliceMut::new(&mut self.buffer[self.end..limit])];
             let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
             match recvmsg(&socket, &mut bytes, &mut control, flags) {
                 Ok(received) => break received,
@@ -125,10 +131,12 @@ impl Receiver {
         }
         self.end += received.bytes;
         self.find_last_begin()?;
+        // Bytes with descriptors end a call early; otherwise only an empty socket does.
+        let more = self.end == limit || !fds.is_empty();
         if !fds.is_empty() {
             self.keep_fds(fds)?;
         }
-        Ok(Filled::Bytes)
+        Ok(if more { Filled::Bytes } else { Filled::LastBytes })
     }
 
     /// The header at `at`, if it is there in full; its size has been checked.
@@ -143,8 +151,9 @@ impl Receiver {
         }
     }
 
-    /// Makes the message at `start` fit, and leaves at least one byte to receive into.
-    fn make_room(&mut self) -> Result<(), SessionError> {
+    /// Makes the message at `start` and the window after it fit; returns where receiving shall end,
+    /// which is beyond `end`.
+    fn make_room(&mut self) -> Result<usize, SessionError> {
         if self.start == self.end {
             self.origin += self.start as u64;
             self.start = 0;
@@ -154,20 +163,21 @@ impl Receiver {
                 self.buffer.shrink_to_fit();
             }
         }
-        let needed = match self.header_at(self.start)? {
-            Some(header) => header.size as usize,
-            None => HEADER_SIZE,
+        // A header that is not complete yet counts as the beginning of the window.
+        let wanted = match self.header_at(self.start)? {
+            Some(header) => header.size as usize + WINDOW,
+            None => WINDOW,
         };
-        if self.start + needed > self.buffer.len() || self.end == self.buffer.len() {
+        if self.start + wanted > self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             self.origin += self.start as u64;
             self.end -= self.start;
             self.start = 0;
         }
-        if needed > self.buffer.len() {
-            self.buffer.resize(needed, 0);
+        if wanted > self.buffer.len() {
+            self.buffer.resize(wanted, 0);
         }
-        Ok(())
+        Ok(self.start + wanted)
     }
 
     /// Walks from message to message up to the received end.

@@ -23,7 +23,7 @@ const SLOW: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Pumped {
-    /// All that had arrived is done. Wait as [`Session::interest`] says.
+    /// All that had arrived is done. Wait, level-triggered, as [`Session::interest`] says.
     Drained,
     /// The budget is spent and messages may lie in the session's own buffer, where epoll does not
     /// see them: pump again before sleeping.
@@ -125,6 +125,7 @@ impl Session {
     fn pump_inner(&mut self, device: &mut dyn Device) -> Result<Pumped, SessionError> {
         self.state.sender.flush(&self.socket)?;
         let mut budget = BUDGET;
+        let mut empty = false;
         loop {
             if self.state.pending.is_some() {
                 return Ok(Pumped::Waiting);
@@ -140,8 +141,14 @@ impl Session {
                 self.state.handle(&self.socket, message, device)?;
                 continue;
             }
+            if empty {
+                return Ok(Pumped::Drained);
+            }
             match self.receiver.fill(&self.socket)? {
                 Filled::Bytes => {}
+                // What comes from now on wakes a level-triggered wait, so no call is spent on
+                // seeing that there is nothing.
+                Filled::LastBytes => empty = true,
                 Filled::Empty => return Ok(Pumped::Drained),
                 Filled::Closed => return Ok(Pumped::Closed),
             }
@@ -443,3 +450,6 @@ fn join(set: IrqSet<'_>, fds: Fds) -> SetIrqs<'_> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

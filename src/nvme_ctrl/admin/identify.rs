@@ -94,7 +94,7 @@ impl Controller {
         id.cctemp = 373.into();
         id.tnvmcap =
             self.shared.namespaces.iter().map(|ns| u128::from(ns.backend.len())).sum::<u128>().into();
-        id.kas = 10.into(); // seconds
+        id.kas = 10.into(); // in units of 100 ms: 1 s
         id.sqes = 0x66;
         id.cqes = 0x44;
         id.nn = self.shared.namespaces.nn().into();

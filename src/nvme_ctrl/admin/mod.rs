@@ -8,6 +8,7 @@ mod keep_alive;
 mod log_pages;
 mod queues;
 
+use std::fmt;
 use std::time::Instant;
 
 use super::controller::{Controller, ControllerConfig};
@@ -77,6 +78,17 @@ pub(super) enum Reply {
 impl From<Status> for Reply {
     fn from(status: Status) -> Self {
         Self::Done(Outcome::of(status))
+    }
+}
+
+/// For the log: queues and what the host waits for.
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.rings {
+            Some(Rings { sq, cq }) => write!(f, "admin {sq:?}, {cq:?}")?,
+            None => write!(f, "no admin queues")?,
+        }
+        write!(f, "; {:?}; aborts in flight {}", self.events, self.aborts)
     }
 }
 

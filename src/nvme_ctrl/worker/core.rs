@@ -54,7 +54,8 @@ pub struct Core {
     /// Commands waiting for a place among the memory holders.
     parked: VecDeque<u32>,
     holders: usize,
-    resetting: Option<Token>,
+    /// Resets to acknowledge; a second one may come while the first still waits for a slow disk.
+    resetting: Vec<Token>,
     flushing: Vec<Flushing>,
     flushes: u32,
     stopping: bool,
@@ -90,7 +91,7 @@ impl Core {
             ready: VecDeque::new(),
             parked: VecDeque::new(),
             holders: 0,
-            resetting: None,
+            resetting: Vec::new(),
             flushing: Vec::new(),
             flushes: 0,
             stopping: false,
@@ -125,7 +126,7 @@ impl Core {
             }
             ToWorker::Reset(token) => {
                 self.forget_queues();
-                self.resetting = Some(token);
+                self.resetting.push(token);
                 self.abort_matching(|_, _| true);
                 self.end_reset();
             }
@@ -321,10 +322,10 @@ impl Core {
     }
 
     fn end_reset(&mut self) {
-        if self.slots.len() == 0
-            && let Some(token) = self.resetting.take()
-        {
-            self.ack(token, true);
+        if self.slots.len() == 0 {
+            for token in std::mem::take(&mut self.resetting) {
+                self.ack(token, true);
+            }
         }
     }
 
