@@ -261,7 +261,12 @@ impl Controller {
     pub fn dump(&self) {
         log::info!("{}", self.regs);
         log::info!("{}", self.admin);
-        log::info!("workers draining {}, fencing {}; awaited {:?}", self.draining, self.fencing, self.awaited);
+        log::info!(
+            "workers draining {}, fencing {}; awaited {:?}",
+            self.draining,
+            self.fencing,
+            self.awaited
+        );
         for worker in &self.workers {
             worker.send(ToWorker::Dump);
         }

@@ -422,7 +422,8 @@ impl Host {
             }
             if start.elapsed() > DEADLINE {
                 let held: Vec<_> = cqids.iter().map(|q| (q, self.pending(*q), &self.cqs[q].head)).collect();
-                let sqs: Vec<_> = self.sqs.iter().map(|(k, q)| (k, q.head, q.tail, self.outstanding(*k))).collect();
+                let sqs: Vec<_> =
+                    self.sqs.iter().map(|(k, q)| (k, q.head, q.tail, self.outstanding(*k))).collect();
                 panic!("nothing completes any more: CQs {held:?}, SQs (head, tail, outstanding) {sqs:?}");
             }
             if n == 0 {
