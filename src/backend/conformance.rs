@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Engine, EngineKind, create};
 use super::*;
-use crate::memory::GuestBuf;
+use crate::memory::testing::Guest;
+use crate::memory::{Access, GuestBuf};
 
 /// A small generator of reproducible numbers.
 pub(super) struct Random(pub u64);
@@ -106,19 +107,30 @@ pub(super) fn pool(bytes: Vec<u8>) -> IoBuf {
     IoBuf::Pool(bytes.into_boxed_slice())
 }
 
-/// Guest memory holding `bytes`, in pieces of these lengths (repeated as needed; 0 makes an empty piece).
+/// Guest memory holding `bytes`, in pieces of these lengths, repeated as needed.
 pub(super) fn guest(bytes: &[u8], pieces: &[usize]) -> IoBuf {
-    let mut left = bytes;
-    let mut out = Vec::new();
+    assert!(pieces.iter().all(|piece| *piece > 0));
+    let mut ranges = Vec::new();
+    let (mut address, mut left) = (0, bytes.len());
     for piece in pieces.iter().cycle() {
-        if left.is_empty() {
+        if left == 0 {
             break;
         }
-        let (head, tail) = left.split_at((*piece).min(left.len()));
-        out.push(head.to_vec().into_boxed_slice());
-        left = tail;
+        let len = left.min(*piece);
+        ranges.push((address, len));
+        // A byte between them, or they would be one piece.
+        address += len as u64 + 1;
+        left -= len;
     }
-    IoBuf::Guest(GuestBuf::from_pieces(out))
+    let guest = Guest::new(0, address.next_multiple_of(4096).max(4096));
+    let dma = guest.dma();
+    let mut buf = GuestBuf::default();
+    for (address, len) in &ranges {
+        dma.append(*address, *len, Access::Write, &mut buf).expect("the range is mapped");
+    }
+    assert_eq!(buf.iovecs().len(), ranges.len());
+    buf.copy_in(0, bytes).expect("the memory is there");
+    IoBuf::Guest(buf)
 }
 
 pub(super) fn bytes_of(buf: &IoBuf) -> Vec<u8> {
@@ -126,7 +138,7 @@ pub(super) fn bytes_of(buf: &IoBuf) -> Vec<u8> {
         IoBuf::Pool(bytes) => bytes.to_vec(),
         IoBuf::Guest(buf) => {
             let mut bytes = vec![0; buf.len()];
-            buf.copy_out(0, &mut bytes);
+            buf.copy_out(0, &mut bytes).expect("the memory is there");
             bytes
         }
     }
@@ -269,16 +281,16 @@ fn edges(rig: &mut Rig) {
     assert!(rig.read(0, LEN as usize).iter().all(|b| *b == 0));
 }
 
-/// More pieces than the kernel takes in one call, of odd lengths, some empty; at an odd offset.
+/// More pieces than the kernel takes in one call, of odd lengths; at an odd offset.
 fn many_pieces(rig: &mut Rig) {
     let bytes = Random(7).bytes(200_001);
-    let pieces = [1, 0, 77, 13, 3, 61];
+    let pieces = [1, 77, 13, 3, 61];
     let buf = guest(&bytes, &pieces);
     let IoBuf::Guest(guest_buf) = &buf else { unreachable!() };
     assert!(guest_buf.iovecs().len() > 4 * libc::UIO_MAXIOV as usize);
     rig.ok(Op::Write { offset: 777, buf, fua: true });
     assert!(rig.read(777, bytes.len()) == bytes);
-    let back = rig.ok(Op::Read { offset: 777, buf: guest(&vec![0; bytes.len()], &[5, 0, 64, 100]) });
+    let back = rig.ok(Op::Read { offset: 777, buf: guest(&vec![0; bytes.len()], &[5, 64, 100]) });
     assert!(bytes_of(&back.expect("a read returns its buffer")) == bytes);
     assert!(rig.read(0, 777).iter().all(|b| *b == 0));
 }
@@ -506,20 +518,31 @@ fn a_truncated_file_is_noticed() {
     }
 }
 
-/// Guest memory whose pages are gone.
+/// Guest memory of one page, whose page is gone.
+fn lost_page() -> IoBuf {
+    let guest = Guest::new(0, 4096);
+    let mut buf = GuestBuf::default();
+    guest.dma().append(0, 4096, Access::Write, &mut buf).expect("the page is mapped");
+    rustix::fs::ftruncate(&guest.file, 0).expect("the memory shrinks");
+    IoBuf::Guest(buf)
+}
+
 #[test]
-#[expect(unsafe_code, reason = "an iovec into nowhere")]
 fn lost_guest_memory_is_told_apart() {
+    let folder = folder();
+    let mut rigs = vec![Rig::new(
+        MemoryBackend::new(LEN).expect("the memory is there"),
+        create(EngineKind::Threads).expect("the engine starts"),
+    )];
     for kind in engines() {
-        let folder = folder();
-        let mut rig = Rig::new(raw(&folder.path().join("image")), create(kind).expect("the engine starts"));
+        let path = folder.path().join(kind.to_string());
+        rigs.push(Rig::new(raw(&path), create(kind).expect("the engine starts")));
+    }
+    for mut rig in rigs {
         rig.ok(Op::Write { offset: 0, buf: pool(vec![1; 65536]), fua: false });
-        for write in [false, true] {
-            let nowhere = libc::iovec { iov_base: std::ptr::without_provenance_mut(4096), iov_len: 4096 };
-            // SAFETY: only the kernel is given the address, and answers EFAULT.
-            let buf = IoBuf::Guest(unsafe { GuestBuf::from_raw(vec![nowhere]) });
-            let op =
-                if write { Op::Write { offset: 0, buf, fua: false } } else { Op::Read { offset: 0, buf } };
+        for op in
+            [Op::Read { offset: 0, buf: lost_page() }, Op::Write { offset: 0, buf: lost_page(), fua: false }]
+        {
             let completion = rig.run(op);
             assert!(matches!(completion.result, Err(BackendError::GuestMemory)));
             assert!(completion.buf.is_some());
@@ -529,7 +552,6 @@ fn lost_guest_memory_is_told_apart() {
 
 /// One transfer larger than the kernel moves at once, from one piece of memory named many times.
 #[test]
-#[expect(unsafe_code, reason = "iovecs that share memory")]
 fn transfers_beyond_two_gib() {
     const PIECE: usize = 32 << 20;
     const COUNT: usize = 66;
@@ -542,13 +564,14 @@ fn transfers_beyond_two_gib() {
         let mut rig = Rig::new(backend.expect("the image opens"), create(kind).expect("the engine starts"));
         let last = Random(5).bytes(PIECE);
         rig.ok(Op::Write { offset: len - PIECE as u64 + 512, buf: pool(last.clone()), fua: false });
-        let mut memory = vec![0xeeu8; PIECE];
-        let iovecs = vec![libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: PIECE }; COUNT];
-        // SAFETY: `memory` outlives the operation, and is not looked at before its end.
-        let buf = IoBuf::Guest(unsafe { GuestBuf::from_raw(iovecs) });
+        let guest = Guest::new(0, PIECE as u64);
+        let mut buf = GuestBuf::default();
+        for _ in 0..COUNT {
+            guest.dma().append(0, PIECE, Access::Write, &mut buf).expect("the range is mapped");
+        }
         assert!(buf.len() > i32::MAX as usize);
-        rig.ok(Op::Read { offset: 512, buf });
-        assert!(memory == last);
+        rig.ok(Op::Read { offset: 512, buf: IoBuf::Guest(buf) });
+        assert!(guest.bytes(0, PIECE) == last);
     }
 }
 
@@ -625,5 +648,32 @@ fn a_stalled_job_waits_for_its_gate() {
         opener.join().expect("the gate opens");
         assert_eq!(bytes_of(&done.buf.expect("the buffer is back")), [7; 512]);
         assert_eq!(rig.engine.in_flight(), 0);
+    }
+}
+
+/// Memory taken from a hung read is not written when the read ends after all, and the read says so.
+#[test]
+fn a_stalled_read_of_unmapped_memory() {
+    for kind in engines() {
+        let folder = folder();
+        let gate = Gate::new();
+        let inner = create(kind).expect("the engine starts");
+        let engine = StallEngine::new(inner, gate.clone(), |job| job.kind() == JobKind::Read);
+        let mut rig = Rig::new(raw(&folder.path().join("image")), Box::new(engine));
+        rig.ok(Op::Write { offset: 0, buf: pool(vec![7; 4096]), fua: false });
+        let mut guest = Guest::new(0, 4096);
+        let mut buf = GuestBuf::default();
+        guest.dma().append(0, 4096, Access::Write, &mut buf).expect("the page is mapped");
+        let read = rig.start(Op::Read { offset: 0, buf: IoBuf::Guest(buf) });
+        rig.poll();
+        let unmapping = guest.space.unmap(0, 4096).expect("it was mapped");
+        assert!(!unmapping.released());
+        unmapping.revoke();
+        gate.open();
+        let completion = rig.finish(read);
+        assert!(matches!(completion.result, Err(BackendError::GuestMemory)));
+        assert_eq!(guest.bytes(0, 4096), [0; 4096]);
+        drop(completion);
+        assert!(unmapping.released());
     }
 }

@@ -3,6 +3,7 @@
 
 use vm_memory::volatile_memory::VolatileSlice;
 
+use super::BackendError;
 use crate::memory::GuestBuf;
 
 /// Memory of a transfer: the guest's own, or ours. The operation owns it until it completes.
@@ -26,6 +27,15 @@ impl IoBuf {
     /// No byte at all?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Fails when the pages of guest memory were lost on the way: then the transfer went to or came from pages
+    /// of ours that stand in for them. To be asked when the transfer is over.
+    pub(super) fn check(&self) -> Result<(), BackendError> {
+        match self {
+            IoBuf::Guest(buf) => buf.check().map_err(|_| BackendError::GuestMemory),
+            IoBuf::Pool(_) => Ok(()),
+        }
     }
 
     /// Calls `each` with every piece and the offset of its first byte in the transfer, in order.

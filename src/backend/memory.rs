@@ -66,7 +66,7 @@ impl MemoryBackend {
             Ok(image) => copy(image, piece),
             Err(_) => result = Err(BackendError::Truncated),
         });
-        result
+        result.and(buf.check())
     }
 
     fn zero(&self, offset: usize, len: usize) -> Result<(), BackendError> {

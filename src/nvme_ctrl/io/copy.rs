@@ -31,7 +31,7 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
     let ranges = checked.decode(&list).map_err(refuse)?;
     let plan = copy::plan(&checked, &ranges, &shared.namespaces).map_err(refuse)?;
     let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
-    Ok(Task::Copy(Box::new(CopyTask::new(plan, ExecOptions::default()))))
+    Ok(Task::Copy(Box::new(CopyTask::new(plan, ExecOptions::default(), cmd.bounce))))
 }
 
 pub(super) fn poll(task: &mut CopyTask, _shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {

@@ -10,8 +10,9 @@ use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
 use crate::spec::Status;
 
-/// Bytes read at a time. Bounds the memory of a command, whatever its length: a Verify has no limit (VSL is 0).
-const PIECE: u64 = 1 << 20;
+/// Bytes read at a time. Bounds the memory of a command, whatever its length (a Verify has no limit, VSL is 0), and
+/// with it that of a worker: 64 MiB when every slot holds such a command.
+const PIECE: u64 = 64 << 10;
 
 /// See the module docs.
 #[derive(Debug)]

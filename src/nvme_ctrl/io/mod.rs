@@ -14,7 +14,7 @@ mod write_zeroes;
 use std::sync::Arc;
 
 use crate::backend::{BackendError, IoBuf, Op};
-use crate::copy::CopyTask;
+use crate::copy::{Bounce, CopyTask};
 use crate::memory::DmaMap;
 use crate::namespace::{ByteRange, Namespace};
 use crate::spec::opcode::io as opcode;
@@ -85,9 +85,9 @@ impl Task {
         }
     }
 
-    /// Does it hold memory of ours while it runs? Such tasks are limited in number.
-    pub fn holds_memory(&self) -> bool {
-        !matches!(self, Self::Group(_))
+    /// Does it wait, with nothing in flight, for bounce memory that other Copies hold?
+    pub fn is_starved(&self) -> bool {
+        matches!(self, Self::Copy(task) if task.is_starved())
     }
 }
 
@@ -95,8 +95,8 @@ impl Task {
 ///
 /// # Errors
 /// The status it is refused with.
-pub fn start(shared: &Shared, memory: &DmaMap, sqe: &Sqe) -> Result<Task, Status> {
-    let cmd = Command { shared, memory, sqe };
+pub fn start(shared: &Shared, memory: &DmaMap, bounce: &Bounce, sqe: &Sqe) -> Result<Task, Status> {
+    let cmd = Command { shared, memory, bounce, sqe };
     if sqe.fuse() != 0 {
         return Err(Status::INVALID_FIELD.dnr()); // FUSES is 0: no fused operation is supported
     }
@@ -117,6 +117,7 @@ pub fn start(shared: &Shared, memory: &DmaMap, sqe: &Sqe) -> Result<Task, Status
 struct Command<'a> {
     shared: &'a Shared,
     memory: &'a DmaMap,
+    bounce: &'a Bounce,
     sqe: &'a Sqe,
 }
 

@@ -5,19 +5,16 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
 
-use super::slots::{Slots, untag};
+use super::slots::{Command, Slots, untag};
 use super::{FromWorker, Mailbox, ToWorker, Token, fetch};
 use crate::backend::engine::Engine;
 use crate::backend::{Completion, Op};
+use crate::copy::Bounce;
 use crate::memory::DmaMap;
 use crate::nvme_ctrl::io::{Issue, Outcome};
 use crate::nvme_ctrl::queue::{CompletionQueue, Post, SubmissionQueue};
 use crate::nvme_ctrl::shared::Shared;
 use crate::spec::opcode;
-
-/// Tasks that may hold bounce memory at once; with at most 4 MiB each a worker stays below 128 MiB. More are fetched
-/// but wait their turn.
-const MEMORY_HOLDERS: usize = 32;
 
 /// A submission queue and what only its worker knows of it.
 #[derive(Debug)]
@@ -51,9 +48,9 @@ pub struct Core {
     done: Vec<Completion>,
     /// Commands to poll again.
     ready: VecDeque<u32>,
-    /// Commands waiting for a place among the memory holders.
-    parked: VecDeque<u32>,
-    holders: usize,
+    /// Copies that wait for bounce memory which other Copies hold.
+    starved: VecDeque<u32>,
+    pub(super) bounce: Bounce,
     /// Resets to acknowledge; a second one may come while the first still waits for a slow disk.
     resetting: Vec<Token>,
     flushing: Vec<Flushing>,
@@ -89,8 +86,8 @@ impl Core {
             out,
             done: Vec::new(),
             ready: VecDeque::new(),
-            parked: VecDeque::new(),
-            holders: 0,
+            starved: VecDeque::new(),
+            bounce: Bounce::default(),
             resetting: Vec::new(),
             flushing: Vec::new(),
             flushes: 0,
@@ -183,22 +180,13 @@ impl Core {
             self.slots.remove(index);
         }
         self.ready.clear();
-        self.parked.clear();
+        self.starved.clear();
         self.done.clear();
     }
 
-    /// Runs a command that was just fetched: it starts at once, or waits for a place.
-    pub(super) fn admit(&mut self, index: u32) {
-        let Some(command) = self.slots.get_mut(index) else { return };
-        if command.task.holds_memory() {
-            if self.holders >= MEMORY_HOLDERS {
-                command.parked = true;
-                self.parked.push_back(index);
-                return;
-            }
-            self.holders += 1;
-        }
-        self.ready.push_back(index);
+    /// Runs a command that was just fetched.
+    pub(super) fn admit(&mut self, command: Command) {
+        self.ready.extend(self.slots.insert(command));
     }
 
     /// Writes a completion into the entry that was reserved for it.
@@ -241,18 +229,22 @@ impl Core {
             }
             command.task.done(part, completion.result, completion.buf);
             self.ready.push_back(index);
+            // Whatever ended may have given bounce memory back.
+            self.ready.extend(self.starved.drain(..));
         }
     }
 
     fn poll(&mut self, index: u32) {
-        let Some(command) = self.slots.get_mut(index).filter(|command| !command.parked) else { return };
+        let Some(command) = self.slots.get_mut(index) else { return };
         let (engine, done) = (&mut self.engine, &mut self.done);
         let issue: &mut Issue<'_> = &mut |part, ns, op| {
             let tag = super::slots::tag(index, part);
             done.extend(ns.backend.submit(tag, op, engine.as_mut()));
         };
-        if let Some(outcome) = command.task.poll(&self.shared, issue) {
-            self.end(index, outcome);
+        match command.task.poll(&self.shared, issue) {
+            Some(outcome) => self.end(index, outcome),
+            None if command.task.is_starved() => self.starved.push_back(index),
+            None => {}
         }
     }
 
@@ -272,10 +264,7 @@ impl Core {
                 outcome.status
             );
         }
-        if command.task.holds_memory() && !command.parked {
-            self.holders -= 1;
-            self.unpark();
-        }
+        self.ready.extend(self.starved.drain(..));
         if !command.orphan {
             self.post(command.sqid, command.cqid, command.cid, outcome);
             if let Some(sq) = self.sqs.iter_mut().find(|sq| sq.ring.qid == command.sqid) {
@@ -286,26 +275,13 @@ impl Core {
         self.end_reset();
     }
 
-    fn unpark(&mut self) {
-        while self.holders < MEMORY_HOLDERS {
-            let Some(index) = self.parked.pop_front() else { return };
-            if let Some(command) = self.slots.get_mut(index) {
-                command.parked = false;
-                self.holders += 1;
-                self.ready.push_back(index);
-            }
-        }
-    }
-
     /// Asks all commands that match (SQID, CID) to end early; true when one will.
     fn abort_matching(&mut self, matches: impl Fn(u16, u16) -> bool) -> bool {
         let mut aborted = false;
         for (index, command) in self.slots.iter_mut() {
             if matches(command.sqid, command.cid) {
                 aborted |= command.task.abort();
-                if !command.parked {
-                    self.ready.push_back(index);
-                }
+                self.ready.push_back(index);
             }
         }
         aborted
@@ -389,7 +365,7 @@ impl Core {
                 command.sqid,
                 command.cid,
                 command.since.elapsed(),
-                if command.parked { ", waiting for memory" } else { "" },
+                if command.task.is_starved() { ", waiting for memory" } else { "" },
                 if command.orphan { ", its queue is gone" } else { "" }
             );
         }

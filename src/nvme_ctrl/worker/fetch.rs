@@ -69,7 +69,7 @@ fn fetch_one(core: &mut Core, at: usize) -> bool {
     if let Some(cq) = core.cqs.iter_mut().find(|cq| cq.ring.qid == cqid) {
         cq.ring.reserve();
     }
-    match io::start(&core.shared, memory, &sqe) {
+    match io::start(&core.shared, memory, &core.bounce, &sqe) {
         Ok(task) => {
             sq.in_flight += 1;
             let command = Command {
@@ -81,12 +81,9 @@ fn fetch_one(core: &mut Core, at: usize) -> bool {
                 slba: sqe.slba(),
                 since: Instant::now(),
                 task,
-                parked: false,
                 orphan: false,
             };
-            if let Some(index) = core.slots.insert(command) {
-                core.admit(index);
-            }
+            core.admit(command);
         }
         Err(status) => {
             log::debug!("sqid {sqid} cid {cid:#x}: refused: {status:?}: {sqe:x?}");

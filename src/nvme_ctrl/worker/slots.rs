@@ -27,8 +27,6 @@ pub struct Command {
     pub since: Instant,
     /// Its state machine.
     pub task: Task,
-    /// It waits for one of the places for tasks that hold memory.
-    pub parked: bool,
     /// Its queue is gone: it runs to its end and posts nothing.
     pub orphan: bool,
 }
