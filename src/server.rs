@@ -21,7 +21,7 @@ use crate::nvme_ctrl::{Controller, ControllerConfig, EngineFactory};
 use crate::pci::{Function, FunctionConfig, Ids};
 use crate::vfio_user::{Interrupts, Listener, Pumped, Session};
 use guarded::Guarded;
-use signals::Signals;
+pub use signals::Signals;
 
 /// From SIGTERM to the end of the process, at most.
 const FAREWELL: Duration = Duration::from_secs(10);

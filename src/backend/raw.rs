@@ -333,4 +333,99 @@ mod tests {
         let message = open(&path, None).expect_err("refused").to_string();
         assert!(message.contains("FIFO"), "{message}");
     }
+
+    /// A block device, where the test may make one.
+    struct Loop {
+        path: PathBuf,
+    }
+
+    impl Loop {
+        fn new(image: &Path) -> Option<Self> {
+            let made = std::process::Command::new("losetup").args(["--find", "--show"]).arg(image).output();
+            match made {
+                Ok(made) if made.status.success() => {
+                    let path = String::from_utf8(made.stdout).expect("a path in UTF-8");
+                    Some(Loop { path: path.trim_end().into() })
+                }
+                _ => {
+                    eprintln!("block devices are not tested: losetup needs root and loop devices");
+                    None
+                }
+            }
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("losetup").arg("--detach").arg(&self.path).status();
+        }
+    }
+
+    #[test]
+    fn a_block_device_in_use_is_refused() {
+        let folder = folder();
+        let image = folder.path().join("image");
+        let file = File::create(&image).expect("the image is made");
+        file.set_len(1 << 20).expect("it has a length");
+        let Some(device) = Loop::new(&image) else { return };
+        let opened = |read_only, locking| {
+            RawBackend::open(RawOptions { read_only, locking, ..RawOptions::new(&device.path) })
+        };
+        let first = opened(false, true).expect("it opens");
+        assert_eq!(first.len(), 1 << 20);
+        for read_only in [false, true] {
+            let refused = opened(read_only, true).expect_err("refused");
+            assert!(matches!(refused, OpenError::DeviceBusy { .. }), "{refused}");
+        }
+        opened(false, false).expect("locking=off opens");
+        drop(first);
+        let reader = opened(true, true).expect("it is free again");
+        opened(true, true).expect("readers share");
+        let refused = opened(false, true).expect_err("a reader minds writers");
+        assert!(matches!(refused, OpenError::Locked { .. }), "{refused}");
+        drop(reader);
+        let differs = open(&device.path, Some(2 << 20)).expect_err("refused");
+        assert!(matches!(differs, OpenError::SizeDiffers { is: 0x10_0000, .. }), "{differs}");
+        // A file system's claim is the same as any other.
+        let claim = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&device.path);
+        let claim = claim.expect("it is free again");
+        for read_only in [false, true] {
+            assert!(matches!(opened(read_only, true), Err(OpenError::DeviceBusy { .. })));
+        }
+        drop(claim);
+    }
+
+    #[test]
+    fn operations_on_a_block_device() {
+        use super::super::conformance::{Rig, engines, guest, pool};
+        use super::super::engine::create;
+
+        let folder = folder();
+        let image = folder.path().join("image");
+        let file = File::create(&image).expect("the image is made");
+        file.set_len(1 << 20).expect("it has a length");
+        let Some(device) = Loop::new(&image) else { return };
+        for kind in engines() {
+            let backend = open(&device.path, None).expect("it opens");
+            let mut rig = Rig::new(backend, create(kind).expect("the engine starts"));
+            let mut model = vec![5; 1 << 20];
+            rig.ok(Op::Write { offset: 0, buf: guest(&model, &[4096]), fua: true });
+            // Whole blocks, and what a device refuses because they are not.
+            for (offset, len) in [(4096, 8192), (20_000, 1000), (512 * 100, 512), (70_001, 30_000)] {
+                for unmap in [false, true] {
+                    let range = offset as usize..(offset + len) as usize;
+                    rig.ok(Op::Write { offset, buf: pool(vec![9; len as usize]), fua: false });
+                    rig.ok(Op::WriteZeroes { offset, len, unmap, fua: true });
+                    model[range].fill(0);
+                }
+            }
+            assert!(rig.read(0, 1 << 20) == model);
+            rig.ok(Op::Discard { offset: 512, len: 512 });
+            rig.ok(Op::Discard { offset: 1, len: 700 });
+            rig.ok(Op::Flush);
+            let mut past = rig.read(0, 4096);
+            past[512..1024].fill(5);
+            assert!(past == model[..4096]);
+        }
+    }
 }

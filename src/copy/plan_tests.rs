@@ -347,6 +347,17 @@ fn qemu_fault_1_each_range_reads_its_own_namespace() {
     assert_eq!((plan.dst_ns().nsid, plan.dst().offset, plan.dst().len), (1, 100 * 512, 7 * 512));
 }
 
+/// A namespace may change while the list is fetched: source and destination of one NSID stay one namespace.
+#[test]
+fn own_ranges_read_the_namespace_that_was_checked() {
+    let capabilities = Capabilities { ocfs: 4, cdfe: 4, overlap: Overlap::Reject };
+    let before = Namespaces::new(vec![namespace(1, BLOCKS, 9)], 1);
+    let after = Namespaces::new(vec![namespace(1, 1, 12)], 1);
+    let checked = check_command(&command(1, 100, 2, 1), &before, capabilities).expect("sound");
+    let plan = plan(&checked, &[SourceRange::plain(Some(1), 8, 8)], &after).expect("sound");
+    assert!(std::sync::Arc::ptr_eq(&plan.ranges()[0].ns, plan.dst_ns()));
+}
+
 #[test]
 fn fast_copy_only_is_a_matter_of_format() {
     // The bit that is FCO in format 2 is reserved in format 0.

@@ -366,7 +366,7 @@ impl Controller {
             log::warn!("guest wrote {} bytes to doorbell offset {at:#x}", data.len());
             return;
         };
-        if at % DOORBELL_STRIDE != 0 {
+        if !at.is_multiple_of(DOORBELL_STRIDE) {
             return self.invalid_doorbell();
         }
         let value = (value & 0xffff) as u16; // 31:16 are reserved

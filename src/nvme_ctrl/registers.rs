@@ -89,7 +89,7 @@ impl Registers {
     /// Writes one or two aligned dwords; other writes are ignored, as are writes to what is no register.
     pub fn write(&mut self, at: u64, data: &[u8]) -> Requests {
         let mut requests = Requests::default();
-        if !matches!(data.len(), 4 | 8) || at % 4 != 0 {
+        if !matches!(data.len(), 4 | 8) || !at.is_multiple_of(4) {
             log::warn!(
                 "guest wrote {} bytes to register {at:#x}; only aligned dwords and qwords count",
                 data.len()

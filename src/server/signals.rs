@@ -1,6 +1,6 @@
-//! Signals as something the control thread can poll.
+//! What asks the control thread to stop or to describe itself, as something it can poll.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -17,31 +17,46 @@ pub struct Signals {
     terminate: Arc<AtomicBool>,
     dump: Arc<AtomicBool>,
     wake: UnixStream,
+    waker: UnixStream,
 }
 
 impl Signals {
+    /// No handlers: for a server that lives in somebody else's process and is stopped by [`Self::stop`].
+    ///
+    /// # Errors
+    /// Those of socketpair.
+    pub fn unbound() -> std::io::Result<Self> {
+        let (wake, waker) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        waker.set_nonblocking(true)?;
+        Ok(Self { terminate: Arc::default(), dump: Arc::default(), wake, waker })
+    }
+
     /// Installs the handlers.
     ///
     /// # Errors
     /// Those of sigaction and socketpair.
     pub fn install() -> std::io::Result<Self> {
-        let (wake, write) = UnixStream::pair()?;
-        wake.set_nonblocking(true)?;
-        write.set_nonblocking(true)?;
-        let (terminate, dump) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let this = Self::unbound()?;
         for signal in [SIGTERM, SIGINT] {
             // In this order: the first signal finds the flag clear and sets it, the second one finds it set.
-            signal_hook::flag::register_conditional_shutdown(signal, IMPATIENT, Arc::clone(&terminate))?;
-            signal_hook::flag::register(signal, Arc::clone(&terminate))?;
+            signal_hook::flag::register_conditional_shutdown(signal, IMPATIENT, Arc::clone(&this.terminate))?;
+            signal_hook::flag::register(signal, Arc::clone(&this.terminate))?;
         }
-        signal_hook::flag::register(SIGUSR1, Arc::clone(&dump))?;
+        signal_hook::flag::register(SIGUSR1, Arc::clone(&this.dump))?;
         for signal in [SIGTERM, SIGINT, SIGUSR1] {
-            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+            signal_hook::low_level::pipe::register(signal, this.waker.try_clone()?)?;
         }
-        Ok(Self { terminate, dump, wake })
+        Ok(this)
     }
 
-    /// Has a signal asked to stop?
+    /// Asks to stop, from any thread.
+    pub fn stop(&self) {
+        self.terminate.store(true, Ordering::SeqCst);
+        let _ = (&self.waker).write(&[0]); // a full socket wakes just as well
+    }
+
+    /// Has anybody asked to stop?
     pub fn terminate(&self) -> bool {
         self.terminate.load(Ordering::SeqCst)
     }

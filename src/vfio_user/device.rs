@@ -71,8 +71,8 @@ pub struct RegionInfo<'a> {
     pub flags: u32,
     /// The part the client may map, if any.
     ///
-    /// One region with a mappable part switches QEMU's posted writes off for the whole device
-    /// (vfio-user.md 2.3), so this is for mapped doorbells only.
+    /// One region with a mappable part switches QEMU's posted writes off for the whole device, so
+    /// this is for mapped doorbells only.
     pub mmap: Option<RegionMmap<'a>>,
 }
 

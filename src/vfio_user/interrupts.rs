@@ -66,7 +66,7 @@ impl Interrupts {
 
     /// What the client is told of an interrupt index.
     ///
-    /// MSI-X is not NORESIZE: with it QEMU releases all vectors to add one (vfio-user.md 1.5, 14).
+    /// MSI-X is not NORESIZE: with it QEMU releases all vectors to add one.
     pub fn info(&self, index: u32) -> IrqInfo {
         let count = self.lines(index).len() as u32;
         IrqInfo { flags: if count > 0 { VFIO_IRQ_INFO_EVENTFD } else { 0 }, count }

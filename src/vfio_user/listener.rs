@@ -82,6 +82,10 @@ impl Listener {
         if path.as_os_str().len() > MAX_PATH {
             return Err(ListenError::TooLong { path: path.to_path_buf() });
         }
+        if path.as_os_str().is_empty() {
+            // The kernel would take it as a wish for an address without a file.
+            return Err(failed("name", Errno::INVAL));
+        }
         let address = SocketAddrUnix::new(path).map_err(|errno| failed("name", errno))?;
         // Held until we listen: without it, two starts could each take the other's fresh file,
         // bound and not yet listening, for a stale one.
@@ -321,7 +325,8 @@ mod tests {
         assert!(matches!(error, ListenError::TooLong { .. }), "{error}");
         let error = Listener::bind(folder.path().join("missing/s")).unwrap_err();
         assert!(matches!(error, ListenError::NoFolder { .. }), "{error}");
-        assert!(Listener::bind("").is_err());
+        let error = Listener::bind("").unwrap_err();
+        assert!(matches!(error, ListenError::Io { action: "name", .. }), "{error}");
     }
 
     #[test]

@@ -18,6 +18,8 @@ use super::version::ClientVersion;
 const BUDGET: usize = 64;
 /// A handler that takes longer is worth a line in the log: at 5 s the client gives up.
 const SLOW: Duration = Duration::from_millis(100);
+/// Complaints about one client that are warnings; the rest are for debugging.
+const LOUD_COMPLAINTS: u32 = 16;
 
 /// Why [`Session::pump`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,7 @@ pub struct Interest {
 }
 
 /// The session cannot go on: the stream can no longer be trusted. Drop it; QEMU will not survive
-/// that (vfio-user.md 2.4), so nothing a well-meaning client does leads here.
+/// that, so nothing a well-meaning client does leads here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
     /// Header with a size below 16 or above the largest message.
@@ -86,7 +88,7 @@ struct State {
     sender: Sender,
     client: Option<ClientVersion>,
     pending: Option<Pending>,
-    complained: bool,
+    complaints: u32,
 }
 
 /// A request whose answer the device owes.
@@ -106,7 +108,7 @@ impl Session {
         Ok(Session {
             socket,
             receiver: Receiver::new(),
-            state: State { sender: Sender::new(), client: None, pending: None, complained: false },
+            state: State { sender: Sender::new(), client: None, pending: None, complaints: 0 },
         })
     }
 
@@ -241,7 +243,7 @@ impl State {
         match codec::decode(&header, message.body, message.fds.len()) {
             Ok(request) => self.execute(socket, &header, request, message.fds, device)?,
             Err(errno) => {
-                log::warn!("refused {header:?}: {errno}");
+                self.complain(format_args!("refused {header:?}: {errno}"));
                 self.refuse(socket, &header, errno)?;
             }
         }
@@ -396,7 +398,7 @@ impl State {
                 }
             }),
             Err(errno) => {
-                log::warn!("command {} failed: {errno}", header.command);
+                self.complain(format_args!("command {} failed: {errno}", header.command));
                 self.refuse(socket, header, errno)
             }
         }
@@ -427,10 +429,10 @@ impl State {
         })
     }
 
-    /// Warns once per session: what a guest can repeat must not fill the log.
+    /// Warns, a few times per session: what a client or guest can repeat must not fill the log.
     fn complain(&mut self, what: std::fmt::Arguments<'_>) {
-        let level = if self.complained { log::Level::Debug } else { log::Level::Warn };
-        self.complained = true;
+        self.complaints = self.complaints.saturating_add(1);
+        let level = if self.complaints > LOUD_COMPLAINTS { log::Level::Debug } else { log::Level::Warn };
         log::log!(level, "{what}");
     }
 }

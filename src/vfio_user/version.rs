@@ -83,8 +83,8 @@ pub fn parse_capabilities(text: &[u8]) -> Result<Capabilities, Errno> {
 /// Appends this server's capabilities, with the NUL at the end.
 ///
 /// Short on purpose: QEMU receives the reply into the buffer of its own request and refuses a longer
-/// one (vfio-user.md 1.4). Migration, write_multiple and twin_socket are absent, which says no;
-/// pgsizes is absent, which says 4096.
+/// one. Migration, write_multiple and twin_socket are absent, which says no; pgsizes is absent, which
+/// says 4096.
 pub fn append_capabilities(out: &mut Vec<u8>) {
     let document = Document {
         capabilities: Capabilities {

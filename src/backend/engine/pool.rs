@@ -197,3 +197,73 @@ fn make(fd: RawFd, call: Call, iovecs: &[iovec]) -> i32 {
         result as i32
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::backend::conformance::pool;
+    use crate::backend::image_file::{ImageFile, Tap};
+    use crate::backend::{BackendError, Op};
+
+    /// Calls hang until the test lets them go.
+    #[derive(Debug)]
+    struct Hang {
+        started: SyncSender<()>,
+        go: Mutex<Receiver<()>>,
+    }
+
+    impl Tap for Hang {
+        fn issued(&self, _: &Call, _: &[u8]) -> u64 {
+            self.started.send(()).expect("the test listens");
+            let _ = lock(&self.go).recv();
+            0
+        }
+        fn completed(&self, _: u64, _: &Call, _: Result<u32, i32>) {}
+    }
+
+    #[test]
+    fn dropped_with_a_hung_call() {
+        let (started, has_started) = sync_channel(0);
+        let (let_go, go) = sync_channel::<()>(0);
+        let tap = Hang { started, go: Mutex::new(go) };
+        let file = tempfile::tempfile().expect("a file for the test");
+        let file = Arc::new(ImageFile::new(file, Some(Arc::new(tap))));
+        let mut engine = PoolEngine::new(1).expect("the thread starts");
+        for n in 0..3 {
+            let write = Op::Write { offset: 0, buf: pool(vec![0; 512]), fua: false };
+            engine.submit(Tag(n), FileJob::new(Arc::clone(&file), write));
+        }
+        has_started.recv().expect("the first call starts");
+        assert_eq!(engine.in_flight(), 3);
+        let start = Instant::now();
+        drop(engine);
+        assert!(start.elapsed() < 2 * PATIENCE);
+        // The hung job alone is left, with its buffer; those behind it never start.
+        assert_eq!(Arc::strong_count(&file), 2);
+        drop(let_go);
+        while Arc::strong_count(&file) > 1 {
+            std::thread::yield_now();
+        }
+        assert!(has_started.recv_timeout(Duration::from_millis(10)).is_err());
+    }
+
+    #[test]
+    fn errors_of_the_kernel_come_through() {
+        let file = File::open("/dev/null").expect("it opens");
+        let file = Arc::new(ImageFile::new(file, None));
+        let mut engine = PoolEngine::new(2).expect("the threads start");
+        let write = Op::Write { offset: 0, buf: pool(vec![0; 512]), fua: false };
+        engine.submit(Tag(1), FileJob::new(file, write));
+        let mut out = Vec::new();
+        while out.is_empty() {
+            engine.wait(None);
+            engine.reap(&mut out);
+        }
+        let Err(BackendError::Io(error)) = &out[0].result else { panic!("{out:?}") };
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    }
+}

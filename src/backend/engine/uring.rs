@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, Probe, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 
 use super::{Engine, FileJob, Waker};
 use crate::backend::file_job::Call;
@@ -61,7 +61,11 @@ struct Slot {
 impl UringEngine {
     /// An engine with a ring of its own. May be made on another thread than the one that uses it.
     pub fn new() -> io::Result<Self> {
-        let (ring, enabled) = make_ring()?;
+        Self::with(&WAYS)
+    }
+
+    fn with(ways: &[Ways]) -> io::Result<Self> {
+        let (ring, enabled) = make_ring(ways)?;
         check(&ring)?;
         Ok(UringEngine {
             ring,
@@ -133,19 +137,26 @@ impl UringEngine {
     }
 
     /// One io_uring_enter: hands over the submission ring and waits for `want` completions.
-    fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
+    fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
         if !self.enabled {
             self.ring.submitter().register_enable_rings()?;
             self.enabled = true;
         }
-        let entered = match timeout {
-            Some(timeout) if want > 0 => {
-                let timespec = Timespec::from(timeout);
-                let args = SubmitArgs::new().timespec(&timespec);
-                self.ring.submitter().submit_with_args(want, &args)
-            }
-            _ => self.ring.submitter().submit_and_wait(want),
+        // GETEVENTS also runs deferred work, and fetches what overflowed.
+        let mut flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS;
+        if self.calls == 0 && self.ring.params().is_feature_no_iowait() {
+            // Else the read on the waker makes an idle worker look like a CPU that waits for a disk.
+            flags |= EnterFlags::NO_IOWAIT;
+        }
+        let timespec = timeout.map(Timespec::from);
+        let args = match &timespec {
+            Some(timespec) => SubmitArgs::new().timespec(timespec),
+            None => SubmitArgs::new(),
         };
+        let queued = self.ring.submission().len() as u32;
+        // SAFETY: `args` is the argument that EXT_ARG announces, and outlives the call; the entries' pointers
+        // are as `push` says.
+        let entered = unsafe { self.ring.submitter().enter(queued, want, flags.bits(), Some(&args)) };
         match entered {
             Ok(_) => Ok(()),
             // EBUSY: completions must be collected first, which every caller does next.
@@ -171,7 +182,6 @@ impl UringEngine {
     /// Hands everything over without waiting.
     fn hand_over(&mut self) {
         loop {
-            let before = self.backlog.len();
             self.refill();
             let sq = self.ring.submission();
             let idle = sq.is_empty() && !sq.taskrun() && !sq.cq_overflow();
@@ -182,8 +192,8 @@ impl UringEngine {
             if let Err(e) = self.enter(0, None) {
                 return Self::report(&e);
             }
-            // A round that moved nothing out of the backlog will not do better the next time.
-            if self.backlog.is_empty() || self.backlog.len() == before {
+            // A ring that is still full has completions to collect first.
+            if self.backlog.is_empty() || self.ring.submission().is_full() {
                 return;
             }
         }
@@ -228,11 +238,13 @@ impl UringEngine {
         let cancel = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(CANCEL);
         self.push(cancel);
         while self.calls > 0 {
+            self.refill();
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.enter(1, Some(left)).is_err() {
+            // The cancellation may still wait for room in the ring.
+            let want = u32::from(self.backlog.is_empty());
+            if left.is_zero() || self.enter(want, Some(left)).is_err() {
                 break;
             }
-            self.refill();
             let ended =
                 self.ring.completion().filter(|cqe| !matches!(cqe.user_data(), WAKER | CANCEL)).count();
             self.calls -= ended;
@@ -317,13 +329,26 @@ fn entry(job: &FileJob, call: Call) -> squeue::Entry {
     }
 }
 
-/// A ring with as many of the cheaper ways of running as the kernel has, and whether it is enabled.
-fn make_ring() -> io::Result<(IoUring, bool)> {
-    let mut last = None;
-    // DEFER_TASKRUN came with 6.1 and wants SINGLE_ISSUER (6.0); COOP_TASKRUN with 5.19.
-    for (defer, single, coop) in
-        [(true, true, true), (false, true, true), (false, false, true), (false, false, false)]
-    {
+/// The cheaper ways of running a ring, from those a new kernel has to those any has. DEFER_TASKRUN came with
+/// 6.1 and wants SINGLE_ISSUER (6.0); COOP_TASKRUN with 5.19.
+#[derive(Clone, Copy, Debug)]
+struct Ways {
+    defer: bool,
+    single: bool,
+    coop: bool,
+}
+
+const WAYS: [Ways; 4] = [
+    Ways { defer: true, single: true, coop: true },
+    Ways { defer: false, single: true, coop: true },
+    Ways { defer: false, single: false, coop: true },
+    Ways { defer: false, single: false, coop: false },
+];
+
+/// A ring that runs in the first of these ways that the kernel has, and whether it is enabled.
+fn make_ring(ways: &[Ways]) -> io::Result<(IoUring, bool)> {
+    let mut error = io::Error::from(io::ErrorKind::Unsupported);
+    for Ways { defer, single, coop } in ways.iter().copied() {
         let mut builder = IoUring::builder();
         builder.setup_cqsize(CQ_ENTRIES).dontfork();
         if defer {
@@ -338,15 +363,13 @@ fn make_ring() -> io::Result<(IoUring, bool)> {
         }
         match builder.build(SQ_ENTRIES) {
             Ok(ring) => return Ok((ring, !single)),
-            // An unknown flag is EINVAL.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => last = Some(e),
-            Err(e) => {
-                last = Some(e);
-                break;
-            }
+            Err(e) => error = e,
+        }
+        // An unknown flag is EINVAL; anything else will not be better without the flag.
+        if error.raw_os_error() != Some(libc::EINVAL) {
+            break;
         }
     }
-    let error = last.unwrap_or_else(|| io::Error::from(io::ErrorKind::Unsupported));
     let why = match error.raw_os_error() {
         Some(libc::EPERM) => " (forbidden: see /proc/sys/kernel/io_uring_disabled)",
         Some(libc::ENOSYS) => " (the kernel has no io_uring, or a filter forbids it)",
@@ -383,4 +406,111 @@ fn check(ring: &IoUring) -> io::Result<()> {
         }
     };
     Err(io::Error::new(io::ErrorKind::Unsupported, format!("the kernel's io_uring lacks {lacking}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::sync::Arc;
+
+    use super::super::probe;
+    use super::*;
+    use crate::backend::Op;
+    use crate::backend::conformance::{bytes_of, guest};
+    use crate::backend::image_file::ImageFile;
+
+    /// A read of a pipe waits in the kernel until the test writes: a disk that hangs on demand.
+    fn pipe() -> (Arc<ImageFile>, OwnedFd) {
+        let (reader, writer) = rustix::pipe::pipe().expect("a pipe for the test");
+        (Arc::new(ImageFile::new(File::from(reader), None)), writer)
+    }
+
+    fn read(file: &Arc<ImageFile>) -> FileJob {
+        let buf = guest(&[0xee; 8], &[3]);
+        FileJob::new(Arc::clone(file), Op::Read { offset: 0, buf })
+    }
+
+    /// What old kernels leave the engine with works as well.
+    #[test]
+    fn every_way_of_running() {
+        if probe().is_err() {
+            return;
+        }
+        for ways in WAYS {
+            let mut engine = match UringEngine::with(&[ways]) {
+                Ok(engine) => engine,
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => continue,
+                Err(e) => panic!("{ways:?}: {e}"),
+            };
+            let worker = std::thread::spawn(move || {
+                let (file, writer) = pipe();
+                let mut out = Vec::new();
+                for n in 0..3 {
+                    engine.submit(Tag(n), read(&file));
+                    engine.reap(&mut out);
+                    assert!(out.is_empty());
+                    engine.waker().wake();
+                    engine.wait(None);
+                    engine.reap(&mut out);
+                    assert!(out.is_empty());
+                    engine.wait(Some(Duration::from_millis(1)));
+                    rustix::io::write(writer.as_fd(), &[n as u8; 8]).expect("the pipe has room");
+                    while out.is_empty() {
+                        engine.wait(None);
+                        engine.reap(&mut out);
+                    }
+                    let done = out.remove(0);
+                    assert_eq!(done.tag, Tag(n));
+                    done.result.expect("the read succeeds");
+                    assert_eq!(bytes_of(&done.buf.expect("the buffer is back")), [n as u8; 8]);
+                    assert_eq!(engine.in_flight(), 0);
+                }
+            });
+            worker.join().unwrap_or_else(|_| panic!("{ways:?}"));
+        }
+    }
+
+    /// Hung calls are cancelled before their buffers go; more of them than the ring holds.
+    #[test]
+    fn dropped_with_hung_calls() {
+        if probe().is_err() {
+            return;
+        }
+        let mut engine = UringEngine::new().expect("the ring is made");
+        let (file, writer) = pipe();
+        let count = u64::from(SQ_ENTRIES) + 50;
+        for n in 0..count {
+            engine.submit(Tag(n), read(&file));
+        }
+        assert_eq!(engine.backlog.len(), 50);
+        engine.reap(&mut Vec::new());
+        assert_eq!((engine.backlog.len(), engine.in_flight()), (0, count as usize));
+        engine.submit(Tag(count), read(&file));
+        let start = Instant::now();
+        drop(engine);
+        assert!(start.elapsed() < PATIENCE, "the calls were not cancelled");
+        // The calls let go of the file, so nobody is left to read.
+        assert_eq!(Arc::strong_count(&file), 1);
+        drop(file);
+        let broken = rustix::io::write(writer.as_fd(), &[1]).expect_err("nobody reads");
+        assert_eq!(broken, rustix::io::Errno::PIPE);
+    }
+
+    /// Jobs that never got to the kernel do not keep a dropped engine waiting.
+    #[test]
+    fn dropped_unused() {
+        if probe().is_err() {
+            return;
+        }
+        let mut engine = UringEngine::new().expect("the ring is made");
+        let (file, _writer) = pipe();
+        for n in 0..SQ_ENTRIES * 2 {
+            engine.submit(Tag(u64::from(n)), read(&file));
+        }
+        let start = Instant::now();
+        drop(engine);
+        assert!(start.elapsed() < PATIENCE);
+        assert_eq!(Arc::strong_count(&file), 1);
+    }
 }

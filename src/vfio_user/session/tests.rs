@@ -262,8 +262,8 @@ fn new_eventfd() -> OwnedFd {
     eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap()
 }
 
-/// What QEMU 11 sends from connecting to a driver at work (vfio-user.md 1.5), each message with its
-/// number of descriptors.
+/// What QEMU 11 sends from connecting to a driver at work, each message with its number of
+/// descriptors.
 fn qemu() -> Vec<(Vec<u8>, usize)> {
     let version = br#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"migration":{"pgsize":4096,"max_bitmap_size":268435456},"pgsizes":4096,"max_dma_maps":65535,"write_multiple":true}}"#;
     let mut all = vec![
