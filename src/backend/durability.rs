@@ -274,3 +274,53 @@ fn each_kind_of_sync_covers_its_own() {
         assert!(torn.into_iter().any(|cut| cut[512] != cut[1024]));
     }
 }
+
+/// Pages of the file that the kernel has yet to write; nothing where it cannot tell (before 6.5).
+#[expect(unsafe_code, reason = "cachestat has no wrapper")]
+fn dirty_pages(file: &std::fs::File) -> Option<u64> {
+    use std::os::fd::AsRawFd;
+    // The number is the same on every architecture; libc does not know it yet.
+    const CACHESTAT: libc::c_long = 451;
+    // struct cachestat_range { off, len }: length 0 means to the end of the file.
+    let range = [0u64; 2];
+    // struct cachestat { nr_cache, nr_dirty, nr_writeback, nr_evicted, nr_recently_evicted }
+    let mut counts = [0u64; 5];
+    // SAFETY: both arrays have the layout of their structs and outlive the call.
+    let result =
+        unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), counts.as_mut_ptr(), 0) };
+    (result == 0).then(|| counts[1] + counts[2])
+}
+
+/// The log believes a [`Call`]; here the kernel itself says that each engine makes it as a sync.
+#[test]
+fn the_kernel_is_told_to_sync() {
+    let folder = folder();
+    let path = folder.path().join("image");
+    for kind in engines() {
+        let options = RawOptions { size: Some(1 << 20), ..RawOptions::new(&path) };
+        let backend = RawBackend::open(options).expect("the image opens");
+        let file = std::fs::File::open(&path).expect("it opens for reading");
+        let mut rig = Rig::new(backend, create(kind).expect("the engine starts"));
+        let write = |fua| Op::Write { offset: 0, buf: pool(vec![1; 1 << 20]), fua };
+        let zeroes = Op::WriteZeroes { offset: 100, len: 100, unmap: false, fua: true };
+        // Background writeback may clean pages too, but not all of them at once within a moment.
+        rig.ok(write(false));
+        let Some(dirty) = dirty_pages(&file) else {
+            return eprintln!("not tested: the kernel has no cachestat");
+        };
+        assert!(dirty > 0);
+        rig.ok(Op::Flush);
+        if dirty_pages(&file) == Some(dirty) && folder_is_tmpfs(folder.path()) {
+            return eprintln!("not tested: the folder for temporary files is a tmpfs");
+        }
+        assert_eq!(dirty_pages(&file), Some(0), "{kind}: Flush");
+        rig.ok(write(true));
+        assert_eq!(dirty_pages(&file), Some(0), "{kind}: FUA");
+        rig.ok(zeroes);
+        assert_eq!(dirty_pages(&file), Some(0), "{kind}: FUA of zeroes");
+    }
+}
+
+fn folder_is_tmpfs(folder: &std::path::Path) -> bool {
+    rustix::fs::statfs(folder).is_ok_and(|stat| stat.f_type == libc::TMPFS_MAGIC)
+}

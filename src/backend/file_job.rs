@@ -144,7 +144,7 @@ impl FileJob {
             Op::Write { fua, .. } => (JobKind::Write, *fua),
             Op::Flush => (JobKind::Flush, false),
             Op::WriteZeroes { fua, .. } => (JobKind::WriteZeroes, *fua),
-            Op::Discard { .. } => (JobKind::Discard, false),
+            Op::Discard { .. } | Op::CopyFrom { .. } => (JobKind::Discard, false),
         };
         let dsync = fua && file.can(Ability::DsyncWrite);
         let stage = match &op {
@@ -156,7 +156,7 @@ impl FileJob {
             Op::WriteZeroes { .. } if file.can(Ability::ZeroRange) => Stage::ZeroRange,
             Op::WriteZeroes { .. } => Stage::WriteZeroes,
             Op::Discard { .. } if file.can(Ability::PunchHole) => Stage::PunchHole,
-            Op::Discard { .. } => Stage::Done,
+            Op::Discard { .. } | Op::CopyFrom { .. } => Stage::Done,
         };
         let mut job = FileJob {
             file,

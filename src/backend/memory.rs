@@ -51,6 +51,7 @@ impl MemoryBackend {
             }),
             Op::WriteZeroes { unmap: false, .. } => self.zero(offset, len),
             Op::WriteZeroes { unmap: true, .. } | Op::Discard { .. } => self.give_back(offset, len),
+            Op::CopyFrom { .. } => Err(BackendError::NoShortcut),
         }
     }
 

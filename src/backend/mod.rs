@@ -76,19 +76,62 @@ pub enum Op {
         /// Bytes.
         len: u64,
     },
+    /// Copies from `source` without passing through a buffer of ours; [`BackendError::NoShortcut`] when that
+    /// does not work here (nothing has changed then, and [`Backend::shortcuts_from`] says so from now on).
+    CopyFrom {
+        /// The image to copy from; may be this one, but then the ranges must not overlap, unless `how` is
+        /// [`Shortcut::MemMove`].
+        source: SharedBackend,
+        /// Byte offset in `source`.
+        from: u64,
+        /// Byte offset in this image.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// By which way.
+        how: Shortcut,
+    },
+}
+
+/// A way to copy between two images without passing through a buffer of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortcut {
+    /// Within the memory of this process; done at once, in the submitter's time: the caller cuts it into slices.
+    /// Overlapping ranges are moved as memmove does.
+    MemMove,
+    /// The file system shares the blocks (FICLONERANGE). Offsets and length must be aligned, except that the
+    /// length may end with the source file.
+    Reflink,
+    /// copy_file_range, holes of the source made holes of the destination.
+    Offload,
+}
+
+/// Which shortcuts lead from one image to another, as far as is known; what was refused once is left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortcuts {
+    /// [`Shortcut::MemMove`] works.
+    pub memmove: bool,
+    /// [`Shortcut::Reflink`] works for ranges aligned to so many bytes.
+    pub reflink: Option<u64>,
+    /// [`Shortcut::Offload`] works.
+    pub offload: bool,
+    /// And is worth more than reading and writing (it clones, or a server does it).
+    pub offload_pays: bool,
 }
 
 impl Op {
     /// Does it change the image (so that a read-only one must refuse it)?
     pub fn is_write(&self) -> bool {
-        matches!(self, Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. })
+        matches!(self, Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. } | Op::CopyFrom { .. })
     }
 
     /// First byte and number of bytes touched; nothing for a Flush.
     fn range(&self) -> (u64, u64) {
         match self {
             Op::Read { offset, buf } | Op::Write { offset, buf, .. } => (*offset, buf.len() as u64),
-            Op::WriteZeroes { offset, len, .. } | Op::Discard { offset, len } => (*offset, *len),
+            Op::WriteZeroes { offset, len, .. }
+            | Op::Discard { offset, len }
+            | Op::CopyFrom { offset, len, .. } => (*offset, *len),
             Op::Flush => (0, 0),
         }
     }
@@ -126,6 +169,9 @@ pub enum BackendError {
     /// The guest pages of the transfer are gone (EFAULT).
     #[error("guest memory of the transfer is gone")]
     GuestMemory,
+    /// [`Op::CopyFrom`] by a way that does not lead from this source to this image. Nothing has changed.
+    #[error("there is no such shortcut between the two images")]
+    NoShortcut,
     /// Write to a read-only image.
     #[error("the image is read-only")]
     ReadOnly,
@@ -154,6 +200,11 @@ pub trait Backend: Send + Sync + Debug {
     fn read_only(&self) -> bool;
     /// Starts `op`. `Some` when it was done at once; otherwise the engine completes it later.
     fn submit(&self, tag: Tag, op: Op, engine: &mut dyn engine::Engine) -> Option<Completion>;
+    /// Ways to copy from `source` to this image ([`Op::CopyFrom`]). Cheap: asked for every Copy command.
+    fn shortcuts_from(&self, source: &dyn Backend) -> Shortcuts {
+        let _ = source;
+        Shortcuts::default()
+    }
     /// For people: path or kind, as errors and logs name it.
     fn name(&self) -> &str;
 }

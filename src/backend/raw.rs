@@ -10,7 +10,7 @@ use super::engine::Engine;
 use super::file_job::FileJob;
 use super::image_file::{ImageFile, Tap};
 use super::lock::{self, LockError};
-use super::{Backend, Completion, Op, Tag};
+use super::{Backend, BackendError, Completion, Op, Tag};
 
 /// Images come in whole sectors of this many bytes.
 const SECTOR: u64 = 512;
@@ -133,6 +133,9 @@ impl Backend for RawBackend {
         }
         if self.read_only && matches!(op, Op::Flush) {
             return Some(Completion { tag, result: Ok(()), buf: None });
+        }
+        if matches!(op, Op::CopyFrom { .. }) {
+            return Some(Completion { tag, result: Err(BackendError::NoShortcut), buf: None });
         }
         let job = FileJob::new(Arc::clone(&self.file), op);
         if job.is_done() {

@@ -27,7 +27,9 @@ pub(super) fn status(side: Side, error: &BackendError) -> Status {
         (Side::Destination, BackendError::Io(_) | BackendError::Truncated) => Status::WRITE_FAULT,
         (Side::Destination, BackendError::ReadOnly) => Status::WRITE_PROTECTED.dnr(),
         // A bounce buffer is not guest memory, and a read needs no leave to write.
-        (Side::Source, BackendError::ReadOnly) | (_, BackendError::GuestMemory) => Status::INTERNAL_ERROR,
+        // A shortcut that is not there is replaced by another way before it gets here.
+        (Side::Source, BackendError::ReadOnly)
+        | (_, BackendError::GuestMemory | BackendError::NoShortcut) => Status::INTERNAL_ERROR,
     }
 }
 

@@ -35,7 +35,7 @@ fn identify_controller() {
     assert_eq!(u32_at(&b, 272), 0, "HMPRE makes Linux give away memory");
     assert_eq!(b[265], 0, "APSTA");
     assert_eq!((b[512], b[513]), (0x66, 0x44), "SQES, CQES");
-    assert_eq!(u32_at(&b, 516), 1, "NN");
+    assert!(u32_at(&b, 516) >= 1, "NN");
     let oncs = u16_at(&b, 520);
     for (bit, what) in [(0, "compare"), (2, "DSM"), (3, "write zeroes"), (7, "verify"), (8, "copy")] {
         assert_eq!(oncs >> bit & 1, 1, "ONCS: {what}");
@@ -93,7 +93,8 @@ fn identify_namespaces() {
          --nvme-ns drive=memory,size=2M,nsid=2",
     );
     let mut h = Host::attach(&d);
-    assert_eq!(u32_at(&h.identify(1, 0), 516), 5, "NN");
+    let nn = u32_at(&h.identify(1, 0), 516);
+    assert!(nn >= 5, "NN");
     let list = |b: &[u8]| -> Vec<u32> {
         let v: Vec<u32> = (0..1024).map(|i| u32_at(b, 4 * i)).collect();
         let n = v.iter().position(|&x| x == 0).unwrap();
@@ -128,7 +129,7 @@ fn identify_namespaces() {
 
     for cns in [0u8, 3, 5, 8] {
         assert_eq!(h.identify_status(cns, 0), st::INVALID_NS, "CNS {cns} of 0");
-        assert_eq!(h.identify_status(cns, 6), st::INVALID_NS, "CNS {cns} of 6");
+        assert_eq!(h.identify_status(cns, nn + 1), st::INVALID_NS, "CNS {cns} past NN");
         if cns != 0 {
             assert_eq!(h.identify_status(cns, u32::MAX), st::INVALID_NS, "CNS {cns}");
         }

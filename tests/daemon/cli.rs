@@ -56,7 +56,7 @@ fn namespace_options() {
         ("drive=memory,size=1M,msrc=0", &["msrc", "0"]),
         ("drive=memory,size=1M,msrc=256", &["msrc", "256"]),
         ("drive=memory,size=1M,msrc=many", &["msrc", "many"]),
-        ("drive=memory,size=1M,nsid=0", &["nsid", "0"]),
+        ("drive=memory,size=1M,nsid=257", &["nsid", "257"]),
         ("drive=memory,size=1M,nsid=4294967295", &["nsid", "4294967295"]),
         ("drive=memory,size=1M,readonly=perhaps", &["readonly", "perhaps"]),
         ("drive=memory,size=1M,aio=magic", &["aio", "magic"]),
@@ -89,7 +89,7 @@ fn controller_options() {
         ("serial=x,max_ioqpairs=0", &["max_ioqpairs", "0"]),
         ("serial=x,max_ioqpairs=70000", &["max_ioqpairs", "70000"]),
         ("serial=x,cdfe=0x10000", &["cdfe", "0x10000"]),
-        ("serial=x,cdfe=0x10", &["cdfe", "0x10"]),
+        ("serial=x,cdfe=0x20", &["cdfe", "0x20"]),
         ("serial=x,aerl=256", &["aerl", "256"]),
     ] {
         fails(t.path(), &format!("--nvme {args}"), names);

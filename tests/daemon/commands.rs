@@ -157,13 +157,14 @@ fn blocks_out_of_range() {
 fn namespace_ids() {
     let d = Daemon::start("--nvme-ns drive=memory,size=1M --nvme-ns drive=memory,size=1M,nsid=3");
     let mut h = Host::with_queues(&d, 1, 16);
+    let nn = crate::host::le::u32_at(&h.identify(1, 0), 516);
     let data = Data::prp(&mut h.ram, 4096);
     let all = [io::READ, io::WRITE, io::COMPARE, io::WRITE_ZEROES, io::VERIFY, io::DSM, io::COPY, io::FLUSH];
     for op in all {
         for (nsid, want) in [
             (0, st::INVALID_NS),
             (2, st::INVALID_FIELD),
-            (4, st::INVALID_NS),
+            (nn + 1, st::INVALID_NS),
             (0xffff_fffe, st::INVALID_NS),
             (0xffff_ffff, st::INVALID_NS),
         ] {

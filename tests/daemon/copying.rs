@@ -3,7 +3,7 @@
 
 use crate::engines;
 use crate::host::data::{SGL_DATA, SGL_LAST, descriptor};
-use crate::host::le::put16;
+use crate::host::le::{put16, u16_at, u32_at};
 use crate::host::nvme::{Range, copy, io, st};
 use crate::host::ram::PAGE;
 use crate::host::storm::{copied, list, random_copy};
@@ -210,6 +210,7 @@ fn limited() -> Bench {
 fn refusals() {
     let mut b = limited();
     let n = b.nss[0].nsze;
+    let nn = u32_at(&b.h.identify(1, 0), 516);
     let r = Range::new;
     let of = Range::of;
     let max = u64::MAX;
@@ -217,7 +218,7 @@ fn refusals() {
     let cases: Vec<(&str, u32, u64, Vec<Range>, u8, u16)> = vec![
         ("NSID 0", 0, 0, vec![r(9, 1)], 0, st::INVALID_NS),
         ("NSID all ones", u32::MAX, 0, vec![r(9, 1)], 0, st::INVALID_NS),
-        ("NSID beyond NN", 7, 0, vec![r(9, 1)], 0, st::INVALID_NS),
+        ("NSID beyond NN", nn + 1, 0, vec![r(9, 1)], 0, st::INVALID_NS),
         ("NSID inactive", 5, 0, vec![r(9, 1)], 0, st::INVALID_FIELD),
         ("NR > MSRC", 1, 0, vec![r(9, 1); 5], 0, st::SIZE_LIMIT),
         ("NR > MSRC, format 2", 1, 0, vec![of(2, 9, 1); 5], 2, st::SIZE_LIMIT),
@@ -240,7 +241,7 @@ fn refusals() {
         ("other's source outside", 1, 0, vec![of(1, 99, 1), of(6, 512, 1)], 2, st::LBA_RANGE),
         ("SNSID 0", 1, 0, vec![of(2, 9, 1), of(0, 9, 1)], 2, st::INVALID_NS),
         ("SNSID all ones", 1, 0, vec![of(2, 9, 1), of(u32::MAX, 9, 1)], 2, st::INVALID_NS),
-        ("SNSID beyond NN", 1, 0, vec![of(2, 9, 1), of(7, 9, 1)], 2, st::INVALID_NS),
+        ("SNSID beyond NN", 1, 0, vec![of(2, 9, 1), of(nn + 1, 9, 1)], 2, st::INVALID_NS),
         ("SNSID inactive", 1, 0, vec![of(2, 9, 1), of(5, 9, 1)], 2, st::INVALID_FIELD),
         ("other block size", 1, 0, vec![of(2, 9, 1), of(4, 9, 1)], 2, st::INCOMPATIBLE_NS),
         ("other block size, the other way", 4, 0, vec![of(4, 9, 1), of(6, 9, 1)], 2, st::INCOMPATIBLE_NS),
@@ -261,9 +262,18 @@ fn refusals() {
 fn refused_forms_of_the_command() {
     let mut b = limited();
     let r = [Range::of(1, 9, 1)];
+    let id = b.h.identify(1, 0);
+    let ocfs = u16_at(&id, 534);
     for format in (0..16).filter(|f| ![0, 2].contains(f)) {
+        // An offered format that needs no enabling is wrong only for a namespace without protection.
+        let want = if format == 1 && ocfs & 2 != 0 { st::INVALID_FORMAT } else { st::INVALID_FIELD };
         let c = b.exec_with(copy(1, 0, 1, format), &r, 0);
-        b.refused(c, st::INVALID_FIELD, &format!("format {format}"));
+        b.refused(c, want, &format!("format {format}"));
+    }
+    if ocfs & 8 != 0 {
+        b.h.set_cdfe(0xc).ok();
+        let c = b.exec_with(copy(1, 0, 1, 3), &r, 0);
+        b.refused(c, st::INVALID_FORMAT, "format 3, enabled");
     }
     for fuse in 1..=3 {
         let c = b.exec_with(copy(1, 0, 1, 0).flags(fuse), &r, 0);
@@ -523,11 +533,15 @@ fn failing_source() {
         let ranges = [of(2, 0, 4), of(1, 300, 4), of(2, 254, 4), of(1, 310, 4), of(2, 0, 1)];
         let c = b.exec(1, 8, &ranges, 2);
         assert_ne!(c.status, st::OK);
-        assert_eq!(c.dw0, 2, "lowest range not done: {c:?}");
-        let done = copied(&b.nss, &ranges[..2], 1);
-        b.nss[0].set(8, &done);
-        let got = b.h.read(1, &b.nss[0], 8, 8);
-        b.nss[0].check(8, &got);
+        // Neighbouring short ranges may have been one write, which then did not happen at all.
+        let done = c.dw0 as usize;
+        assert!(done <= 2, "lowest range not done: {c:?}");
+        let bytes = copied(&b.nss, &ranges[..done], 1);
+        b.nss[0].set(8, &bytes);
+        if done > 0 {
+            let got = b.h.read(1, &b.nss[0], 8, 4 * done as u32);
+            b.nss[0].check(8, &got);
+        }
         // Beyond the last range nothing was written.
         let got = b.h.read(1, &b.nss[0], 8 + 17, 4);
         b.nss[0].check(8 + 17, &got);

@@ -358,3 +358,41 @@ fn deleting_a_queue_with_commands_in_flight() {
         h.ram.release(mark);
     }
 }
+
+/// Admin work that needs the worker (fences, queues) while it comes and goes to sleep: each answer comes at once. A
+/// lost wake-up shows as a wait for some time-out.
+#[test]
+fn no_message_to_a_worker_is_lost() {
+    for aio in crate::engines() {
+        let d = Daemon::start(&format!("--nvme serial=x,aio={aio} --nvme-ns drive={{}}/x.img,size=1M"));
+        let mut h = Host::attach(&d);
+        h.set_queue_count(2);
+        h.create_cq(1, 64, Some(1));
+        h.create_sq(1, 64, 1);
+        let ns = Ns::facts(&mut h, 1);
+        let data = Data::prp(&mut h.ram, ns.lba);
+        let extra = Ram::new(0x20_0000_0000, 1 << 16);
+        let piece = extra.pieces[0];
+        let base = h.ram.pages(1);
+        for i in 0..400u64 {
+            // Something to be awake for, and to fall asleep after.
+            let cid = h.submit(1, Host::rw(io::READ, &ns, i % 8, 1).data(&data));
+            if i % 3 == 0 {
+                std::thread::sleep(Duration::from_micros(i));
+            }
+            let start = std::time::Instant::now();
+            let a = h.client.dma_map(piece.iova, piece.len, 3, Some((extra.fd(), piece.offset)));
+            assert!(matches!(a, Answer::Done(..)));
+            let a = h.client.dma_unmap(piece.iova, piece.len);
+            assert!(matches!(a, Answer::Done(..)));
+            h.admin(Host::create_cq_sqe(2, 4, base, None)).ok();
+            h.admin(Host::create_sq_sqe(2, 4, base, 2)).ok();
+            h.admin(Sqe::new(admin::DELETE_SQ).cdw(10, 2)).ok();
+            h.admin(Sqe::new(admin::DELETE_CQ).cdw(10, 2)).ok();
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(1), "round {i}: {took:?}");
+            h.wait(1, cid).ok();
+        }
+        assert_eq!(h.csts(), 1);
+    }
+}

@@ -129,6 +129,8 @@ fn expect_cfs(h: &mut Host, what: &str, cc: u32, spoil: impl FnOnce(&mut Host)) 
     let v = h.wait_csts(CFS, CFS);
     assert_eq!(v & RDY, 0, "{what}: CSTS {v:#x}");
     h.disable();
+    // RDY was 0 before, so nobody waited for the reset's end yet.
+    h.wait_csts(CFS | RDY, 0);
     assert_eq!(h.csts(), 0, "{what}: CFS goes with the reset");
     h.enable();
     h.get_feature(0x07).ok();

@@ -420,7 +420,12 @@ impl Host {
             if let Some(k) = key {
                 return self.done.remove(&k).unwrap();
             }
-            assert!(start.elapsed() < DEADLINE, "nothing completes any more");
+            if start.elapsed() > DEADLINE {
+                let held: Vec<_> = cqids.iter().map(|q| (q, self.pending(*q), &self.cqs[q].head)).collect();
+                let sqs: Vec<_> =
+                    self.sqs.iter().map(|(k, q)| (k, q.head, q.tail, self.outstanding(*k))).collect();
+                panic!("nothing completes any more: CQs {held:?}, SQs (head, tail, outstanding) {sqs:?}");
+            }
             if n == 0 {
                 std::thread::sleep(Duration::from_micros(50));
             }

@@ -158,6 +158,11 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if self.ended.is_none() {
+            if std::thread::panicking() {
+                // What it was doing, for the log below.
+                self.signal(Signal::USR1);
+                std::thread::sleep(Duration::from_millis(100));
+            }
             let early = self.child.try_wait().ok().flatten();
             if early.is_none() {
                 let _ = self.child.kill();

@@ -74,6 +74,8 @@ impl Data {
         }
         let count = (shape.offset + len as u64).div_ceil(PAGE);
         let base = ram.alloc(count * PAGE, PAGE);
+        // Lists must not begin where the data ends: the byte after it is for canaries.
+        ram.alloc(64, 8);
         let mut pages: Vec<u64> = (0..count).map(|i| base + i * PAGE).collect();
         if shape.scatter {
             rng.shuffle(&mut pages);
@@ -113,6 +115,7 @@ impl Data {
                 }
             }
         }
+        ram.alloc(64, 8);
         let dptr = if split.is_empty() && descs.len() == 1 { descs[0] } else { segments(ram, &descs, split) };
         Data { pieces, dptr, psdt: 1 }
     }

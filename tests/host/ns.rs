@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::LazyLock;
 
-use super::Host;
 use super::le::{u16_at, u32_at, u64_at};
+use super::{Host, Rng};
 
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ns {
@@ -59,14 +60,18 @@ impl Ns {
         &self.shadow[self.bytes(slba, blocks)]
     }
 
-    /// Content that names its place, so that data in the wrong block is seen to be that.
+    /// Content of its own for each place and salt. A block begins with NSID, LBA and salt, so that data in the wrong
+    /// place is seen to be that; the rest is a window on random bytes, so that a shift by any number of bytes shows.
     pub fn pattern(&self, slba: u64, blocks: u32, salt: u64) -> Vec<u8> {
+        static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| Rng::fixed().bytes(1 << 17));
         let mut v = Vec::with_capacity(self.lba * blocks as usize);
-        for b in 0..u64::from(blocks) {
-            for word in 0..self.lba as u64 / 16 {
-                v.extend((u64::from(self.nsid) << 48 | (slba + b)).to_le_bytes());
-                v.extend((salt << 16 | word).to_le_bytes());
-            }
+        for b in slba..slba + u64::from(blocks) {
+            let name = u64::from(self.nsid) << 48 | b;
+            v.extend_from_slice(&name.to_le_bytes());
+            v.extend_from_slice(&salt.to_le_bytes());
+            let mixed = (name ^ salt.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let at = (mixed >> 40) as usize % (NOISE.len() - self.lba);
+            v.extend_from_slice(&NOISE[at..at + self.lba - 16]);
         }
         v
     }

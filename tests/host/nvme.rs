@@ -52,6 +52,7 @@ pub mod st {
     pub const AER_LIMIT: u16 = 0x4105;
     pub const VECTOR_INVALID: u16 = 0x4108;
     pub const LOG_PAGE_INVALID: u16 = 0x4109;
+    pub const INVALID_FORMAT: u16 = 0x410a;
     pub const QUEUE_DELETION: u16 = 0x410c;
     pub const READ_ONLY_RANGE: u16 = 0x4182;
     pub const SIZE_LIMIT: u16 = 0x4183;

@@ -56,10 +56,10 @@ pub fn run(host: &mut Host, nss: &mut [Ns], s: &Storm<'_>, rng: &mut Rng) {
     cqids.dedup();
     let mut sent = 0;
     while sent < s.commands || !flights.is_empty() {
-        let low = host.ram.left() < 16 * s.max as u64 + (4 << 20);
-        if low && flights.is_empty() {
+        if flights.is_empty() {
             host.ram.release(mark);
         }
+        let low = host.ram.left() < 16 * s.max as u64 + (4 << 20);
         let qid = *rng.pick(s.sqs);
         if sent < s.commands && !low && flights.len() < s.depth && host.room(qid) {
             let salt = sent as u64;
