@@ -182,7 +182,8 @@ fn build() -> anyhow::Result<PathBuf> {
     }
     let target = profile.parent().context("target folder")?;
     let mut command = setup::cargo();
-    command.args(["build", "--quiet", "--package", NAME, "--bin", NAME]).arg("--target-dir").arg(target);
+    // For the whole workspace, so that it is the same build as that of `cargo test --workspace` and done already there.
+    command.args(["build", "--quiet", "--workspace", "--bin", NAME]).arg("--target-dir").arg(target);
     if profile.ends_with("release") {
         command.arg("--release");
     }
