@@ -8,6 +8,7 @@ mod host;
 
 mod device;
 mod doubles;
+mod panics;
 mod stall;
 
 use vfio_user_nvme::backend::engine::{EngineKind, probe};
