@@ -8,6 +8,7 @@ mod host;
 
 mod device;
 mod doubles;
+mod durability;
 mod panics;
 mod stall;
 
