@@ -9,6 +9,7 @@ mod host;
 mod device;
 mod doubles;
 mod durability;
+mod medium;
 mod panics;
 mod stall;
 
