@@ -13,7 +13,7 @@ use vfio_user_nvme::nvme_ctrl::EngineFactory;
 use crate::device::{Device, folder, image, namespace};
 use crate::doubles::{Hang, LeftOut, Unsynced, plain};
 use crate::host::ctrl::{CC_EN, CC_LINUX, reg};
-use crate::host::nvme::{Range, copy, io};
+use crate::host::nvme::{Range, admin, copy, io};
 use crate::host::{Cqe, Data, Host, Rng, Sqe};
 use crate::with_each_engine;
 
@@ -214,6 +214,29 @@ fn turning_the_cache_off_overtakes_nothing() {
                 assert_eq!(lost, without == FLUSH, "{kind}: opcode {:#x}, {without:?}", sqe.0[0]);
             }
         }
+    });
+}
+
+/// A second Set Features that finds the cache off already waits for the flush of the first.
+#[test]
+fn turning_the_cache_off_twice() {
+    with_each_engine(|kind| {
+        let hang = Hang::default();
+        let engine = hang.engine(kind, |job| job.kind() == JobKind::Flush);
+        let (device, logs) = device(engine, &[before()], NOTHING);
+        let mut bench = Bench { host: device.host(2), device };
+        bench.write(false);
+        let off = Sqe::new(admin::SET_FEATURES).cdw(10, WRITE_CACHE.into());
+        let cids = [bench.host.submit(0, off), bench.host.submit(0, off)];
+        for cid in cids {
+            let early = bench.host.try_wait(0, cid, Duration::from_millis(100));
+            assert_eq!(early, None, "completed before the data is durable");
+        }
+        hang.end();
+        for cid in cids {
+            bench.host.wait(0, cid).ok();
+        }
+        assert!(!lost(&logs[0], 16, AFTER));
     });
 }
 

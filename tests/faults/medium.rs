@@ -171,6 +171,9 @@ fn a_failed_sync_is_not_forgotten() {
         b.command(Sqe::new(io::FLUSH)).is(WRITE_FAULT, "flush again");
         b.command(Sqe::new(io::WRITE).fua()).is(WRITE_FAULT, "FUA");
         b.host.set_feature(6, 0).is(WRITE_FAULT, "the write cache cannot be turned off");
+        // A command that failed has changed nothing.
+        assert_eq!(b.host.get_feature(6).ok().dw0, 1);
+        b.command(Sqe::new(io::WRITE)).ok();
         b.is_well();
         drop(b.host);
         let (success, took) = b.device.stop();
