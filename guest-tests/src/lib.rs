@@ -12,6 +12,7 @@ pub mod demo;
 pub mod device;
 pub mod dmesg;
 pub mod guest;
+pub mod model;
 pub mod nvme;
 pub mod run;
 pub mod setup;
