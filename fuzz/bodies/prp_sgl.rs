@@ -1,7 +1,7 @@
 //! PRP and SGL walks over hostile guest memory, against walkers of this file's own that read the memory as a file.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{pread, pwrite};
@@ -66,7 +66,8 @@ pub fn run(data: &[u8]) {
     let (head, content) = data.split_at(20);
     let how = head[0];
     let len = 1 + u64_at(&head[1..4], 0) as usize % 0xc000;
-    let mut memory: Vec<u8> = content.iter().copied().cycle().take(FILE).collect();
+    let mut memory = content.repeat(FILE.div_ceil(content.len()));
+    memory.truncate(FILE);
     let (mut first, mut second) = (u64_at(head, 4), u64_at(head, 12));
     let is_sgl = how & 1 != 0;
     if how & 4 == 0 {
@@ -111,6 +112,9 @@ pub fn run(data: &[u8]) {
     });
 }
 
+/// What is moved.
+static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| (0..FILE).map(|i| (i * 7 + i / 251) as u8).collect());
+
 /// A piece of a transfer: offset in the file (`None`: thrown away) and bytes.
 type Piece = (Option<usize>, usize);
 
@@ -125,11 +129,11 @@ fn transfer(
 ) {
     assert_eq!(buf.len(), len);
     assert!(buf.iovecs().len() <= MAX_IOVECS);
-    let data: Vec<u8> = (0..len).map(|i| (i * 7 + i / 251) as u8).collect();
+    let data = &DATA[..len];
     let mut at = 0;
     match access {
         Access::Write => {
-            buf.copy_in(0, &data).expect("memory that is there");
+            buf.copy_in(0, data).expect("memory that is there");
             for &(place, n) in pieces {
                 if let Some(p) = place {
                     memory[p..p + n].copy_from_slice(&data[at..at + n]);
