@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use vfio_user_nvme::backend::engine::{Engine, EngineKind, Waker, create};
-use vfio_user_nvme::backend::{Backend, Completion, FileJob, Gate, Op, RawBackend, StallEngine, Tag};
+use vfio_user_nvme::backend::{Backend, Call, Completion, FileJob, Gate, Op, RawBackend, StallEngine, Tag};
 use vfio_user_nvme::nvme_ctrl::EngineFactory;
 
 use crate::host::DEADLINE;
@@ -58,8 +58,8 @@ pub enum Fault {
     Errno(i32),
     /// The first call of the job moves no byte.
     Nothing,
-    /// The calls of the job are interrupted so often before they are made.
-    Interrupted(u32),
+    /// The first call of the job is interrupted a few times, and then moves no more than so many bytes.
+    Short(usize),
 }
 
 type Plan = Arc<dyn Fn(&FileJob) -> Option<Fault> + Send + Sync>;
@@ -96,11 +96,12 @@ impl Engine for Faulty {
                 job.next_call();
                 job.complete(0);
             }
-            Some(Fault::Interrupted(times)) => {
-                for _ in 0..times {
+            Some(Fault::Short(bytes)) => {
+                for _ in 0..3 {
                     job.next_call();
                     job.complete(-libc::EINTR);
                 }
+                short(&mut job, bytes);
             }
         }
         if job.is_done() {
@@ -127,6 +128,29 @@ impl Engine for Faulty {
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.done.len()
     }
+}
+
+/// Makes the next call of a job, which is a transfer, for its first `bytes` bytes only.
+#[expect(unsafe_code, reason = "a system call on iovecs")]
+fn short(job: &mut FileJob, bytes: usize) {
+    let call = job.next_call();
+    let mut left = bytes;
+    let mut iovecs = job.iovecs().to_vec();
+    for iovec in &mut iovecs {
+        iovec.iov_len = iovec.iov_len.min(left);
+        left -= iovec.iov_len;
+    }
+    let (fd, iov, count) = (job.fd(), iovecs.as_ptr(), iovecs.len() as i32);
+    // SAFETY: the job owns the memory of its iovecs, and stays where it is until the call is complete.
+    let moved = unsafe {
+        match call {
+            Some(Call::Preadv { offset }) => libc::preadv(fd, iov, count, offset as i64),
+            Some(Call::Pwritev { offset, dsync: false }) => libc::pwritev(fd, iov, count, offset as i64),
+            other => panic!("{other:?} is no transfer"),
+        }
+    };
+    assert_eq!(moved, bytes as isize, "the file takes and gives what it is asked");
+    job.complete(moved as i32);
 }
 
 /// Which syncs an [`Unsynced`] image leaves out.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{FileJob, JobKind};
+use vfio_user_nvme::backend::{FileJob, JobKind, Tap, VolatileLog};
 
 use crate::device::{Device, folder, image, memory, namespace};
 use crate::doubles::{Hang, plain};
@@ -36,8 +36,13 @@ fn first_block(job: &FileJob) -> bool {
 
 /// An image (namespace 1) in which reads of block 0 hang, one beside it (2) and a memory namespace (3).
 fn device(kind: EngineKind, nvme: &str) -> (Device, Hang) {
+    device_with_tap(kind, nvme, None)
+}
+
+/// `tap` watches namespace 2.
+fn device_with_tap(kind: EngineKind, nvme: &str, tap: Option<Arc<dyn Tap>>) -> (Device, Hang) {
     let (hang, folder) = (Hang::default(), folder());
-    let files = ["a", "b"].map(|name| image(&folder, name, &[ON_DISK; IMAGE], None));
+    let files = [("a", None), ("b", tap)].map(|(name, tap)| image(&folder, name, &[ON_DISK; IMAGE], tap));
     let [a, b] = files.map(Arc::new);
     let list = vec![namespace(1, a), namespace(2, b), namespace(3, memory(IMAGE as u64))];
     let engine = hang.engine(kind, first_block);
@@ -331,16 +336,23 @@ fn next_client_resets_during_a_hung_read() {
     });
 }
 
+/// Bounded; and what was acknowledged before is made durable all the same.
 #[test]
 fn stop_during_a_hung_read() {
     with_each_engine(|kind| {
-        let (mut device, hang) = device(kind, "");
+        let log = VolatileLog::new();
+        let (mut device, hang) = device_with_tap(kind, "", Some(log.clone()));
         let mut host = device.host(1);
         let extra = extra(&mut host);
+        let mut ns = Ns::facts(&mut host, 2);
+        host.write(1, &mut ns, 0, 16, 1);
         hung_read(&mut host, &hang, extra.base());
+        assert_ne!(log.volatile_writes(), 0);
         let (success, took) = device.stop();
         assert!(!success, "commands were cut off");
         assert!(took > Duration::from_secs(9) && took < Duration::from_secs(12), "{took:?}");
+        assert_eq!(log.volatile_writes(), 0);
+        assert!(device.file("b")[..16 * 512] == ns.pattern(0, 16, 1));
         host.client.wait_closed();
         hang.end();
     });
