@@ -186,7 +186,7 @@ fn fetch(memory: &[u8], iova: u64, len: usize) -> Option<Vec<u8>> {
 /// Page by page, one list entry at a time.
 fn prp_oracle(memory: &[u8], prp1: u64, prp2: u64, len: usize, access: Access) -> Option<Vec<Piece>> {
     let mut out = Vec::new();
-    if prp1 % 4 != 0 {
+    if !prp1.is_multiple_of(4) {
         return None;
     }
     let first = len.min(4096 - (prp1 % 4096) as usize);
@@ -196,27 +196,27 @@ fn prp_oracle(memory: &[u8], prp1: u64, prp2: u64, len: usize, access: Access) -
         return Some(out);
     }
     if left <= 4096 {
-        if prp2 % 4096 != 0 {
+        if !prp2.is_multiple_of(4096) {
             return None;
         }
         resolve(prp2, left, access, &mut out)?;
         return Some(out);
     }
     let mut entry_at = prp2;
-    if entry_at % 8 != 0 {
+    if !entry_at.is_multiple_of(8) {
         return None;
     }
     while left > 0 {
         let mut entry = u64_at(&fetch(memory, entry_at, 8)?, 0);
         if entry_at % 4096 == 4088 && left > 4096 {
             // The last slot, and more than one page to go: a link.
-            if entry % 4096 != 0 {
+            if !entry.is_multiple_of(4096) {
                 return None;
             }
             entry_at = entry;
             entry = u64_at(&fetch(memory, entry_at, 8)?, 0);
         }
-        if entry % 4096 != 0 {
+        if !entry.is_multiple_of(4096) {
             return None;
         }
         let n = left.min(4096);
