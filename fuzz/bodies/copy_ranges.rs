@@ -151,8 +151,8 @@ fn one(world: &mut World, command: &CopyCommand, capabilities: Capabilities, for
         (Err(reject), Some(_)) => panic!("refused, and must be planned: {reject:?}"),
     };
     execute(world, plan);
-    for i in 0..NSS.len() {
-        assert!(world.image(i) == world.images[i], "namespace {}", NSS[i].nsid);
+    for (i, n) in NSS.iter().enumerate() {
+        assert!(world.image(i) == world.images[i], "namespace {}", n.nsid);
     }
 }
 

@@ -1,7 +1,7 @@
 //! PRP and SGL walks over hostile guest memory, against walkers of this file's own that read the memory as a file.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{pread, pwrite};
@@ -66,7 +66,8 @@ pub fn run(data: &[u8]) {
     let (head, content) = data.split_at(20);
     let how = head[0];
     let len = 1 + u64_at(&head[1..4], 0) as usize % 0xc000;
-    let mut memory: Vec<u8> = content.iter().copied().cycle().take(FILE).collect();
+    let mut memory = content.repeat(FILE.div_ceil(content.len()));
+    memory.truncate(FILE);
     let (mut first, mut second) = (u64_at(head, 4), u64_at(head, 12));
     let is_sgl = how & 1 != 0;
     if how & 4 == 0 {
@@ -111,6 +112,9 @@ pub fn run(data: &[u8]) {
     });
 }
 
+/// What is moved.
+static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| (0..FILE).map(|i| (i * 7 + i / 251) as u8).collect());
+
 /// A piece of a transfer: offset in the file (`None`: thrown away) and bytes.
 type Piece = (Option<usize>, usize);
 
@@ -125,11 +129,11 @@ fn transfer(
 ) {
     assert_eq!(buf.len(), len);
     assert!(buf.iovecs().len() <= MAX_IOVECS);
-    let data: Vec<u8> = (0..len).map(|i| (i * 7 + i / 251) as u8).collect();
+    let data = &DATA[..len];
     let mut at = 0;
     match access {
         Access::Write => {
-            buf.copy_in(0, &data).expect("memory that is there");
+            buf.copy_in(0, data).expect("memory that is there");
             for &(place, n) in pieces {
                 if let Some(p) = place {
                     memory[p..p + n].copy_from_slice(&data[at..at + n]);
@@ -182,7 +186,7 @@ fn fetch(memory: &[u8], iova: u64, len: usize) -> Option<Vec<u8>> {
 /// Page by page, one list entry at a time.
 fn prp_oracle(memory: &[u8], prp1: u64, prp2: u64, len: usize, access: Access) -> Option<Vec<Piece>> {
     let mut out = Vec::new();
-    if prp1 % 4 != 0 {
+    if !prp1.is_multiple_of(4) {
         return None;
     }
     let first = len.min(4096 - (prp1 % 4096) as usize);
@@ -192,27 +196,27 @@ fn prp_oracle(memory: &[u8], prp1: u64, prp2: u64, len: usize, access: Access) -
         return Some(out);
     }
     if left <= 4096 {
-        if prp2 % 4096 != 0 {
+        if !prp2.is_multiple_of(4096) {
             return None;
         }
         resolve(prp2, left, access, &mut out)?;
         return Some(out);
     }
     let mut entry_at = prp2;
-    if entry_at % 8 != 0 {
+    if !entry_at.is_multiple_of(8) {
         return None;
     }
     while left > 0 {
         let mut entry = u64_at(&fetch(memory, entry_at, 8)?, 0);
         if entry_at % 4096 == 4088 && left > 4096 {
             // The last slot, and more than one page to go: a link.
-            if entry % 4096 != 0 {
+            if !entry.is_multiple_of(4096) {
                 return None;
             }
             entry_at = entry;
             entry = u64_at(&fetch(memory, entry_at, 8)?, 0);
         }
-        if entry % 4096 != 0 {
+        if !entry.is_multiple_of(4096) {
             return None;
         }
         let n = left.min(4096);

@@ -210,7 +210,9 @@ pub fn run(data: &[u8]) {
     let (how, rest) = data.split_at(2);
     let count = (rest.len() / SQE).min(24);
     let (sqes, lists) = rest.split_at(count * SQE);
-    let mut memory: Vec<u8> = lists.iter().copied().chain([0; 64]).cycle().take(LISTS_LEN as usize).collect();
+    let lists = [lists, &[0; 64]].concat();
+    let mut memory = lists.repeat((LISTS_LEN as usize).div_ceil(lists.len()));
+    memory.truncate(LISTS_LEN as usize);
     for (i, word) in memory.chunks_exact_mut(8).enumerate() {
         // The second half holds SGL descriptors: only their addresses are addresses.
         if i < LISTS_LEN as usize / 16 {

@@ -170,15 +170,15 @@ fn full_completion_queue_holds_back() {
             for &sq in &sqs {
                 h.ring_sq(sq);
             }
-            std::thread::sleep(SOON);
-            // Entries there that nobody has taken: exactly as many as fit.
-            let q = &h.cqs[&cq];
-            let (head, size) = (q.head, q.size);
+            // Entries there that nobody has given back: as many as fit, and no more however long we wait.
             let mut seen = 0;
-            while h.take(cq).is_some() {
-                seen += 1;
+            let start = std::time::Instant::now();
+            while seen < room {
+                seen += usize::from(h.take(cq).is_some());
+                assert!(start.elapsed() < DEADLINE, "{seen} of {room} in CQ {cq}");
             }
-            assert_eq!(seen, room, "CQ {cq} of {size} entries from {head}");
+            std::thread::sleep(SOON);
+            assert!(!h.pending(cq), "CQ {cq} overflows");
             h.ring_cq(cq);
             for (sq, cid, i, data) in want {
                 h.wait(sq, cid).ok();
@@ -308,9 +308,14 @@ fn interrupts_go_where_they_belong() {
         while !h.pending(q) {
             assert!(start.elapsed() < DEADLINE);
         }
+        if let Some(v) = vector {
+            while h.fired(v) == 0 {
+                assert!(start.elapsed() < DEADLINE, "SQ {q}: no interrupt");
+            }
+        }
         std::thread::sleep(SOON);
         for v in 0..h.vectors.len() {
-            assert_eq!(h.fired(v) != 0, Some(v) == vector, "SQ {q}, vector {v}");
+            assert_eq!(h.fired(v), 0, "SQ {q}, vector {v}");
         }
         h.drain(q);
         h.try_wait(q, cid, SOON).unwrap().ok();
@@ -391,7 +396,7 @@ fn no_message_to_a_worker_is_lost() {
             h.admin(Sqe::new(admin::DELETE_SQ).cdw(10, 2)).ok();
             h.admin(Sqe::new(admin::DELETE_CQ).cdw(10, 2)).ok();
             let took = start.elapsed();
-            assert!(took < Duration::from_secs(1), "round {i}: {took:?}");
+            assert!(took < Duration::from_secs(2), "round {i}: {took:?}");
             h.wait(1, cid).ok();
         }
         assert_eq!(h.csts(), 1);
@@ -431,7 +436,7 @@ fn a_fence_at_any_moment_is_answered() {
                 assert_eq!(h.client.recv().unwrap().unwrap().error, None);
             }
             let took = start.elapsed();
-            assert!(took < Duration::from_secs(1), "round {i}: {took:?}");
+            assert!(took < Duration::from_secs(2), "round {i}: {took:?}");
             h.wait(1, cid).ok();
         }
     }
