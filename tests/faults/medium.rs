@@ -14,7 +14,8 @@ use crate::host::nvme::{Range, copy, io, st};
 use crate::host::{Cqe, Host, Ns, Sqe};
 use crate::with_each_engine;
 
-const IMAGE: usize = 16 << 20;
+const SMALL: usize = 1 << 20;
+const LARGE: usize = 16 << 20;
 const BLOCK: u64 = 512;
 
 const READ_ERROR: u16 = 0x0281;
@@ -53,8 +54,8 @@ impl Bad {
     }
 }
 
-fn content() -> Vec<u8> {
-    (0..IMAGE / 8).flat_map(|word| (word as u64 ^ 0x5eed_0000_0000).to_le_bytes()).collect()
+fn content(len: usize) -> Vec<u8> {
+    (0..len / 8).flat_map(|word| (word as u64 ^ 0x5eed_0000_0000).to_le_bytes()).collect()
 }
 
 struct Bench {
@@ -65,14 +66,14 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(kind: EngineKind) -> Bench {
+    fn new(kind: EngineKind, len: usize) -> Bench {
         let (bad, folder) = (Bad::default(), folder());
-        let a = image(&folder, "a", &content(), None);
+        let a = image(&folder, "a", &content(len), None);
         let engine = Faulty::over(plain(kind), bad.plan());
         let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], engine);
         let mut host = device.host(1);
         let mut ns = Ns::identify(&mut host, 1);
-        ns.shadow = content();
+        ns.shadow = content(len);
         Bench { device, host, ns, bad }
     }
 
@@ -132,7 +133,7 @@ fn each_error_has_its_status() {
         (JobKind::Write, || Fault::Nothing, io::WRITE, WRITE_FAULT, true),
     ];
     with_each_engine(|kind| {
-        let mut b = Bench::new(kind);
+        let mut b = Bench::new(kind, SMALL);
         let mut media_errors = 0;
         for (job, fault, opcode, status, counts) in CASES {
             let what = format!("{kind}: {job:?}, opcode {opcode:#x}");
@@ -162,7 +163,7 @@ fn each_error_has_its_status() {
 #[test]
 fn a_failed_sync_is_not_forgotten() {
     with_each_engine(|kind| {
-        let mut b = Bench::new(kind);
+        let mut b = Bench::new(kind, SMALL);
         b.command(Sqe::new(io::FLUSH)).ok();
         b.bad.set(JobKind::Flush, 0, eio);
         b.command(Sqe::new(io::FLUSH)).is(WRITE_FAULT, "flush");
@@ -185,7 +186,7 @@ fn a_failed_sync_is_not_forgotten() {
 #[test]
 fn short_transfers() {
     with_each_engine(|kind| {
-        let mut b = Bench::new(kind);
+        let mut b = Bench::new(kind, SMALL);
         for _ in 0..2 {
             for fault in
                 [|| Fault::Short(1), || Fault::Short(511), || Fault::Short(512), || Fault::Short(8191)]
@@ -224,8 +225,8 @@ fn copy_half(b: &mut Bench, fua: bool) -> Cqe {
 #[test]
 fn copy_fails_midway() {
     with_each_engine(|kind| {
-        let mut b = Bench::new(kind);
-        let source = content()[..IMAGE / 2].to_vec();
+        let mut b = Bench::new(kind, LARGE);
+        let source = content(LARGE)[..LARGE / 2].to_vec();
         let range = BLOCKS as usize * BLOCK as usize;
         let mut highest = 0;
         let mut errors = 0;
@@ -235,12 +236,12 @@ fn copy_fails_midway() {
             (JobKind::Write, enospc, CAPACITY),
             (JobKind::Write, || Fault::Nothing, WRITE_FAULT),
         ] {
-            for bad in 0..RANGES {
+            for bad in [0, 1, RANGES - 1] {
                 // The target is known, and nowhere like the source.
                 for n in 0..RANGES {
                     b.host.write(1, &mut b.ns, TARGET + n * u64::from(BLOCKS), 256, n);
                 }
-                let before = b.device.file("a")[IMAGE / 2..].to_vec();
+                let before = b.device.file("a")[LARGE / 2..].to_vec();
                 let at = bad * u64::from(BLOCKS) + 1000;
                 b.bad.set(job, if job == JobKind::Read { at } else { TARGET + at }, fault);
                 let done = copy_half(&mut b, false);
@@ -250,7 +251,7 @@ fn copy_fails_midway() {
                 let dw0 = u64::from(done.dw0);
                 assert!(dw0 <= bad, "{what}: DW0 {dw0}");
                 highest = highest.max(dw0);
-                let after = b.device.file("a")[IMAGE / 2..].to_vec();
+                let after = b.device.file("a")[LARGE / 2..].to_vec();
                 let whole = dw0 as usize * range;
                 assert!(after[..whole] == source[..whole], "{what}: DW0 {dw0} is too high");
                 let next = whole..whole + range;
@@ -260,19 +261,19 @@ fn copy_fails_midway() {
                 {
                     assert!(now == old || now == new, "{what}");
                 }
-                b.ns.shadow[IMAGE / 2..].copy_from_slice(&after);
+                b.ns.shadow[LARGE / 2..].copy_from_slice(&after);
                 errors += u64::from(status != CAPACITY);
                 assert_eq!(b.media_errors(), errors, "{what}");
             }
         }
         assert!(highest > 0, "no Copy failed after its first range");
         assert_eq!(copy_half(&mut b, true).ok().dw0, 0);
-        b.ns.shadow[IMAGE / 2..].copy_from_slice(&source);
-        b.is_well();
+        b.ns.shadow[LARGE / 2..].copy_from_slice(&source);
+        assert!(b.device.file("a") == b.ns.shadow);
         // Nothing is durable without the barrier.
         b.bad.set(JobKind::Flush, 0, eio);
         let done = copy_half(&mut b, true);
         assert_eq!((done.status, done.dw0), (WRITE_FAULT, 0));
-        b.is_well();
+        assert!(b.device.file("a") == b.ns.shadow);
     });
 }

@@ -17,7 +17,7 @@ use crate::with_each_engine;
 /// QEMU gives up on an answer after this, and the guest is lost.
 const QEMU_GIVES_UP: Duration = Duration::from_secs(5);
 /// An answer that waits for nothing; long because the machine may be busy.
-const AT_ONCE: Duration = Duration::from_millis(500);
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// A wait that would have ended long ago if it were not for the hung command.
 const A_WHILE: Duration = Duration::from_millis(300);
 
