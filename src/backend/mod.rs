@@ -6,6 +6,7 @@
 //! Operations in flight have no order among each other: who needs one waits for the completion. A
 //! [`Op::Flush`] covers what was *completed* before it was submitted.
 
+mod copy_steps;
 pub mod engine;
 mod file_job;
 mod image_file;
@@ -13,11 +14,14 @@ mod io_buf;
 mod lock;
 mod memory;
 mod raw;
+mod shortcut;
 mod stall;
 mod volatile;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod copying;
 #[cfg(test)]
 mod durability;
 

@@ -144,8 +144,10 @@ impl Tap for VolatileLog {
         let mut state = self.state();
         let ticket = state.tick();
         let (offset, content) = match call {
-            Call::Preadv { .. } | Call::Fdatasync => return ticket,
-            Call::Pwritev { offset, .. } => (*offset, Content::Data(data.to_vec())),
+            Call::Preadv { .. } | Call::Seek { .. } | Call::Fdatasync => return ticket,
+            Call::Pwritev { offset, .. }
+            | Call::CloneRange { offset, .. }
+            | Call::CopyRange { offset, .. } => (*offset, Content::Data(data.to_vec())),
             // Both modes that are used make zeroes.
             Call::Fallocate { offset, len, .. } => (*offset, Content::Zeroes(*len as usize)),
         };
@@ -163,28 +165,31 @@ impl Tap for VolatileLog {
         let mut state = self.state();
         let now = state.tick();
         match (call, result) {
-            (Call::Preadv { .. }, _) | (Call::Fdatasync, Err(_)) => return,
+            (Call::Preadv { .. } | Call::Seek { .. }, _) | (Call::Fdatasync, Err(_)) => return,
             (Call::Fdatasync, Ok(_)) => {
                 for write in &mut state.writes {
                     // Only what was complete when the sync was issued is covered by it.
                     write.durable |= write.completed.is_some_and(|at| at < ticket);
                 }
             }
-            (Call::Fallocate { .. }, Err(libc::EOPNOTSUPP | libc::EINVAL)) => {
+            (
+                Call::Fallocate { .. } | Call::CloneRange { .. } | Call::CopyRange { .. },
+                Err(libc::EOPNOTSUPP | libc::EINVAL | libc::EXDEV | libc::ENOSYS),
+            ) => {
                 state.writes.retain(|write| write.ticket != ticket);
             }
             // Undefined: a power cut may leave any of it.
             (_, Err(_)) => return,
-            (Call::Pwritev { dsync, .. }, Ok(moved)) => {
+            (Call::Pwritev { .. } | Call::CopyRange { .. }, Ok(moved)) => {
                 if let Some(write) = state.writes.iter_mut().find(|w| w.ticket == ticket) {
                     if let Content::Data(data) = &mut write.content {
                         data.truncate(moved as usize);
                     }
                     write.completed = Some(now);
-                    write.durable = *dsync;
+                    write.durable = matches!(call, Call::Pwritev { dsync: true, .. });
                 }
             }
-            (Call::Fallocate { .. }, Ok(_)) => {
+            (Call::Fallocate { .. } | Call::CloneRange { .. }, Ok(_)) => {
                 if let Some(write) = state.writes.iter_mut().find(|w| w.ticket == ticket) {
                     write.completed = Some(now);
                 }
