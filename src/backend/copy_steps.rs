@@ -268,3 +268,267 @@ impl CopySteps {
         self.stage = if self.done < end { same } else { Stage::DataEnd };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Completion, FileJob, Shortcuts, Tag};
+    use super::*;
+
+    const FROM: u64 = 1 << 20;
+    const TO: u64 = 8 << 20;
+    const BLOCK: u64 = 4096;
+
+    /// A file said to share blocks.
+    fn file() -> Arc<ImageFile> {
+        let file = tempfile::tempfile().expect("a file for the test");
+        Arc::new(ImageFile::new(file, None).sharing(BLOCK))
+    }
+
+    /// Answers the calls of a copy in turn, and holds each against what is expected. How it ended, and what is
+    /// left of the ways between the two files.
+    fn script(clone: bool, len: u64, steps: &[(Call, i64)]) -> (Completion, Shortcuts) {
+        let (source, target) = (file(), file());
+        let copy = CopySteps::new(Arc::clone(&source), FROM, TO, len, clone.then_some(BLOCK));
+        let mut job = FileJob::copy(Arc::clone(&target), TO, len, copy);
+        for (n, (expected, answer)) in steps.iter().enumerate() {
+            assert_eq!(job.next_call().as_ref(), Some(expected), "call {n}");
+            let alone = matches!(expected, Call::Seek { .. } | Call::Preadv { .. });
+            assert_eq!(job.fd(), if alone { source.fd() } else { target.fd() });
+            assert_eq!(job.source_fd(), source.fd());
+            job.complete(*answer);
+        }
+        assert_eq!(job.next_call(), None);
+        (job.finish(Tag(0)), target.shortcuts_from(&source))
+    }
+
+    const OK: Shortcuts = Shortcuts {
+        memmove: false,
+        reflink: Some(BLOCK),
+        offload: true,
+        offload_pays: true,
+        offload_clones: true,
+    };
+
+    fn clone(at: u64, len: u64) -> Call {
+        Call::CloneRange { from: FROM + at, offset: TO + at, len }
+    }
+    fn copy(at: u64, len: u64) -> Call {
+        Call::CopyRange { from: FROM + at, offset: TO + at, len }
+    }
+    fn data_end(at: u64, end: u64) -> (Call, i64) {
+        (Call::Seek { whence: libc::SEEK_HOLE, offset: FROM + at }, (FROM + end) as i64)
+    }
+    fn hole_end(at: u64) -> Call {
+        Call::Seek { whence: libc::SEEK_DATA, offset: FROM + at }
+    }
+    fn size(size: u64) -> (Call, i64) {
+        (Call::Seek { whence: libc::SEEK_END, offset: 0 }, size as i64)
+    }
+    fn punch(at: u64, len: u64) -> Call {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        Call::Fallocate { mode, offset: TO + at, len }
+    }
+    fn read(at: u64) -> Call {
+        Call::Preadv { offset: FROM + at }
+    }
+    fn write(at: u64) -> Call {
+        Call::Pwritev { offset: TO + at, dsync: false }
+    }
+    fn no(errno: i32) -> i64 {
+        -i64::from(errno)
+    }
+    fn is_no_shortcut(end: &Completion) -> bool {
+        matches!(end.result, Err(BackendError::NoShortcut))
+    }
+
+    #[test]
+    fn a_long_clone_is_cut() {
+        let len = 2 * MAX_CALL + BLOCK;
+        let calls =
+            [(clone(0, MAX_CALL), 0), (clone(MAX_CALL, MAX_CALL), 0), (clone(2 * MAX_CALL, BLOCK), 0)];
+        let (end, ways) = script(true, len, &calls);
+        assert!(end.result.is_ok());
+        assert_eq!(ways, OK);
+    }
+
+    #[test]
+    fn a_clone_refused_at_once_is_no_shortcut_and_remembered() {
+        for errno in [libc::EOPNOTSUPP, libc::EXDEV, libc::ETXTBSY] {
+            let (end, ways) = script(true, BLOCK, &[(clone(0, BLOCK), no(errno))]);
+            assert!(is_no_shortcut(&end));
+            assert_eq!(ways, Shortcuts { offload: true, ..Shortcuts::default() });
+        }
+        let einval = no(libc::EINVAL);
+        let calls = [(clone(0, 8192), einval), size(FROM + 8192), (clone(0, BLOCK), einval)];
+        let (end, ways) = script(true, 8192, &calls);
+        assert!(is_no_shortcut(&end));
+        assert_eq!(ways.reflink, None);
+    }
+
+    /// The kernel says EINVAL as well when it shared a part and then failed.
+    #[test]
+    fn a_clone_that_ended_half_way_is_copied_to_the_end() {
+        let calls = [
+            (clone(0, 8192), no(libc::EINVAL)),
+            size(FROM + 8192),
+            (clone(0, BLOCK), 0),
+            data_end(0, 8192),
+            (copy(0, 8192), 8192),
+        ];
+        let (end, ways) = script(true, 8192, &calls);
+        assert!(end.result.is_ok());
+        assert_eq!(ways, Shortcuts { offload: true, ..Shortcuts::default() });
+    }
+
+    #[test]
+    fn a_clone_of_a_truncated_source_is_held_against_nobody() {
+        let (end, ways) = script(true, 8192, &[(clone(0, 8192), no(libc::EINVAL)), size(FROM + 8191)]);
+        assert!(matches!(end.result, Err(BackendError::Truncated)));
+        assert_eq!(ways, OK);
+    }
+
+    #[test]
+    fn a_clone_without_room_is_copied() {
+        let len = MAX_CALL + 8192;
+        let calls = [
+            (clone(0, MAX_CALL), 0),
+            (clone(MAX_CALL, 8192), no(libc::ENOSPC)),
+            data_end(MAX_CALL, len),
+            (copy(MAX_CALL, 8192), 8192),
+        ];
+        assert!(script(true, len, &calls).0.result.is_ok());
+        let calls =
+            [(clone(0, 8192), no(libc::ENOSPC)), data_end(0, 8192), (copy(0, 8192), no(libc::ENOSPC))];
+        let (end, ways) = script(true, 8192, &calls);
+        assert!(matches!(end.result, Err(BackendError::Io(e)) if e.raw_os_error() == Some(libc::ENOSPC)));
+        assert_eq!((ways.reflink, ways.offload), (None, true));
+    }
+
+    #[test]
+    fn short_copies_go_on_and_end_in_the_source() {
+        let calls = [
+            data_end(0, 9000),
+            (copy(0, 9000), no(libc::EINTR)),
+            (copy(0, 9000), 1),
+            (copy(1, 8999), no(libc::EAGAIN)),
+            (copy(1, 8999), 8999),
+        ];
+        let (end, ways) = script(false, 9000, &calls);
+        assert!(end.result.is_ok());
+        assert_eq!(ways, OK);
+        let (end, ways) =
+            script(false, 9000, &[data_end(0, 9000), (copy(0, 9000), 100), (copy(100, 8900), 0)]);
+        assert!(matches!(end.result, Err(BackendError::Truncated)));
+        assert_eq!(ways, OK);
+        let len = MAX_CALL + 1;
+        let cap = MAX_CALL as i64;
+        assert!(
+            script(false, len, &[data_end(0, len + 5), (copy(0, MAX_CALL), cap), (copy(MAX_CALL, 1), 1)])
+                .0
+                .result
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn holes_are_walked() {
+        let seek = |at: u64| (FROM + at) as i64;
+        let calls = [
+            data_end(0, 0),
+            (hole_end(0), seek(8192)),
+            (punch(0, 8192), 0),
+            data_end(8192, 12288),
+            (copy(8192, 4096), 4096),
+            data_end(12288, 12288),
+            (hole_end(12288), no(libc::ENXIO)),
+            size(FROM + 20000),
+            (punch(12288, 7712), 0),
+        ];
+        assert!(script(false, 20000, &calls).0.result.is_ok());
+        // A hole ends before the range, or the file within the hole.
+        let calls = [data_end(0, 0), (hole_end(0), no(libc::ENXIO)), size(FROM + 4095)];
+        assert!(matches!(script(false, 4096, &calls).0.result, Err(BackendError::Truncated)));
+        let beyond = [(data_end(0, 0).0, no(libc::ENXIO))];
+        assert!(matches!(script(false, 4096, &beyond).0.result, Err(BackendError::Truncated)));
+        // Filled between the two questions.
+        let calls = [data_end(0, 0), (hole_end(0), seek(0)), data_end(0, 4096), (copy(0, 4096), 4096)];
+        assert!(script(false, 4096, &calls).0.result.is_ok());
+        // A file system without holes.
+        let calls = [(data_end(0, 0).0, no(libc::EINVAL)), (copy(0, 4096), 4096)];
+        assert!(script(false, 4096, &calls).0.result.is_ok());
+    }
+
+    #[test]
+    fn where_no_hole_can_be_punched_zeroes_are_written() {
+        let hole = [data_end(0, 0), (hole_end(0), (FROM + (3 << 20)) as i64)];
+        let mib = 1 << 20;
+        for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
+            let mut calls = hole.to_vec();
+            calls.push((punch(0, 3 << 20), no(errno)));
+            calls.extend([0, mib, 2 * mib].map(|at| (write(at), mib as i64)));
+            assert!(script(false, 3 << 20, &calls).0.result.is_ok());
+        }
+    }
+
+    #[test]
+    fn copying_refused_at_once_is_no_shortcut_and_remembered() {
+        for errno in [libc::EXDEV, libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL] {
+            let (end, ways) = script(false, 4096, &[data_end(0, 4096), (copy(0, 4096), no(errno))]);
+            assert!(is_no_shortcut(&end));
+            assert_eq!(ways, Shortcuts { reflink: Some(BLOCK), ..Shortcuts::default() });
+        }
+    }
+
+    /// Nothing may have changed when the answer is that there is no shortcut.
+    #[test]
+    fn copying_refused_later_is_done_by_hand() {
+        let mib = 1 << 20;
+        let len = 3 * mib;
+        let refusal = no(libc::EOPNOTSUPP);
+        let calls = [
+            data_end(0, 2 * mib),
+            (copy(0, 2 * mib), 4096),
+            (copy(4096, 2 * mib - 4096), refusal),
+            (read(4096), mib as i64),
+            (write(4096), 4096),
+            (write(8192), mib as i64 - 4096),
+            (read(mib + 4096), mib as i64 - 4096),
+            (write(mib + 4096), mib as i64 - 4096),
+            data_end(2 * mib, 2 * mib),
+            (hole_end(2 * mib), (FROM + 2 * mib + 512) as i64),
+            (punch(2 * mib, 512), 0),
+            data_end(2 * mib + 512, len),
+            (read(2 * mib + 512), 0),
+        ];
+        let (end, ways) = script(false, len, &calls);
+        assert!(matches!(end.result, Err(BackendError::Truncated)));
+        assert_eq!(ways, Shortcuts { reflink: Some(BLOCK), ..Shortcuts::default() });
+        // A hole punched is a change, too.
+        let calls = [
+            data_end(0, 0),
+            (hole_end(0), (FROM + 512) as i64),
+            (punch(0, 512), 0),
+            data_end(512, 1024),
+            (copy(512, 512), refusal),
+            (read(512), 512),
+            (write(512), 512),
+        ];
+        assert!(script(false, 1024, &calls).0.result.is_ok());
+    }
+
+    #[test]
+    fn other_errors_come_through() {
+        for calls in [
+            &[data_end(0, 4096), (copy(0, 4096), no(libc::EIO))][..],
+            &[data_end(0, 0), (hole_end(0), (FROM + 4096) as i64), (punch(0, 4096), no(libc::EIO))],
+            &[(data_end(0, 0).0, no(libc::EIO))],
+        ] {
+            let (end, ways) = script(false, 4096, calls);
+            assert!(matches!(end.result, Err(BackendError::Io(e)) if e.raw_os_error() == Some(libc::EIO)));
+            assert_eq!(ways, OK);
+        }
+        let (end, ways) = script(true, BLOCK, &[(clone(0, BLOCK), no(libc::EIO))]);
+        assert!(matches!(end.result, Err(BackendError::Io(_))));
+        assert_eq!(ways, OK);
+    }
+}

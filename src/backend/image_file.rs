@@ -57,6 +57,13 @@ impl ImageFile {
         }
     }
 
+    /// Said to be on a file system that shares blocks.
+    #[cfg(test)]
+    pub(super) fn sharing(mut self, block: u64) -> Self {
+        self.facts = self.facts.sharing(block);
+        self
+    }
+
     pub(super) fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }

@@ -55,6 +55,11 @@ impl FileFacts {
         FileFacts { id: Some(FileId { dev: stat.st_dev, ino: stat.st_ino }), clones, served }
     }
 
+    #[cfg(test)]
+    pub(super) fn sharing(self, block: u64) -> Self {
+        FileFacts { clones: Some(block), ..self }
+    }
+
     pub(super) fn id(&self) -> Option<FileId> {
         self.id
     }

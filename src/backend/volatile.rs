@@ -265,6 +265,28 @@ mod tests {
         assert_eq!(log.volatile_writes(), 0);
     }
 
+    /// What is shared or copied between files is a write like any other.
+    #[test]
+    fn copies_are_writes() {
+        let log = log(2048);
+        let clone = Call::CloneRange { from: 0, offset: 0, len: 512 };
+        let copy = Call::CopyRange { from: 0, offset: 1024, len: 1024 };
+        let refused = log.issued(&clone, &[9; 512]);
+        log.completed(refused, &clone, Err(libc::EXDEV));
+        assert_eq!(log.volatile_writes(), 0);
+        for (call, moved) in [(clone, 0), (copy, 512)] {
+            let ticket = log.issued(&call, &[3; 1024][..if call == copy { 1024 } else { 512 }]);
+            log.completed(ticket, &call, Ok(moved));
+        }
+        assert_eq!(log.volatile_writes(), 2);
+        assert!((0..64).any(|seed| log.power_cut(seed)[..512] == [0; 512]));
+        let sync = log.issued(&Call::Fdatasync, &[]);
+        log.completed(sync, &Call::Fdatasync, Ok(0));
+        let cut = log.power_cut(1);
+        let parts = [&cut[..512], &cut[512..1024], &cut[1024..1536], &cut[1536..]];
+        assert_eq!(parts, [&[3; 512][..], &[0; 512], &[3; 512], &[0; 512]]);
+    }
+
     /// Later durable data is not undone by older data that the cache wrote back, nor hidden by it.
     #[test]
     fn order_holds() {
