@@ -10,7 +10,7 @@ use vm_memory::VolatileMemory;
 use vm_memory::mmap::MmapRegion;
 
 use super::engine::Engine;
-use super::{Backend, BackendError, Completion, IoBuf, Op, Tag};
+use super::{Backend, BackendError, Completion, IoBuf, Nature, Op, Shortcut, Shortcuts, Tag};
 
 const ZEROES: [u8; 4096] = [0; 4096];
 
@@ -51,7 +51,10 @@ impl MemoryBackend {
             }),
             Op::WriteZeroes { unmap: false, .. } => self.zero(offset, len),
             Op::WriteZeroes { unmap: true, .. } | Op::Discard { .. } => self.give_back(offset, len),
-            Op::CopyFrom { .. } => Err(BackendError::NoShortcut),
+            Op::CopyFrom { source, from, how, .. } => match (source.nature(), how) {
+                (Nature::Memory(source), Shortcut::MemMove) => self.move_from(source, *from, offset, len),
+                _ => Err(BackendError::NoShortcut),
+            },
         }
     }
 
@@ -68,6 +71,23 @@ impl MemoryBackend {
             Err(_) => result = Err(BackendError::Truncated),
         });
         result.and(buf.check())
+    }
+
+    /// Moves `len` bytes from `from` of `source`, which may be this image, to `offset`.
+    fn move_from(
+        &self,
+        source: &MemoryBackend,
+        from: u64,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), BackendError> {
+        let beyond = |_| BackendError::Truncated;
+        let from = usize::try_from(from).map_err(|_| BackendError::Truncated)?;
+        let from = source.region.get_slice(from, len).map_err(beyond)?;
+        let to = self.region.get_slice(offset, len).map_err(beyond)?;
+        // A memmove.
+        from.copy_to_volatile_slice(to);
+        Ok(())
     }
 
     fn zero(&self, offset: usize, len: usize) -> Result<(), BackendError> {
@@ -121,6 +141,14 @@ impl Backend for MemoryBackend {
     fn submit(&self, tag: Tag, mut op: Op, _engine: &mut dyn Engine) -> Option<Completion> {
         let result = self.execute(&mut op);
         Some(Completion { tag, result, buf: op.into_buf() })
+    }
+
+    fn nature(&self) -> Nature<'_> {
+        Nature::Memory(self)
+    }
+
+    fn shortcuts_from(&self, source: &dyn Backend) -> Shortcuts {
+        Shortcuts { memmove: matches!(source.nature(), Nature::Memory(_)), ..Shortcuts::default() }
     }
 
     fn name(&self) -> &str {
