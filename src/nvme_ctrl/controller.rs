@@ -237,6 +237,14 @@ impl Controller {
                     Some(awaited) => self.acknowledged(awaited, answer),
                     None => log::debug!("acknowledgement {token} came after its command was dropped"),
                 },
+                // Before the acknowledgement of a reset comes only what the worker met before it: the queues it speaks
+                // of are gone, with their client perhaps.
+                FromWorker::InvalidHead(cqid) if self.draining > 0 => {
+                    log::debug!("the head of completion queue {cqid}, which is gone, was past its tail");
+                }
+                FromWorker::Fatal(why) if self.draining > 0 => {
+                    log::info!("on the way to a reset: {why}");
+                }
                 FromWorker::InvalidHead(cqid) => {
                     log::warn!("guest moved the head of completion queue {cqid} past its tail");
                     self.invalid_doorbell_value();
