@@ -115,9 +115,8 @@ impl MemoryBackend {
         std::ptr::eq(self, source) && address(from).abs_diff(address(to)) < from.len()
     }
 
-    /// A page of `to` that is zero and is to be zero is left alone: most likely neither it nor its source was
-    /// ever written, and writing zeroes would cost it memory. Whoever writes the page meanwhile wrote it
-    /// after us.
+    /// What is zero in a page of `to` and is to be zero is left alone: most likely neither it nor its source was
+    /// ever written, and writing zeroes would cost it memory. Whoever writes there meanwhile wrote after us.
     fn move_what_is_not_zero(
         &self,
         from: &VolatileSlice<'_>,
@@ -135,13 +134,17 @@ impl MemoryBackend {
         };
         // What has to be moved and was not yet.
         let mut start = 0;
-        let mut at = to.ptr_guard().as_ptr().addr().wrapping_neg() % self.page;
-        while at < len && len - at >= page {
-            if is_zero(from, at, page) && is_zero(to, at, page) {
+        let mut at = 0;
+        // Pieces that end with a page, and what is left.
+        let mut end = page - to.ptr_guard().as_ptr().addr() % page;
+        while at < len {
+            let piece = end.min(len) - at;
+            if is_zero(from, at, piece) && is_zero(to, at, piece) {
                 move_run(start, at)?;
-                start = at + page;
+                start = at + piece;
             }
-            at += page;
+            at += piece;
+            end += page;
         }
         move_run(start, len)
     }
