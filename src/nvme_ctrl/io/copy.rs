@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Command, Issue, Outcome, Task};
-use crate::copy::{self, Capabilities, CopyTask, ExecOptions, Overlap, Reject};
+use crate::copy::{self, Capabilities, CopyTask, ExecOptions, Reject};
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::transfer;
 use crate::spec::Status;
@@ -19,7 +19,6 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
     let capabilities = Capabilities {
         ocfs: shared.limits.ocfs,
         cdfe: shared.cdfe.load(Ordering::SeqCst),
-        overlap: Overlap::default(),
     };
     let refuse = |reject: Reject| {
         log::debug!("Copy cid {:#x} refused: {} (range {:?})", sqe.cid.get(), reject.what, reject.range);
@@ -31,10 +30,14 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
     let ranges = checked.decode(&list).map_err(refuse)?;
     let plan = copy::plan(&checked, &ranges, &shared.namespaces).map_err(refuse)?;
     let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
-    Ok(Task::Copy(Box::new(CopyTask::new(plan, ExecOptions::default(), cmd.bounce))))
+    let task = CopyTask::new(plan, ExecOptions::default(), cmd.bounce).map_err(refuse)?;
+    Ok(Task::Copy(Box::new(task)))
 }
 
-pub(super) fn poll(task: &mut CopyTask, _shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
-    task.poll(&mut |part, ns: &Arc<_>, op| issue(part, ns, op))
-        .map(|outcome| Outcome { status: outcome.status, dw0: outcome.dw0 })
+pub(super) fn poll(task: &mut CopyTask, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
+    let outcome = task.poll(&mut |part, ns: &Arc<_>, op| issue(part, ns, op))?;
+    if outcome.status.is_success() {
+        shared.counters.copied(task.len());
+    }
+    Some(Outcome { status: outcome.status, dw0: outcome.dw0 })
 }
