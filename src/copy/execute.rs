@@ -58,7 +58,7 @@ pub struct Outcome {
 /// Operations of the file system in flight at most: each may take long and a thread of the engine.
 const FILE_SYSTEM_WINDOW: u32 = 4;
 
-/// Bytes of memory moved in one poll: 30 to 50 us, after which a worker looks at its other commands.
+/// Bytes of memory moved in one poll at most: 30 to 50 us, after which a worker looks at its other commands.
 const POLL: u64 = 2 * SLICE;
 
 /// One Copy in execution.
@@ -221,7 +221,7 @@ impl CopyTask {
         self.starved = false;
         self.allowance = POLL;
         if !stopped {
-            while self.in_flight < self.options.window && self.allowance > 0 && self.start_one(submit) {}
+            while self.in_flight < self.options.window && self.allowance >= SLICE && self.start_one(submit) {}
         }
         if self.in_flight > 0 || self.finished || self.starved {
             return None;
@@ -609,7 +609,7 @@ impl CopyTask {
         };
         match (incomplete, self.failure) {
             (None, None) => {
-                debug_assert!(self.pool.is_idle() && self.segments.iter().all(Option::is_none));
+                debug_assert!(self.segments.iter().all(Option::is_none) && (self.aborted || self.pool.is_idle()));
                 Outcome { status: Status::SUCCESS, dw0: 0 }
             }
             (incomplete, Some((_, status))) => Outcome { status, dw0: incomplete.unwrap_or(0) },

@@ -13,12 +13,12 @@ use crate::backend::{BackendError, IoBuf, Op};
 use crate::namespace::Namespaces;
 use crate::spec::Status;
 
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 
-type Images = BTreeMap<u32, Vec<u8>>;
+pub(super) type Images = BTreeMap<u32, Vec<u8>>;
 
 /// Images in which every block differs from every other and from zeroes.
-fn images(blocks: &[(u32, u64)]) -> Images {
+pub(super) fn images(blocks: &[(u32, u64)]) -> Images {
     let fill = |nsid: u32, len: u64| {
         let mut image = vec![0; (len * BLOCK) as usize];
         for (lba, block) in image.chunks_mut(BLOCK as usize).enumerate() {
@@ -63,10 +63,10 @@ struct Seen {
 }
 
 /// xorshift: an order of completions from a seed.
-struct Dice(u64);
+pub(super) struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(super) fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -34,7 +34,7 @@ mod status;
 #[cfg(test)]
 mod execute_tests;
 #[cfg(test)]
-mod order_tests;
+mod policy_tests;
 #[cfg(test)]
 mod plan_tests;
 #[cfg(test)]
