@@ -273,6 +273,7 @@ fn controller_config(nvme: &NvmeConfig, ids: Ids) -> ControllerConfig {
         mqes: nvme.mqes,
         aerl: nvme.aerl,
         vectors: nvme.msix_qsize,
+        ocfs: nvme.ocfs,
         cdfe: nvme.cdfe,
         iothreads: nvme.iothreads.into(),
     }

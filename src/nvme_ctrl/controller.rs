@@ -47,6 +47,8 @@ pub struct ControllerConfig {
     pub aerl: u8,
     /// MSI-X vectors.
     pub vectors: u16,
+    /// Identify Controller OCFS: Copy descriptor formats offered.
+    pub ocfs: u16,
     /// Copy descriptor formats enabled whatever the host has set (bits of CDFE).
     pub cdfe: u16,
     /// Worker threads.
@@ -114,7 +116,7 @@ impl Controller {
             cdfe: AtomicU16::new(config.cdfe),
             mps: AtomicU16::new(0),
             counters: Counters::default(),
-            limits: Limits { max_transfer: 4096 << config.mdts, ocfs: crate::copy::OCFS },
+            limits: Limits { max_transfer: 4096 << config.mdts, ocfs: config.ocfs & crate::copy::OCFS },
         });
         let (sender, messages) = channel();
         let out = Mailbox { sender, wake };
