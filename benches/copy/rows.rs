@@ -220,7 +220,7 @@ impl Image {
 
 /// Copies the (never written) upper half down, which writes the lower half.
 fn touch(driver: &mut Driver, len: u64, lbads: u8) {
-    let half = len / 2 >> lbads;
+    let half = (len / 2) >> lbads;
     let step = MIB.min(len / 2) >> lbads;
     let back: Vec<Copy> = (0..half / step)
         .map(|i| Copy { ranges: vec![(half + i * step, step as u32)], sdlba: i * step })
