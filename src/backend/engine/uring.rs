@@ -41,6 +41,8 @@ pub struct UringEngine {
     waker: Waker,
     /// The read on the waker's eventfd is in the ring.
     armed: bool,
+    /// A wake-up was taken out of the ring and has not ended a wait yet: `reap` takes them too.
+    woken: bool,
     /// Boxed: the kernel holds pointers into a job while one of its calls is in the ring.
     #[expect(clippy::vec_box, reason = "a job must stay where it is")]
     slots: Vec<Box<Slot>>,
@@ -76,6 +78,7 @@ impl UringEngine {
             enabled,
             waker: Waker::new()?,
             armed: false,
+            woken: false,
             slots: Vec::new(),
             free: Vec::new(),
             backlog: VecDeque::new(),
@@ -218,7 +221,10 @@ impl UringEngine {
         cqes.extend(self.ring.completion().map(|cqe| (cqe.user_data(), cqe.result())));
         for (user_data, result) in cqes.drain(..) {
             match user_data {
-                WAKER => self.armed = false,
+                WAKER => {
+                    self.armed = false;
+                    self.woken = true;
+                }
                 CANCEL => {}
                 index => {
                     self.calls -= 1;
@@ -309,6 +315,10 @@ impl Engine for UringEngine {
         if !self.done.is_empty() || self.beside.as_ref().is_some_and(|beside| !beside.none_done()) {
             return;
         }
+        // The next sleep to come ends too: a reap may have taken the wake-up since the last one.
+        if std::mem::take(&mut self.woken) {
+            return;
+        }
         self.arm();
         self.refill();
         if !self.backlog.is_empty() {
@@ -318,6 +328,7 @@ impl Engine for UringEngine {
             Self::report(&e);
         }
         self.collect();
+        self.woken = false;
     }
 
     fn waker(&self) -> Waker {
