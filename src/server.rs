@@ -154,6 +154,9 @@ impl Server {
 
     /// Takes a client if there is none. Returns how long to pause when the system refused one.
     fn accept(&mut self) -> Option<Duration> {
+        if !self.is_open() {
+            return None;
+        }
         match self.listener.accept(self.session.is_none()) {
             Ok(Some(socket)) => match Session::new(socket) {
                 Ok(session) => {
@@ -171,10 +174,16 @@ impl Server {
         None
     }
 
-    fn wait(&self, signals: BorrowedFd<'_>, pause: Option<Duration>) {
+    /// Is the door looked after? Who comes before the last client has left altogether waits in front of it.
+    fn is_open(&mut self) -> bool {
+        self.session.is_some() || self.device.is_vacant(Instant::now())
+    }
+
+    fn wait(&mut self, signals: BorrowedFd<'_>, pause: Option<Duration>) {
+        let open = self.is_open();
         let mut fds = vec![PollFd::from_borrowed_fd(signals, PollFlags::IN)];
         fds.push(PollFd::new(&*self.wake, PollFlags::IN));
-        if pause.is_none() {
+        if pause.is_none() && open {
             fds.push(PollFd::new(&self.listener, PollFlags::IN));
         }
         if let Some(session) = &self.session {
@@ -264,6 +273,7 @@ fn controller_config(nvme: &NvmeConfig, ids: Ids) -> ControllerConfig {
         mqes: nvme.mqes,
         aerl: nvme.aerl,
         vectors: nvme.msix_qsize,
+        ocfs: nvme.ocfs,
         cdfe: nvme.cdfe,
         iothreads: nvme.iothreads.into(),
     }

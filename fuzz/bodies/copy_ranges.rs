@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use vfio_user_nvme::backend::engine::{Engine, PoolEngine};
 use vfio_user_nvme::backend::{IoBuf, MemoryBackend, Op, Tag};
-use vfio_user_nvme::copy::{Bounce, Capabilities, CopyTask, ExecOptions, Overlap, check_command, plan};
-use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
+use vfio_user_nvme::copy::{Bounce, Capabilities, CopyTask, ExecOptions, check_command, plan};
+use vfio_user_nvme::namespace::{CopyLimits, CopyPolicy, Identity, Namespace, Namespaces, Overlap};
 use vfio_user_nvme::spec::copy::CopyCommand;
 
 struct Ns {
@@ -48,7 +48,9 @@ impl World {
             let copy = CopyLimits { mssrl: n.mssrl as u16, mcl: n.mcl as u32, msrc: (n.ranges - 1) as u8 };
             let image: Vec<u8> =
                 (0..bytes).map(|i| ((i >> 9) as u8).wrapping_mul(31) ^ i as u8 ^ n.nsid as u8).collect();
-            list.push(Namespace::new(n.nsid, Arc::new(backend), n.lbads, copy, Identity::default()));
+            let policy = CopyPolicy { overlap: Overlap::Reject, ..CopyPolicy::default() };
+            let ns = Namespace::new(n.nsid, Arc::new(backend), n.lbads, copy, Identity::default());
+            list.push(ns.with_policy(policy));
             images.push(image);
         }
         let mut world = World {
@@ -104,8 +106,7 @@ pub fn run(data: &[u8]) {
         n => u32::from(n),
     };
     let command = CopyCommand { nsid, cdw };
-    let capabilities =
-        Capabilities { ocfs: u16::from(head[1]), cdfe: u16::from(head[0]), overlap: Overlap::Reject };
+    let capabilities = Capabilities { ocfs: u16::from(head[1]), cdfe: u16::from(head[0]) };
     let nr = (cdw[2] & 0xff) as usize + 1;
     let format = cdw[2] >> 8 & 0xf;
     let entry = if format % 2 == 0 { 32 } else { 40 };
@@ -231,7 +232,8 @@ fn apply(world: &mut World, command: &CopyCommand, moves: &[(usize, u64)]) {
 
 fn execute(world: &mut World, plan: vfio_user_nvme::copy::CopyPlan) {
     let bounce = Bounce::new(1 << 20);
-    let mut task = CopyTask::new(plan, ExecOptions::default(), &bounce);
+    let mut task =
+        CopyTask::new(plan, ExecOptions::default(), &bounce).expect("no overlap, so no cycle to buffer");
     for _ in 0..100_000 {
         let mut inline = Vec::new();
         let engine: &mut dyn Engine = &mut world.engine;

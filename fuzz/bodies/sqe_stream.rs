@@ -83,6 +83,7 @@ impl Rig {
             aerl: 3,
             vectors: 5,
             cdfe: 0xc,
+            ocfs: 0xf,
             iothreads: 1,
         };
         let controller = Controller::new(

@@ -49,33 +49,61 @@ fn decoder(bytes: &[u8]) {
 
 /// Bit 0: no VERSION comes first. Bit 1: one byte at a time. Bit 2: the client closes its end at once.
 fn session(how: u8, bytes: &[u8]) {
-    let Ok((mut client, server)) = UnixStream::pair() else {
+    let Ok((client, server)) = UnixStream::pair() else {
         return;
     };
-    let mut session = Session::new(server).expect("a socket can be made non-blocking");
-    let mut device = YesDevice::default();
-    let mut commands = 0;
-    let mut alive = true;
+    client.set_nonblocking(true).expect("a socket");
+    let session = Session::new(server).expect("a socket can be made non-blocking");
+    let mut wire = Wire { client, session, device: YesDevice::default(), replies: Vec::new(), alive: true };
+    let mut commands = bytes.len() / 16;
     if how & 1 == 0 {
-        client.write_all(&VERSION).expect("room in the socket");
-        alive = pump(&mut session, &mut device);
+        wire.deliver(&VERSION);
         commands += 1;
     }
-    let bytes = &bytes[..bytes.len().min(60_000)];
     let step = if how & 2 != 0 && bytes.len() < 512 { 1 } else { bytes.len().max(1) };
     for part in bytes.chunks(step) {
-        if !alive {
-            break;
-        }
-        client.write_all(part).expect("room in the socket");
-        if how & 4 != 0 && step > 1 {
-            let _ = client.shutdown(std::net::Shutdown::Write);
-        }
-        alive = pump(&mut session, &mut device);
+        wire.deliver(part);
     }
-    commands += bytes.len() / 16;
-    drop(session);
-    check_replies(client, commands);
+    if how & 4 != 0 {
+        let _ = wire.client.shutdown(std::net::Shutdown::Write);
+    }
+    while wire.alive && wire.hear() {
+        wire.turn();
+    }
+    wire.hear();
+    check_replies(&wire.replies, commands);
+}
+
+struct Wire {
+    client: UnixStream,
+    session: Session,
+    device: YesDevice,
+    replies: Vec<u8>,
+    alive: bool,
+}
+
+impl Wire {
+    fn turn(&mut self) {
+        self.alive = self.alive && pump(&mut self.session, &mut self.device);
+    }
+
+    /// Takes what the server has said; false when that was nothing.
+    fn hear(&mut self) -> bool {
+        let before = self.replies.len();
+        let _ = self.client.read_to_end(&mut self.replies);
+        self.replies.len() > before
+    }
+
+    /// Sends all of `bytes`; a client that cannot send reads its replies first.
+    fn deliver(&mut self, mut bytes: &[u8]) {
+        while self.alive && !bytes.is_empty() {
+            let sent = self.client.write(bytes).unwrap_or(0);
+            bytes = &bytes[sent..];
+            self.turn();
+            let heard = sent == 0 && self.hear();
+            assert!(sent > 0 || heard || !self.alive, "the session neither takes nor gives");
+        }
+    }
 }
 
 /// False when the session is over.
@@ -99,11 +127,8 @@ fn pump(session: &mut Session, device: &mut YesDevice) -> bool {
 }
 
 /// What came back is a sequence of well-formed replies, no more of them than there can have been commands.
-fn check_replies(mut client: UnixStream, commands: usize) {
-    let mut all = Vec::new();
-    client.set_nonblocking(true).expect("a socket");
-    let _ = client.read_to_end(&mut all);
-    let mut rest = &all[..];
+fn check_replies(all: &[u8], commands: usize) {
+    let mut rest = all;
     let mut replies = 0;
     while !rest.is_empty() {
         let Ok((header, _)) = Header::read_from_prefix(rest) else {

@@ -47,6 +47,8 @@ pub struct ControllerConfig {
     pub aerl: u8,
     /// MSI-X vectors.
     pub vectors: u16,
+    /// Identify Controller OCFS: Copy descriptor formats offered.
+    pub ocfs: u16,
     /// Copy descriptor formats enabled whatever the host has set (bits of CDFE).
     pub cdfe: u16,
     /// Worker threads.
@@ -114,7 +116,7 @@ impl Controller {
             cdfe: AtomicU16::new(config.cdfe),
             mps: AtomicU16::new(0),
             counters: Counters::default(),
-            limits: Limits { max_transfer: 4096 << config.mdts, ocfs: crate::copy::OCFS },
+            limits: Limits { max_transfer: 4096 << config.mdts, ocfs: config.ocfs & crate::copy::OCFS },
         });
         let (sender, messages) = channel();
         let out = Mailbox { sender, wake };
@@ -237,6 +239,14 @@ impl Controller {
                     Some(awaited) => self.acknowledged(awaited, answer),
                     None => log::debug!("acknowledgement {token} came after its command was dropped"),
                 },
+                // Before the acknowledgement of a reset comes only what the worker met before it: the queues it speaks
+                // of are gone, with their client perhaps.
+                FromWorker::InvalidHead(cqid) if self.draining > 0 => {
+                    log::debug!("the head of completion queue {cqid}, which is gone, was past its tail");
+                }
+                FromWorker::Fatal(why) if self.draining > 0 => {
+                    log::info!("on the way to a reset: {why}");
+                }
                 FromWorker::InvalidHead(cqid) => {
                     log::warn!("guest moved the head of completion queue {cqid} past its tail");
                     self.invalid_doorbell_value();

@@ -1,7 +1,7 @@
 //! Engines and backends that misbehave on demand.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vfio_user_nvme::backend::engine::{Engine, EngineKind, Waker, create};
@@ -89,7 +89,7 @@ impl Engine for Faulty {
             Some(Fault::Panic) => panic!("a fault of ours, as the test wants it"),
             Some(Fault::Errno(errno)) => {
                 while job.next_call().is_some() {
-                    job.complete(-errno);
+                    job.complete(i64::from(-errno));
                 }
             }
             Some(Fault::Nothing) => {
@@ -99,7 +99,7 @@ impl Engine for Faulty {
             Some(Fault::Short(bytes)) => {
                 for _ in 0..3 {
                     job.next_call();
-                    job.complete(-libc::EINTR);
+                    job.complete(i64::from(-libc::EINTR));
                 }
                 short(&mut job, bytes);
             }
@@ -150,7 +150,58 @@ fn short(job: &mut FileJob, bytes: usize) {
         }
     };
     assert_eq!(moved, bytes as isize, "the file takes and gives what it is asked");
-    job.complete(moved as i32);
+    job.complete(moved as i64);
+}
+
+/// Puts the worker of a [`Drowsy`] engine to sleep.
+#[derive(Clone, Default)]
+pub struct Nap(Arc<Mutex<Duration>>);
+
+impl Nap {
+    /// The worker sleeps so long in the middle of its next turn, before it looks at its queues.
+    pub fn take(&self, length: Duration) {
+        *self.0.lock().expect("no panic") = length;
+    }
+
+    /// Waits until it sleeps.
+    pub fn wait(&self) {
+        let start = Instant::now();
+        while !self.0.lock().expect("no panic").is_zero() {
+            assert!(start.elapsed() < DEADLINE, "the worker does not turn");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    pub fn engine(&self, kind: EngineKind) -> EngineFactory {
+        let nap = self.clone();
+        Arc::new(move || Ok(Box::new(Drowsy(create(kind)?, nap.clone()))))
+    }
+}
+
+struct Drowsy(Box<dyn Engine>, Nap);
+
+impl Engine for Drowsy {
+    fn submit(&mut self, tag: Tag, job: FileJob) {
+        self.0.submit(tag, job);
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        self.0.reap(out);
+        let length = std::mem::take(&mut *self.1.0.lock().expect("no panic"));
+        std::thread::sleep(length);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        self.0.wait(timeout);
+    }
+
+    fn waker(&self) -> Waker {
+        self.0.waker()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.in_flight()
+    }
 }
 
 /// Which syncs an [`Unsynced`] image leaves out.

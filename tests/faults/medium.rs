@@ -24,7 +24,9 @@ const CAPACITY: u16 = 0x0081;
 
 /// The fault of the jobs of one kind that touch one byte of the image, until the next one is set.
 #[derive(Clone, Default)]
-struct Bad(Arc<Mutex<Option<(JobKind, u64, fn() -> Fault)>>>, Arc<AtomicU64>);
+struct Bad(Arc<Mutex<Option<Spot>>>, Arc<AtomicU64>);
+
+type Spot = (JobKind, u64, fn() -> Fault);
 
 impl Bad {
     fn set(&self, kind: JobKind, block: u64, fault: fn() -> Fault) {

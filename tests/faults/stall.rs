@@ -8,7 +8,7 @@ use vfio_user_nvme::backend::engine::EngineKind;
 use vfio_user_nvme::backend::{FileJob, JobKind, Tap, VolatileLog};
 
 use crate::device::{Device, folder, image, memory, namespace};
-use crate::doubles::{Hang, plain};
+use crate::doubles::{Hang, Nap, plain};
 use crate::host::ctrl::{CC_EN, CC_LINUX, CFS, RDY, reg};
 use crate::host::nvme::{io, st};
 use crate::host::{Answer, DEADLINE, Host, Ns, Ram};
@@ -332,6 +332,36 @@ fn next_client_resets_during_a_hung_read() {
         ready_only_after(&mut host, || hang.end());
         works(&mut host);
         drop(host);
+        device.ends_well();
+    });
+}
+
+/// A worker that is slow to learn that its queues are gone finds none of the next client's memory at their addresses,
+/// and what it makes of that is no concern of the next client.
+#[test]
+fn queues_vanish_under_a_slow_worker() {
+    with_each_engine(|kind| {
+        let (nap, folder) = (Nap::default(), folder());
+        let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
+        let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], nap.engine(kind));
+        for _ in 0..3 {
+            let mut host = device.host(1);
+            let ns = Ns::facts(&mut host, 1);
+            let to = host.ram.pages(1);
+            nap.take(A_WHILE);
+            host.submit(1, Host::rw(io::READ, &ns, 0, 8).prp(to, 0));
+            nap.wait();
+            drop(host);
+            let mut host = Host::cold(&device.socket());
+            assert_eq!(host.csts(), 0);
+            std::thread::sleep(2 * A_WHILE);
+            assert_eq!(host.csts(), 0);
+            assert!(
+                host.ram.read(host.ram.base(), 1 << 20) == [0; 1 << 20],
+                "memory of the next client was written"
+            );
+            host.enable();
+        }
         device.ends_well();
     });
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Command, Issue, Outcome, Task};
 use crate::backend::{BackendError, IoBuf, Op};
-use crate::copy::{self, Capabilities, CopyTask, ExecOptions, Overlap, Reject};
+use crate::copy::{self, Capabilities, CopyTask, ExecOptions, Reject};
 use crate::namespace::Namespace;
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
@@ -19,11 +19,7 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
         nsid: sqe.nsid.get(),
         cdw: [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15].map(|dword| dword.get()),
     };
-    let capabilities = Capabilities {
-        ocfs: shared.limits.ocfs,
-        cdfe: shared.cdfe.load(Ordering::SeqCst),
-        overlap: Overlap::default(),
-    };
+    let capabilities = Capabilities { ocfs: shared.limits.ocfs, cdfe: shared.cdfe.load(Ordering::SeqCst) };
     let refuse = |reject: Reject| {
         log::debug!("Copy cid {:#x} refused: {} (range {:?})", sqe.cid.get(), reject.what, reject.range);
         reject.status
@@ -35,7 +31,7 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
     let plan = copy::plan(&checked, &ranges, &shared.namespaces).map_err(refuse)?;
     let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
     let volatile = (!plan.fua()).then(|| Arc::clone(plan.dst_ns()));
-    let task = CopyTask::new(plan, ExecOptions::default(), cmd.bounce);
+    let task = CopyTask::new(plan, ExecOptions::default(), cmd.bounce).map_err(refuse)?;
     Ok(Task::Copy(Box::new(Copying { task, volatile, flushing: None })))
 }
 
@@ -56,6 +52,9 @@ impl Copying {
         }
         let outcome = self.task.poll(&mut |part, ns: &Arc<_>, op| issue(part, ns, op))?;
         let outcome = Outcome { status: outcome.status, dw0: outcome.dw0 };
+        if outcome.status.is_success() {
+            shared.counters.copied(self.task.len());
+        }
         if outcome.status.is_success()
             && let Some(ns) = self.volatile.take()
             && !shared.write_cache.load(Ordering::SeqCst)
@@ -81,6 +80,10 @@ impl Copying {
 
     pub(super) fn abort(&mut self) {
         self.task.abort();
+    }
+
+    pub(super) fn moves_memory(&self) -> bool {
+        self.task.moves_memory()
     }
 
     pub(super) fn is_starved(&self) -> bool {

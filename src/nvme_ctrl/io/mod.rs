@@ -86,6 +86,11 @@ impl Task {
         }
     }
 
+    /// Does a poll spend the worker's own time on moving bytes?
+    pub fn moves_memory(&self) -> bool {
+        matches!(self, Self::Copy(task) if task.moves_memory())
+    }
+
     /// Does it wait, with nothing in flight, for bounce memory that other Copies hold?
     pub fn is_starved(&self) -> bool {
         matches!(self, Self::Copy(task) if task.is_starved())
