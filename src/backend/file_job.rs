@@ -354,7 +354,8 @@ impl FileJob {
     }
 
     /// The result of the call in progress as the kernel gives it: bytes, an offset or 0, or a negative errno.
-    pub fn complete(&mut self, result: i64) {
+    pub fn complete(&mut self, result: impl Into<i64>) {
+        let result = result.into();
         let Some(Issued { call, of_source, ticket }) = self.issued.take() else {
             return;
         };
@@ -575,7 +576,7 @@ mod tests {
         let mut answers = answers.iter();
         while let Some(call) = job.next_call() {
             calls.push(call);
-            job.complete(i64::from(*answers.next().expect("no further call")));
+            job.complete(*answers.next().expect("no further call"));
         }
         assert!(answers.next().is_none(), "calls are missing");
         (calls, job.finish(Tag(0)))

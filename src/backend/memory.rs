@@ -15,18 +15,28 @@ use super::{Backend, BackendError, Completion, IoBuf, Nature, Op, Shortcut, Shor
 
 const ZEROES: [u8; 4096] = [0; 4096];
 
-/// Is that many bytes (of [`ZEROES`] at most) from `at` on all zero? Data is seldom so from the first word on,
-/// which alone is looked at then.
+/// Are so many bytes (of a page at most) from `at` on all zero?
 fn is_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
-    let all_zero = |len: usize| {
-        let mut bytes = [0; ZEROES.len()];
-        slice.subslice(at, len).is_ok_and(|part| {
-            let bytes = &mut bytes[..len];
-            part.copy_to(bytes);
-            *bytes == ZEROES[..len]
-        })
+    // Data is seldom zero in its first word, and then no more than that is looked at.
+    let mut word = [0; 8];
+    let Ok(start) = slice.subslice(at, len.min(word.len())) else {
+        return false;
     };
-    all_zero(len.min(8)) && all_zero(len)
+    start.copy_to(&mut word);
+    word == [0; 8] && is_all_zero(slice, at, len)
+}
+
+/// Apart, so that the common case does without the buffer.
+#[inline(never)]
+fn is_all_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
+    let mut bytes = [0; ZEROES.len()];
+    let (Some(bytes), Some(zeroes), Ok(part)) =
+        (bytes.get_mut(..len), ZEROES.get(..len), slice.subslice(at, len))
+    else {
+        return false;
+    };
+    part.copy_to(bytes);
+    bytes == zeroes
 }
 
 /// See the module docs.

@@ -232,7 +232,7 @@ impl UringEngine {
                     if let Some(Slot { job: Some(job), .. }) =
                         self.slots.get_mut(index).map(|slot| &mut **slot)
                     {
-                        job.complete(i64::from(result));
+                        job.complete(result);
                     }
                     self.step(index);
                 }
