@@ -136,7 +136,9 @@ fn cdfe(given: &OsStr) -> Result<u16, Reject> {
 fn ocfs(given: &OsStr) -> Result<u16, Reject> {
     match value::number(given, 0..=0xf) {
         Ok(mask) if mask & 1 != 0 => Ok(mask),
-        _ => Err(Reject::new("must be a mask of bits 0 to 3 (formats 0h to 3h) with bit 0 set, for example 0x5")),
+        _ => Err(Reject::new(
+            "must be a mask of bits 0 to 3 (formats 0h to 3h) with bit 0 set, for example 0x5",
+        )),
     }
 }
 

@@ -522,7 +522,8 @@ impl CopyTask {
             Some(place) => place.copy_from_slice(&buf),
             None => return self.fail(to.start, Status::INTERNAL_ERROR),
         }
-        let complete = segment.reads_in_flight == 0 && self.filling.is_none_or(|(filling, _)| filling != slot);
+        let complete =
+            segment.reads_in_flight == 0 && self.filling.is_none_or(|(filling, _)| filling != slot);
         let grouped = segment.grouped;
         if complete {
             self.give_back(grouped, whole.len());
@@ -609,7 +610,9 @@ impl CopyTask {
         };
         match (incomplete, self.failure) {
             (None, None) => {
-                debug_assert!(self.segments.iter().all(Option::is_none) && (self.aborted || self.pool.is_idle()));
+                debug_assert!(
+                    self.segments.iter().all(Option::is_none) && (self.aborted || self.pool.is_idle())
+                );
                 Outcome { status: Status::SUCCESS, dw0: 0 }
             }
             (incomplete, Some((_, status))) => Outcome { status, dw0: incomplete.unwrap_or(0) },
@@ -622,8 +625,7 @@ impl CopyTask {
 /// The stages of a plan; `None` when cycles do not fit into the budget.
 fn stages(plan: &CopyPlan, ladder: &Ladder, options: ExecOptions, block: u64) -> Option<VecDeque<Stage>> {
     let moved = ladder.allows(plan.dst_ns.nsid, Shortcut::MemMove);
-    let bounds =
-        Bounds { segment: options.segment_bytes, one_piece: moved, block, budget: options.budget };
+    let bounds = Bounds { segment: options.segment_bytes, one_piece: moved, block, budget: options.budget };
     let stage = |stage: order::Stage| {
         if !stage.ordered {
             return Some(Stage::Free(ladder.spans(plan, stage.to).into()));

@@ -34,9 +34,9 @@ mod status;
 #[cfg(test)]
 mod execute_tests;
 #[cfg(test)]
-mod policy_tests;
-#[cfg(test)]
 mod plan_tests;
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod testing;
 

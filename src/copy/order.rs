@@ -161,8 +161,7 @@ impl Order<'_> {
     fn halves(&self, segment: Stretch) -> impl Iterator<Item = Stretch> + use<> {
         let blocks = segment.len() / self.bounds.block;
         let middle = segment.start + blocks.div_ceil(2) * self.bounds.block;
-        let halves =
-            [Stretch { end: middle, ..segment }, Stretch { start: middle, ..segment }];
+        let halves = [Stretch { end: middle, ..segment }, Stretch { start: middle, ..segment }];
         halves.into_iter().filter(|half| half.start < half.end)
     }
 
@@ -285,12 +284,7 @@ impl Graph {
     /// Every cycle has an edge that leads back to where a depth-first search came from. To hold either end of all such
     /// edges breaks all cycles; the cheaper ends are taken. (The least set is hard to find. Runs, rotations and
     /// exchanges, which are what hosts do, have one such edge for each cycle.)
-    fn untangle(
-        &self,
-        component: &[u32],
-        segments: &[Stretch],
-        seen: &mut [Seen],
-    ) -> (Vec<u32>, Vec<u32>) {
+    fn untangle(&self, component: &[u32], segments: &[Stretch], seen: &mut [Seen]) -> (Vec<u32>, Vec<u32>) {
         component.iter().for_each(|&n| seen[n as usize].state = State::New);
         let mut order = Vec::with_capacity(component.len());
         let root = component.iter().copied().min().unwrap_or(0);

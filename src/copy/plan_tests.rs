@@ -348,9 +348,8 @@ fn qemu_fault_2_overlap_is_exact() {
 #[test]
 fn overlap_is_refused_where_it_must_be() {
     for overlap in [Overlap::Snapshot, Overlap::InOrder, Overlap::Reject] {
-        let status = |desfmt| {
-            tried_under(overlap, desfmt, 12, &[(1, 10, 10)]).err().map(|reject| reject.status.0)
-        };
+        let status =
+            |desfmt| tried_under(overlap, desfmt, 12, &[(1, 10, 10)]).err().map(|reject| reject.status.0);
         assert_eq!(status(0), (overlap == Overlap::Reject).then_some(0x4187), "{overlap:?}");
         assert_eq!(status(2), Some(0x4187), "{overlap:?}");
     }
@@ -401,10 +400,9 @@ fn fast_copy_only_is_a_matter_of_format() {
 fn fast_copy_only_needs_a_reflink_of_the_whole_range() {
     let reflink = |align| Shortcuts { reflink: Some(align), offload: true, ..Shortcuts::default() };
     let status = |shortcuts, method, sdlba, ranges: &[(u64, u32, bool)]| {
-        let ranges = ranges.iter().map(|&(slba, nlb, fco)| SourceRange {
-            fco,
-            ..SourceRange::plain(Some(2), slba, nlb)
-        });
+        let ranges = ranges
+            .iter()
+            .map(|&(slba, nlb, fco)| SourceRange { fco, ..SourceRange::plain(Some(2), slba, nlb) });
         let mut scenario = Scenario::of(2, sdlba, ranges.collect());
         scenario.namespaces[DST] =
             special(1, BLOCKS, 9, shortcuts, CopyPolicy { method, ..CopyPolicy::default() });
@@ -426,7 +424,10 @@ fn fast_copy_only_needs_a_reflink_of_the_whole_range() {
     }
     for (shortcuts, method) in [
         (Shortcuts::default(), Method::Auto),
-        (Shortcuts { memmove: true, offload: true, offload_pays: true, ..Shortcuts::default() }, Method::Auto),
+        (
+            Shortcuts { memmove: true, offload: true, offload_pays: true, ..Shortcuts::default() },
+            Method::Auto,
+        ),
         (reflink(4096), Method::Offload),
         (reflink(4096), Method::Bounce),
         (reflink(0), Method::Auto),
@@ -496,7 +497,8 @@ fn scenario() -> impl Strategy<Value = Scenario> {
     let nlb = prop_oneof![20 => 1..10u32, 1 => 65530..=65536u32];
     let ranges = prop::collection::vec((snsid, lba(), nlb), 1..7);
     let limits = ((6..12u16), (6..12u16), (20..60u32), (3..8u8));
-    let overlap = prop_oneof![1 => Just(Overlap::Snapshot), 1 => Just(Overlap::InOrder), 2 => Just(Overlap::Reject)];
+    let overlap =
+        prop_oneof![1 => Just(Overlap::Snapshot), 1 => Just(Overlap::InOrder), 2 => Just(Overlap::Reject)];
     ((any::<bool>(), overlap), lba(), ranges, (60..100u64, 60..100u64), limits).prop_map(
         |((cross, overlap), sdlba, ranges, blocks, (mssrl, other_mssrl, mcl, msrc))| {
             let ranges = ranges

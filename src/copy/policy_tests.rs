@@ -72,8 +72,7 @@ impl Case {
             .collect();
         let mut command = command(1, self.sdlba, if own { 0 } else { 2 }, ranges.len());
         command.cdw[2] |= u32::from(self.fua) << 30;
-        let checked =
-            check_command(&command, &namespaces, Capabilities { ocfs: 5, cdfe: 4 }).expect("sound");
+        let checked = check_command(&command, &namespaces, Capabilities { ocfs: 5, cdfe: 4 }).expect("sound");
         plan(&checked, &ranges, &namespaces).expect("sound")
     }
 
@@ -99,11 +98,8 @@ impl Case {
 
     /// Does some set of blocks exchange places?
     fn has_true_cycle(&self) -> bool {
-        let sources: Vec<u64> = self
-            .ranges
-            .iter()
-            .flat_map(|&(_, slba, nlb, _)| slba..slba + u64::from(nlb))
-            .collect();
+        let sources: Vec<u64> =
+            self.ranges.iter().flat_map(|&(_, slba, nlb, _)| slba..slba + u64::from(nlb)).collect();
         let next = |block: usize| {
             let at = sources[block].checked_sub(self.sdlba)? as usize;
             (at < sources.len() && at != block).then_some(at)
@@ -286,7 +282,8 @@ impl World {
             Op::CopyFrom { .. } if refused => {}
             Op::CopyFrom { source, from, offset, len, .. } => {
                 let data = self.images[&source_nsid(source)][*from as usize..][..*len as usize].to_vec();
-                let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..*len as usize];
+                let place =
+                    &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..*len as usize];
                 if fails { fate(place) } else { place.copy_from_slice(&data) }
             }
             _ => {}
@@ -523,7 +520,8 @@ fn one_range_is_a_memmove() {
             let seen = good(&case);
             assert_eq!((seen.reads, seen.writes), (10, 10));
             // By direction, and with no more memory than any other Copy needs.
-            let mut case = Case { options: ExecOptions { budget: 8 * BLOCK, window: 1, ..case.options }, ..case };
+            let mut case =
+                Case { options: ExecOptions { budget: 8 * BLOCK, window: 1, ..case.options }, ..case };
             let seen = good(&case);
             let first = seen.order[0];
             assert_eq!(first, if from < to { 36 } else { 0 });
@@ -819,7 +817,8 @@ fn fast_copy_only_is_fast_or_fails() {
 #[test]
 fn a_poll_is_short() {
     let shortcuts = Shortcuts { memmove: true, ..Shortcuts::default() };
-    let mut case = Case { ranges: vec![(2, 0, 8000, false)], blocks: 20_000, ..Case::ladder(Method::Auto, shortcuts) };
+    let mut case =
+        Case { ranges: vec![(2, 0, 8000, false)], blocks: 20_000, ..Case::ladder(Method::Auto, shortcuts) };
     case.options = ExecOptions::default();
     assert_eq!(good(&case).moved, 8000 * BLOCK);
     for method in [Method::Auto, Method::Bounce] {

@@ -16,10 +16,7 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
         nsid: sqe.nsid.get(),
         cdw: [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15].map(|dword| dword.get()),
     };
-    let capabilities = Capabilities {
-        ocfs: shared.limits.ocfs,
-        cdfe: shared.cdfe.load(Ordering::SeqCst),
-    };
+    let capabilities = Capabilities { ocfs: shared.limits.ocfs, cdfe: shared.cdfe.load(Ordering::SeqCst) };
     let refuse = |reject: Reject| {
         log::debug!("Copy cid {:#x} refused: {} (range {:?})", sqe.cid.get(), reject.what, reject.range);
         reject.status
