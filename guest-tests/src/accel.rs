@@ -34,8 +34,8 @@ impl FromStr for Wanted {
     }
 }
 
-/// A working KVM boots in a second or two.
-const TRIAL_LIMIT: Duration = Duration::from_secs(20);
+/// A working KVM boots in a second or two; a broken one often just spins.
+const TRIAL_LIMIT: Duration = Duration::from_secs(12);
 
 /// The acceleration for `vm`. The verdict on KVM is kept in the cache folder until host kernel, QEMU or guest kernel change.
 ///

@@ -1,11 +1,12 @@
 //! Child processes that cannot outlive us: killed when dropped, and by the kernel when we die without dropping.
 #![expect(unsafe_code, reason = "the death signal can only be set between fork and exec")]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -16,6 +17,20 @@ use rustix::process::{Pid, Signal};
 pub struct Child {
     inner: std::process::Child,
     name: String,
+}
+
+/// Process numbers that were not waited for yet, and so cannot belong to anybody else.
+static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn running() -> MutexGuard<'static, BTreeSet<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills all children: whoever waits for one of them, or for a guest in one, goes on with an error. For a case that hangs.
+pub fn kill_all() {
+    for pid in running().iter().filter_map(|&p| Pid::from_raw(i32::try_from(p).ok()?)) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
 }
 
 type Order = (Command, Sender<io::Result<std::process::Child>>);
@@ -54,6 +69,7 @@ impl Child {
         let (answer, answered) = channel();
         spawner().send((command, answer)).ok().context("the thread that starts programs is gone")?;
         let inner = answered.recv()?.with_context(|| format!("start {name}"))?;
+        running().insert(inner.id());
         Ok(Self { inner, name: name.to_owned() })
     }
 
@@ -68,7 +84,12 @@ impl Child {
     /// # Errors
     /// From the operating system.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.inner.try_wait()
+        let mut running = running();
+        let status = self.inner.try_wait()?;
+        if status.is_some() {
+            running.remove(&self.inner.id());
+        }
+        Ok(status)
     }
 
     /// Waits for the end.
@@ -78,7 +99,7 @@ impl Child {
     pub fn wait(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
         let until = Instant::now() + limit;
         loop {
-            if let Some(status) = self.inner.try_wait()? {
+            if let Some(status) = self.ended()? {
                 return Ok(status);
             }
             if Instant::now() >= until {
@@ -93,7 +114,12 @@ impl Child {
     /// # Errors
     /// From the operating system.
     pub fn wait_forever(&mut self) -> io::Result<ExitStatus> {
-        self.inner.wait()
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Sends a signal, if the process still runs.
@@ -102,7 +128,7 @@ impl Child {
     /// From the operating system.
     pub fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
         // Asked first: a process number that was waited for may belong to somebody else by now.
-        if self.inner.try_wait()?.is_none() {
+        if self.ended()?.is_none() {
             let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("process number")?;
             rustix::process::kill_process(pid, signal)?;
         }
@@ -111,8 +137,10 @@ impl Child {
 
     /// Kills it and waits until it is gone.
     pub fn kill(&mut self) {
+        let mut running = running();
         let _ = self.inner.kill();
         let _ = self.inner.wait();
+        running.remove(&self.inner.id());
     }
 }
 

@@ -26,14 +26,32 @@ impl Message {
 
 const WARNING: u8 = 4;
 
-/// Warnings of a guest in which nothing is wrong: about the emulated machine and the command line, never about a disk.
-const HARMLESS: [&str; 0] = [];
+/// The kernel says this when it begins to look at devices: what it said before is about processors, memory and clocks, which a
+/// busy host makes it complain about.
+const DEVICES_BEGIN: &str = "PCI host bridge to bus";
+
+/// Parts of later warnings about the emulated machine and about a host too busy to keep its time; never about a disk.
+const HARMLESS: [&str; 12] = [
+    "ACPI: IRQ 4 override",
+    "amd_pstate:",
+    "clocksource:",
+    "hogged CPU for",
+    "hpet: Lost",
+    "hrtimer: interrupt took",
+    "perf: interrupt took too long",
+    "rtc_cmos",
+    "sched: DL replenish lagged too much",
+    "sched: RT throttling activated",
+    "timekeeping watchdog",
+    "tsc:",
+];
 
 /// Messages at warning priority or worse that are not known to be harmless.
 #[must_use]
 pub fn suspicious(messages: &[Message]) -> Vec<String> {
+    let devices = messages.iter().position(|m| m.text.starts_with(DEVICES_BEGIN)).unwrap_or(0);
     let bad = |m: &&Message| m.priority <= WARNING && !HARMLESS.iter().any(|h| m.text.contains(h));
-    messages.iter().filter(bad).map(|m| format!("<{}> {}", m.priority, m.text)).collect()
+    messages[devices..].iter().filter(bad).map(|m| format!("<{}> {}", m.priority, m.text)).collect()
 }
 
 #[cfg(test)]
@@ -51,5 +69,14 @@ mod tests {
         let messages: Vec<Message> = lines.iter().filter_map(|l| Message::parse(l)).collect();
         assert_eq!(messages.len(), 3);
         assert_eq!(suspicious(&messages), ["<4> nvme nvme0: I/O timeout", "<3> Buffer I/O error"]);
+    }
+    #[test]
+    fn what_comes_before_the_devices_is_not_about_them() {
+        let early = Message::parse("1 3 ..MP-BIOS bug: 8254 timer not connected to IO-APIC").unwrap();
+        let devices = Message::parse("2 6 PCI host bridge to bus 0000:00").unwrap();
+        let late = Message::parse("3 4 irq 11: nobody cared").unwrap();
+        assert_eq!(suspicious(&[early.clone(), devices, late]), ["<4> irq 11: nobody cared"]);
+        // Without that line the messages are from a running system.
+        assert_eq!(suspicious(&[early]).len(), 1);
     }
 }

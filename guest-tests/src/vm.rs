@@ -113,22 +113,18 @@ impl Vm {
             c.arg("-no-reboot");
         }
         c.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        // panic=-1: restart at once, which ends QEMU where restarts are not allowed.
-        let mut append = vec!["rdinit=/guest/guest-agent", "panic=-1", "mitigations=off", "nokaslr"];
+        // panic=-1: restart at once, which ends QEMU where restarts are not allowed. no_timer_check: on a host too busy to
+        // deliver ticks in time, the kernel would take the timer for broken and give up.
+        let mut append =
+            vec!["rdinit=/guest/guest-agent", "panic=-1", "mitigations=off", "nokaslr", "no_timer_check"];
         match self.console {
             Console::Log => {
                 c.arg("-serial").arg(format!("file:{}", escaped(&folder.join(SERIAL_LOG))));
                 append.extend(["console=ttyS0", "quiet"]);
             }
             Console::Terminal => {
-                c.args([
-                    "-chardev",
-                    "stdio,id=tty,mux=on,signal=off",
-                    "-serial",
-                    "chardev:tty",
-                    "-mon",
-                    "chardev=tty",
-                ]);
+                // With the monitor on the same terminal, Ctrl-C goes to the guest and not to QEMU.
+                c.args(["-serial", "mon:stdio"]);
                 append.extend(["console=ttyS0", "quiet", "guest.shell"]);
             }
         }

@@ -724,7 +724,13 @@ const SHORT: u64 = 20 * BLOCK;
 /// Which rung takes how much, by method and what the images can.
 #[test]
 fn rungs() {
-    let all = Shortcuts { memmove: false, reflink: Some(4096), offload: true, offload_pays: true };
+    let all = Shortcuts {
+        memmove: false,
+        reflink: Some(4096),
+        offload: true,
+        offload_pays: true,
+        offload_clones: false,
+    };
     let tally = |method, shortcuts| {
         let seen = good(&Case::ladder(method, shortcuts));
         [seen.moved, seen.reflinked, seen.offloaded, seen.written]
@@ -759,7 +765,13 @@ fn a_run_out_of_step_is_not_shared() {
 
 #[test]
 fn a_refused_rung_falls_to_the_next_and_nothing_is_lost() {
-    let all = Shortcuts { memmove: false, reflink: Some(4096), offload: true, offload_pays: true };
+    let all = Shortcuts {
+        memmove: false,
+        reflink: Some(4096),
+        offload: true,
+        offload_pays: true,
+        offload_clones: false,
+    };
     for (method, shortcuts) in [
         (Method::Auto, all),
         (Method::Reflink, all),
@@ -793,7 +805,13 @@ fn a_shortcut_that_fails_is_bounced() {
 
 #[test]
 fn fast_copy_only_is_fast_or_fails() {
-    let shortcuts = Shortcuts { reflink: Some(4096), offload: true, offload_pays: true, memmove: true };
+    let shortcuts = Shortcuts {
+        reflink: Some(4096),
+        offload: true,
+        offload_pays: true,
+        memmove: true,
+        offload_clones: false,
+    };
     let case = Case {
         ranges: vec![(2, 0, 8, false), (2, 64, 8, true), (2, 80, 3, false)],
         sdlba: 16,
@@ -837,7 +855,13 @@ fn a_poll_is_short() {
 fn shortcuts() -> impl Strategy<Value = Shortcuts> {
     let reflink = prop_oneof![1 => Just(None), 2 => Just(Some(4096)), 1 => Just(Some(1024))];
     (prop::bool::weighted(0.3), reflink, any::<bool>(), any::<bool>()).prop_map(
-        |(memmove, reflink, offload, offload_pays)| Shortcuts { memmove, reflink, offload, offload_pays },
+        |(memmove, reflink, offload, offload_pays)| Shortcuts {
+            memmove,
+            reflink,
+            offload,
+            offload_pays,
+            offload_clones: false,
+        },
     )
 }
 

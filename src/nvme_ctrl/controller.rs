@@ -205,6 +205,8 @@ impl Controller {
     pub fn fatal(&mut self, why: &str) {
         log::error!("controller fatal status: {why}");
         self.regs.csts |= csts::CFS;
+        // An enable that still waits for a hung command is part of what has failed.
+        self.enable_when_quiet = false;
         self.admin.stop();
         self.drain();
     }
@@ -237,6 +239,14 @@ impl Controller {
                     Some(awaited) => self.acknowledged(awaited, answer),
                     None => log::debug!("acknowledgement {token} came after its command was dropped"),
                 },
+                // Before the acknowledgement of a reset comes only what the worker met before it: the queues it speaks
+                // of are gone, with their client perhaps.
+                FromWorker::InvalidHead(cqid) if self.draining > 0 => {
+                    log::debug!("the head of completion queue {cqid}, which is gone, was past its tail");
+                }
+                FromWorker::Fatal(why) if self.draining > 0 => {
+                    log::info!("on the way to a reset: {why}");
+                }
                 FromWorker::InvalidHead(cqid) => {
                     log::warn!("guest moved the head of completion queue {cqid} past its tail");
                     self.invalid_doorbell_value();
@@ -335,6 +345,10 @@ impl Controller {
     fn drained(&mut self) {
         if std::mem::take(&mut self.disabling) {
             self.regs.csts = 0;
+        } else if !self.regs.cc.en() {
+            // It became fatal while it was reset, and that reset is over now. A host that finds EN clear already does
+            // not reset again.
+            self.regs.csts &= !csts::CFS;
         }
         if std::mem::take(&mut self.enable_when_quiet) {
             self.enable();
@@ -353,7 +367,8 @@ impl Controller {
                 self.shared.doorbells.set_tail(0, 0);
                 self.shared.doorbells.set_head(0, 0);
                 self.admin.start(&queues);
-                self.regs.csts |= csts::RDY;
+                // EN went from 0 to 1: what was fatal before is over.
+                self.regs.csts = self.regs.csts & !csts::CFS | csts::RDY;
             }
             Err(error) => {
                 log::warn!("guest enables the controller with bad values: {error}");

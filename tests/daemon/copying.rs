@@ -28,7 +28,7 @@ impl Bench {
             h.fill(1, &mut ns, 1);
             nss.push(ns);
         }
-        Bench { daemon: daemon, h, nss }
+        Bench { daemon, h, nss }
     }
 
     fn index(&self, nsid: u32) -> usize {
@@ -193,6 +193,9 @@ fn limits_at_the_fields_ends() {
     b.refused(c, st::SIZE_LIMIT, "NLB FFFFh");
 }
 
+/// (what, NSID, SDLBA, ranges, format, status)
+type Refusal = (&'static str, u32, u64, Vec<Range>, u8, u16);
+
 fn limited() -> Bench {
     limited_with("")
 }
@@ -222,7 +225,7 @@ fn refusals() {
     let of = Range::of;
     let max = u64::MAX;
     // Earlier ranges are fine in many of these: nothing of them may be copied either.
-    let cases: Vec<(&str, u32, u64, Vec<Range>, u8, u16)> = vec![
+    let cases: Vec<Refusal> = vec![
         ("NSID 0", 0, 0, vec![r(9, 1)], 0, st::INVALID_NS),
         ("NSID all ones", u32::MAX, 0, vec![r(9, 1)], 0, st::INVALID_NS),
         ("NSID beyond NN", nn + 1, 0, vec![r(9, 1)], 0, st::INVALID_NS),

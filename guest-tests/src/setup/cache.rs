@@ -24,6 +24,7 @@ pub(super) fn folder() -> anyhow::Result<PathBuf> {
             dir.display()
         )
     })?;
+    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     Ok(dir)
 }
 

@@ -19,8 +19,8 @@ pub(super) fn bring(packages: &[PathBuf], dir: &Path) -> anyhow::Result<()> {
     for package in packages {
         sysroot::unpack(package, &tree)?;
     }
-    let image =
-        find(&tree, &|name| name.starts_with("vmlinuz-")).context("the kernel package has no vmlinuz")?;
+    let image = find(&tree, &|name| name == "vmlinuz" || name.starts_with("vmlinuz-"))
+        .context("the kernel package has no vmlinuz")?;
     let vmlinux = uncompressed(&fs::read(&image)?, dir).with_context(|| image.display().to_string())?;
     fs::write(dir.join("vmlinux"), vmlinux)?;
     let modules = modules(&tree, dir)?;

@@ -58,6 +58,7 @@ pub struct Core {
     flushing: Vec<Flushing>,
     flushes: u32,
     stopping: bool,
+    /// From a panic to the end of the reset that follows it.
     failed: bool,
 }
 
@@ -66,7 +67,7 @@ struct Flushing {
     /// Its tags lie above all slots.
     id: u32,
     token: Token,
-    left: u32,
+    left: usize,
     ok: bool,
 }
 
@@ -169,6 +170,9 @@ impl Core {
             self.poll(index);
         }
         self.interrupt();
+        if self.failed {
+            self.end_reset();
+        }
         busy || !self.done.is_empty() || !self.ready.is_empty()
     }
 
@@ -187,7 +191,13 @@ impl Core {
         self.stopping && self.slots.len() == 0 && self.flushing.is_empty() && self.engine.in_flight() == 0
     }
 
-    /// After a panic: no queue is touched again, what is in flight ends unseen.
+    /// Has it failed, and is not reset yet?
+    pub fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// After a panic: no queue is touched until a reset, which ends when the engine has done all that it was given;
+    /// that ends unseen.
     pub fn abandon(&mut self) {
         self.failed = true;
         self.forget_queues();
@@ -199,6 +209,9 @@ impl Core {
         self.moving.clear();
         self.starved.clear();
         self.done.clear();
+        for flushing in std::mem::take(&mut self.flushing) {
+            self.ack(flushing.token, false);
+        }
     }
 
     /// Runs a command that was just fetched.
@@ -315,10 +328,15 @@ impl Core {
     }
 
     fn end_reset(&mut self) {
-        if self.slots.len() == 0 {
-            for token in std::mem::take(&mut self.resetting) {
-                self.ack(token, true);
-            }
+        // After a failure the slots do not know what is in flight. Not only would its memory be given up too early:
+        // its completions would be taken for those of new commands.
+        let abandoned = if self.failed { self.engine.in_flight() } else { 0 };
+        if self.resetting.is_empty() || self.slots.len() > 0 || abandoned > 0 {
+            return;
+        }
+        self.failed = false;
+        for token in std::mem::take(&mut self.resetting) {
+            self.ack(token, true);
         }
     }
 
@@ -330,16 +348,15 @@ impl Core {
         let id = FLUSH_SLOTS | self.flushes;
         self.flushes = (self.flushes + 1) % FLUSH_SLOTS;
         let shared = Arc::clone(&self.shared);
-        let mut flushing = Flushing { id, token, left: 0, ok: true };
+        let left = shared.namespaces.iter().count();
+        if left == 0 {
+            return self.ack(token, true);
+        }
+        // Known before anything is submitted: should that panic, it is still acknowledged.
+        self.flushing.push(Flushing { id, token, left, ok: true });
         for (part, ns) in (0..).zip(shared.namespaces.iter()) {
-            flushing.left += 1;
             let tag = super::slots::tag(id, part);
             self.done.extend(ns.backend.submit(tag, Op::Flush, self.engine.as_mut()));
-        }
-        if flushing.left == 0 {
-            self.ack(token, true);
-        } else {
-            self.flushing.push(flushing);
         }
     }
 

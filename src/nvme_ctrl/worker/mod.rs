@@ -145,14 +145,23 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    /// A thread that outlives its controller, for the sake of a hung command, ends with that command.
+    fn drop(&mut self) {
+        self.send(ToWorker::Stop);
+    }
+}
+
 fn run(mut core: Core, messages: &Receiver<ToWorker>, sleeping: &AtomicBool, out: &Mailbox) {
-    let ended = catch_unwind(AssertUnwindSafe(|| live(&mut core, messages, sleeping)));
-    if ended.is_err() {
+    while catch_unwind(AssertUnwindSafe(|| live(&mut core, messages, sleeping))).is_err() {
         // The panic message is in the log already. The controller goes to CFS; what the kernel still does for this
         // worker must end before its memory may, so go on answering without touching any queue.
         out.send(FromWorker::Fatal("a worker failed".into()));
+        if core.has_failed() {
+            // It failed at doing next to nothing, and would do so again and again.
+            return;
+        }
         core.abandon();
-        let _ = catch_unwind(AssertUnwindSafe(|| live(&mut core, messages, sleeping)));
     }
 }
 

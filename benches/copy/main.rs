@@ -1,0 +1,26 @@
+//! `cargo bench --bench copy`: our Copy beside the best that this host does with the same bytes, in one run.
+//!
+//! In process, through a worker and a real backend, four commands in flight; no wire and no guest, which cost the
+//! same with every method. Each row is the median of five runs of either side, taken in turns, and the ratio
+//! ours / theirs (above 1: we are faster). The machine's absolute speed does not matter, its quiet does.
+//!
+//! Arguments: words that a row's name must contain (`cargo bench --bench copy -- memory`). `BENCH_DIR` names the
+//! folder of the plain-file rows (its file system is the one measured); XFS and btrfs rows mount loop files and
+//! need root.
+
+#![allow(unsafe_code, reason = "maps guest memory and asks for reflinks")]
+
+mod baseline;
+mod driver;
+mod fs;
+mod rows;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    println!("{:<44} {:>12} {:>12} {:>7}  spread ours/theirs", "row", "ours", "theirs", "ratio");
+    for row in rows::all() {
+        if words.iter().all(|word| row.name().contains(word.as_str())) {
+            row.run();
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! The rows of the table.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vfio_user_nvme::backend::engine::EngineKind;
+use vfio_user_nvme::backend::{MemoryBackend, RawBackend, RawOptions, SharedBackend};
+
+use super::baseline;
+use super::driver::{Copy, Driver};
+use super::fs::{self, Place};
+
+const RUNS: usize = 5;
+const DEPTH: u16 = 4;
+/// Bytes moved in one run at least, so that a run is long enough to be measured.
+const ENOUGH: u64 = 256 << 20;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// One line of the table.
+pub enum Row {
+    /// Commands of `size` bytes in `ranges` ranges, against the best host tool.
+    Throughput { medium: Medium, lbads: u8, size: u64, ranges: u64 },
+    /// 256 one-block ranges, shuffled, against one range of 256 blocks; both ours.
+    Scattered { medium: Medium, lbads: u8 },
+    /// 1 GiB on a file system that shares blocks: time, and space it took.
+    Shared { kind: &'static str, dirty: bool },
+}
+
+/// What the image is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// This process's memory.
+    Memory,
+    /// A plain file, through the page cache.
+    File,
+}
+
+/// All rows in order.
+pub fn all() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for medium in [Medium::Memory, Medium::File] {
+        for (size, ranges) in [
+            (4 * KIB, 1),
+            (64 * KIB, 1),
+            (MIB, 1),
+            (MIB, 16),
+            (MIB, 256),
+            (32 * MIB, 1),
+            (128 * MIB, 16),
+            (GIB, 16),
+        ] {
+            rows.push(Row::Throughput { medium, lbads: 12, size, ranges });
+        }
+    }
+    for medium in [Medium::Memory, Medium::File] {
+        rows.extend([12, 9].map(|lbads| Row::Scattered { medium, lbads }));
+    }
+    for kind in ["xfs", "btrfs"] {
+        rows.extend([false, true].map(|dirty| Row::Shared { kind, dirty }));
+    }
+    rows
+}
+
+impl Row {
+    /// What the line is called.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Throughput { medium, size, ranges, .. } => {
+                format!("{} {} in {ranges} range(s)", medium.name(), bytes(*size))
+            }
+            Self::Scattered { medium, lbads } => {
+                format!("{} 256 x {} scattered / in one", medium.name(), bytes(1 << lbads))
+            }
+            Self::Shared { kind, dirty } => {
+                format!("{kind} 1 GiB reflink, {} source", if *dirty { "dirty" } else { "clean" })
+            }
+        }
+    }
+
+    /// Measures and prints the line.
+    pub fn run(&self) {
+        match self {
+            Self::Throughput { medium, lbads, size, ranges } => {
+                self.throughput(*medium, *lbads, *size, *ranges)
+            }
+            Self::Scattered { medium, lbads } => self.scattered(*medium, *lbads),
+            Self::Shared { kind, dirty } => self.shared(kind, *dirty),
+        }
+    }
+
+    fn throughput(&self, medium: Medium, lbads: u8, size: u64, ranges: u64) {
+        let span = size.max(64 * MIB);
+        let copies = sweep(lbads, size, ranges, span);
+        let moved = copies.len() as u64 * size;
+        match medium {
+            Medium::Memory => {
+                let mut image = Image::memory(2 * span, lbads);
+                let mut memory = vec![1; 2 * span as usize];
+                let pair = alternate(
+                    || image.driver.run(DEPTH, &copies),
+                    || baseline::memmove(&mut memory, lbads, &copies),
+                );
+                pair.print(&self.name(), moved, "memmove");
+            }
+            Medium::File => {
+                let place = Place::plain();
+                let mut image = Image::file(&place, 2 * span, lbads);
+                let file = rw(&image.path);
+                let mut buf = vec![0; MIB as usize];
+                // The faster of the two is what we are held against.
+                let offload =
+                    median((0..3).map(|_| time(|| baseline::copy_file_range(&file, lbads, &copies))));
+                let loops =
+                    median((0..3).map(|_| time(|| baseline::read_write(&file, lbads, &copies, &mut buf))));
+                let (name, pair) = if offload < loops {
+                    let theirs = || baseline::copy_file_range(&file, lbads, &copies);
+                    ("copy_file_range", alternate(|| image.driver.run(DEPTH, &copies), theirs))
+                } else {
+                    let theirs = || baseline::read_write(&file, lbads, &copies, &mut buf);
+                    ("pread+pwrite", alternate(|| image.driver.run(DEPTH, &copies), theirs))
+                };
+                pair.print(&self.name(), moved, name);
+            }
+        }
+    }
+
+    fn scattered(&self, medium: Medium, lbads: u8) {
+        let place = Place::plain();
+        let span = 64 * MIB;
+        let mut image = match medium {
+            Medium::Memory => Image::memory(2 * span, lbads),
+            Medium::File => Image::file(&place, 2 * span, lbads),
+        };
+        let blocks = span >> lbads;
+        let rounds = (ENOUGH / 8 / (256 << lbads)).max(1);
+        let one: Vec<Copy> = (0..rounds)
+            .map(|i| Copy {
+                ranges: vec![(i * 256 % (blocks - 512), 256)],
+                sdlba: blocks + i * 256 % (blocks - 512),
+            })
+            .collect();
+        // Every second block, in an order in which no two neighbours follow each other.
+        let scattered: Vec<Copy> = one
+            .iter()
+            .map(|copy| {
+                let base = copy.ranges[0].0.min(blocks - 1024);
+                let ranges = (0..256).map(|i| (base + 2 * (i * 97 % 256), 1)).collect();
+                Copy { ranges, sdlba: copy.sdlba }
+            })
+            .collect();
+        let driver = std::cell::RefCell::new(&mut image.driver);
+        let pair =
+            alternate(|| driver.borrow_mut().run(DEPTH, &scattered), || driver.borrow_mut().run(DEPTH, &one));
+        pair.print(&self.name(), rounds * (256 << lbads), "one range, ours");
+    }
+
+    fn shared(&self, kind: &str, dirty: bool) {
+        let place = match Place::mount(kind, 6) {
+            Ok(place) => place,
+            Err(why) => return println!("{:<44} skipped: {why}", self.name()),
+        };
+        let mut image = Image::file(&place, 2 * GIB, 12);
+        let copies = sweep(12, GIB, 16, GIB);
+        let file = rw(&image.path);
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let before = place.used();
+        for _ in 0..RUNS {
+            prepare(&place, &file, dirty);
+            ours.push(time(|| image.driver.run(DEPTH, &copies)));
+            prepare(&place, &file, dirty);
+            theirs.push(time(|| baseline::clone_range(&file, 12, &copies)));
+        }
+        let pair = Pair { ours, theirs };
+        pair.print(&self.name(), GIB, "FICLONERANGE");
+        let grown = place.used() as i64 - before as i64;
+        println!("{:<44} {:>9.1} ms; space {:+.1} MiB", "", millis(&pair.ours), grown as f64 / MIB as f64);
+    }
+}
+
+impl Medium {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::File => "file",
+        }
+    }
+}
+
+/// A driven namespace.
+struct Image {
+    driver: Driver,
+    path: PathBuf,
+}
+
+impl Image {
+    fn memory(len: u64, lbads: u8) -> Self {
+        let backend: SharedBackend = Arc::new(MemoryBackend::new(len).expect("memory"));
+        let mut driver = Driver::new(backend, lbads, EngineKind::Auto);
+        // Written once, so that neither side pays for first touches.
+        driver.run(1, &sweep(lbads, MIB.min(len / 2), 1, len / 2));
+        touch(&mut driver, len, lbads);
+        Self { driver, path: PathBuf::new() }
+    }
+
+    fn file(place: &Place, len: u64, lbads: u8) -> Self {
+        let path = place.path().join("image");
+        let file = File::create(&path).expect("image");
+        file.set_len(len).expect("length");
+        fill(&file, len);
+        fs::sync(&place.path());
+        let backend =
+            RawBackend::open(RawOptions { locking: false, ..RawOptions::new(&path) }).expect("open");
+        Self { driver: Driver::new(Arc::new(backend), lbads, EngineKind::Auto), path }
+    }
+}
+
+/// Copies the (never written) upper half down, which writes the lower half.
+fn touch(driver: &mut Driver, len: u64, lbads: u8) {
+    let half = (len / 2) >> lbads;
+    let step = MIB.min(len / 2) >> lbads;
+    let back: Vec<Copy> = (0..half / step)
+        .map(|i| Copy { ranges: vec![(half + i * step, step as u32)], sdlba: i * step })
+        .collect();
+    driver.run(1, &back);
+}
+
+fn prepare(place: &Place, file: &File, dirty: bool) {
+    if dirty {
+        fill(file, GIB);
+    } else {
+        fs::sync(&place.path());
+    }
+}
+
+fn fill(file: &File, len: u64) {
+    use std::os::unix::fs::FileExt;
+    let piece = vec![0x5a; MIB as usize];
+    for at in (0..len).step_by(MIB as usize) {
+        file.write_all_at(&piece, at).expect("write");
+    }
+}
+
+fn rw(path: &PathBuf) -> File {
+    File::options().read(true).write(true).open(path).expect("image")
+}
+
+/// Commands of `size` bytes in `ranges` equal ranges from the first `span` bytes to the ones behind, until
+/// [`ENOUGH`] is moved.
+fn sweep(lbads: u8, size: u64, ranges: u64, span: u64) -> Vec<Copy> {
+    let (per, all) = (size / ranges >> lbads, span >> lbads);
+    let command = size >> lbads;
+    let count = (ENOUGH / size).clamp(1, 65536);
+    (0..count)
+        .map(|i| {
+            let at = i * command % all;
+            // Ranges in reverse order, so that they are not one range in pieces.
+            let ranges = (0..ranges).rev().map(|r| (at + r * per, per as u32)).collect();
+            Copy { ranges, sdlba: all + at }
+        })
+        .collect()
+}
+
+struct Pair {
+    ours: Vec<Duration>,
+    theirs: Vec<Duration>,
+}
+
+fn alternate(mut ours: impl FnMut(), mut theirs: impl FnMut()) -> Pair {
+    ours();
+    theirs(); // once each to warm up
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        a.push(time(&mut ours));
+        b.push(time(&mut theirs));
+    }
+    Pair { ours: a, theirs: b }
+}
+
+impl Pair {
+    fn print(&self, name: &str, moved: u64, against: &str) {
+        let (ours, theirs) = (median(self.ours.iter().copied()), median(self.theirs.iter().copied()));
+        let rate = |time: Duration| format!("{:.2} GiB/s", moved as f64 / GIB as f64 / time.as_secs_f64());
+        let spread = |times: &[Duration]| {
+            let (low, high) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+            format!("{:.0}%", 100.0 * (high.as_secs_f64() / low.as_secs_f64() - 1.0))
+        };
+        println!(
+            "{name:<44} {:>12} {:>12} {:>7.2}  {}/{}  against {against}",
+            rate(ours),
+            rate(theirs),
+            theirs.as_secs_f64() / ours.as_secs_f64(),
+            spread(&self.ours),
+            spread(&self.theirs),
+        );
+    }
+}
+
+fn time(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+fn median(times: impl IntoIterator<Item = Duration>) -> Duration {
+    let mut times: Vec<Duration> = times.into_iter().collect();
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn millis(times: &[Duration]) -> f64 {
+    median(times.iter().copied()).as_secs_f64() * 1000.0
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        c if c >= GIB => format!("{} GiB", c / GIB),
+        c if c >= MIB => format!("{} MiB", c / MIB),
+        c if c >= KIB => format!("{} KiB", c / KIB),
+        c => format!("{c} B"),
+    }
+}

@@ -1,0 +1,195 @@
+//! NVMe Copy by nvme-cli against the model: every limit, one past it, refusals that change nothing.
+
+use anyhow::ensure;
+use guest_tests::device::Kind;
+use guest_tests::model::Model;
+use guest_tests::nvme::{self, Copy};
+
+use crate::session::Session;
+use crate::{Outcome, kind};
+
+/// Incompatible Namespace or Format.
+const INCOMPATIBLE: u16 = 0x185;
+
+/// A namespace filled with pattern, and its model.
+pub struct Target {
+    pub nsid: u32,
+    pub node: String,
+    pub model: Model,
+}
+
+impl Target {
+    /// Fills the first eighth of the namespace.
+    pub fn fill(s: &Session, nsid: u32, seed: u64) -> anyhow::Result<Self> {
+        let ns = s.ns(nsid)?;
+        let node = s.node(nsid)?;
+        let mut model = Model::of(ns.image()?, ns.block)?;
+        let blocks = model.blocks() / 8;
+        s.guest.tool(&["fill", &node, "0", &(blocks * ns.block as u64).to_string(), &seed.to_string()])?;
+        model.fill(0, blocks, seed)?;
+        let target = Self { nsid, node, model };
+        target.check(s)?;
+        Ok(target)
+    }
+
+    /// The image from outside and the device from inside are what the model says.
+    pub fn check(&self, s: &Session) -> anyhow::Result<()> {
+        self.model.check(s.ns(self.nsid)?.image()?)?;
+        let inside = s.guest.tool(&["sum", &self.node])?;
+        ensure!(inside == self.model.sum(), "the guest reads other data than the image holds");
+        Ok(())
+    }
+
+    /// Must succeed; `source` is for formats that name one.
+    pub fn accept(&mut self, s: &Session, copy: &Copy, source: Option<&Model>) -> anyhow::Result<()> {
+        let answer = copy.run(&s.guest, &self.node)?;
+        ensure!(answer.is_ok(), "{copy:?}: {answer:?}");
+        self.model.copy(source, copy.sdlba, &copy.ranges)
+    }
+
+    /// Must be refused with `status`.
+    pub fn refuse(&self, s: &Session, copy: &Copy, status: u16) -> anyhow::Result<()> {
+        let answer = copy.run(&s.guest, &self.node)?;
+        let right = answer.is_err_and(|got| got.code() == status);
+        ensure!(right, "{copy:?}: {answer:?}, not a refusal with {status:#x}");
+        Ok(())
+    }
+}
+
+/// Every limit of one namespace and one past it.
+fn limits(s: &Session, nsid: u32) -> Outcome {
+    let (mssrl, mcl, msrc) = s.ns(nsid)?.limits;
+    let mut t = Target::fill(s, nsid, 100 + u64::from(nsid))?;
+    let half = t.model.blocks() / 2;
+    let ranges = msrc + 1;
+    t.accept(s, &Copy::new(half, &[(5, 1)]), None)?;
+    t.accept(s, &Copy::new(half + 10, &[(17, 8), (1000, 16), (0, 1)]), None)?;
+    // A single range of MSSRL blocks, and one block more.
+    t.accept(s, &Copy::new(half + 1000, &[(3, mssrl)]), None)?;
+    t.refuse(s, &Copy::new(half + 1000, &[(7, mssrl + 1)]), nvme::SIZE_LIMIT)?;
+    // MSRC + 1 ranges, and one range more.
+    let few: Vec<(u64, u32)> = (0..u64::from(ranges)).map(|n| (n * 31, 1)).collect();
+    t.accept(s, &Copy::new(half + 2000, &few), None)?;
+    t.refuse(s, &Copy::new(half + 2000, &[&few[..], &[(2, 1)]].concat()), nvme::SIZE_LIMIT)?;
+    // MCL blocks in all, and one more, in ranges that are each allowed.
+    let mut whole = Vec::new();
+    let mut left = mcl;
+    while left > 0 {
+        let n = left.min(mssrl);
+        whole.push((whole.len() as u64 * 300, n));
+        left -= n;
+    }
+    ensure!(whole.len() < ranges as usize, "the limits of the session leave no room for one block past MCL");
+    t.accept(s, &Copy::new(half + 3000, &whole), None)?;
+    let before = t.model.clone();
+    t.refuse(s, &Copy::new(half + 3500, &[&whole[..], &[(9, 1)]].concat()), nvme::SIZE_LIMIT)?;
+    if kind() == Kind::Daemon {
+        // QEMU's own device copies range by range and looks at MSSRL only when a range's turn comes.
+        t.refuse(s, &Copy::new(half + 3800, &[(0, 4), (0, mssrl + 1)]), nvme::SIZE_LIMIT)?;
+    }
+    t.model = before;
+    // The same source twice and overlapping sources are allowed.
+    t.accept(s, &Copy::new(half + 4000, &[(50, 4), (50, 4), (52, 4)]), None)?;
+    // Source and destination side by side.
+    t.accept(s, &Copy::new(half + 4108, &[(half + 4100, 8)]), None)?;
+    t.check(s)?;
+    Ok(None)
+}
+
+pub fn limits_512(s: &Session) -> Outcome {
+    limits(s, 1)
+}
+
+pub fn limits_4096(s: &Session) -> Outcome {
+    limits(s, 2)
+}
+
+/// The limits a device has when nobody names any: 127 ranges, 16 MiB a range, 64 MiB a command (512-byte blocks).
+pub fn default_limits(s: &Session) -> Outcome {
+    const NSID: u32 = 7;
+    let (mssrl, mcl, msrc) = s.ns(NSID)?.limits;
+    let mut t = Target::fill(s, NSID, 110)?;
+    let half = t.model.blocks() / 2;
+    let many: Vec<(u64, u32)> = (0..=u64::from(msrc)).map(|n| (n * 200, 1 + n as u32 % 90)).collect();
+    t.accept(s, &Copy::new(half, &many), None)?;
+    t.refuse(s, &Copy::new(half, &[&many[..], &[(0, 1)]].concat()), nvme::SIZE_LIMIT)?;
+    t.accept(s, &Copy::new(half + 10_000, &[(1, mssrl)]), None)?;
+    t.refuse(s, &Copy::new(half + 10_000, &[(3, mssrl + 1)]), nvme::SIZE_LIMIT)?;
+    // MSSRL divides MCL: four whole ranges fill a command to the brim.
+    let brim: Vec<(u64, u32)> = (0..u64::from(mcl / mssrl)).map(|n| (n * 1000 + 7, mssrl)).collect();
+    t.accept(s, &Copy::new(half + 20_000, &brim), None)?;
+    t.refuse(s, &Copy::new(half + 20_000, &[&brim[..], &[(0, 1)]].concat()), nvme::SIZE_LIMIT)?;
+    t.check(s)?;
+    Ok(None)
+}
+
+/// The largest limits there can be: 256 ranges, and a range of all but one of the blocks the field can say.
+pub fn largest_limits(s: &Session) -> Outcome {
+    const NSID: u32 = 8;
+    let (mssrl, _, msrc) = s.ns(NSID)?.limits;
+    let mut t = Target::fill(s, NSID, 120)?;
+    let half = t.model.blocks() / 2;
+    let all: Vec<(u64, u32)> = (0..=u64::from(msrc)).map(|n| (n * 120, 1 + n as u32 % 100)).collect();
+    t.accept(s, &Copy::new(half, &all), None)?;
+    t.accept(s, &Copy::new(half + 50_000, &[(11, mssrl)]), None)?;
+    t.refuse(s, &Copy::new(half + 50_000, &[(13, mssrl + 1)]), nvme::SIZE_LIMIT)?;
+    t.check(s)?;
+    Ok(None)
+}
+
+/// Ranges past the end on either side are refused, and nothing is written.
+pub fn out_of_range(s: &Session) -> Outcome {
+    for nsid in [1, 2] {
+        let t = Target::fill(s, nsid, 200 + u64::from(nsid))?;
+        let end = t.model.blocks();
+        let half = end / 2;
+        for copy in [
+            Copy::new(half, &[(end - 3, 4)]),
+            Copy::new(half, &[(end, 1)]),
+            Copy::new(half, &[(u64::MAX, 1)]),
+            Copy::new(end - 3, &[(0, 4)]),
+            Copy::new(end, &[(0, 1)]),
+            Copy::new(u64::MAX, &[(0, 2)]),
+        ] {
+            t.refuse(s, &copy, nvme::LBA_OUT_OF_RANGE)?;
+        }
+        if kind() == Kind::Daemon {
+            // A later range is wrong: the earlier ones must not have been copied. (QEMU's own device has copied them.)
+            t.refuse(s, &Copy::new(half, &[(0, 4), (8, 4), (end - 1, 2)]), nvme::LBA_OUT_OF_RANGE)?;
+        }
+        t.check(s)?;
+    }
+    Ok(None)
+}
+
+/// Format 2: refused until the host enables it, then across namespaces, and again after a controller reset.
+pub fn across_namespaces(s: &Session) -> Outcome {
+    let source = Target::fill(s, 5, 300)?;
+    let mut t = Target::fill(s, 1, 301)?;
+    let half = t.model.blocks() / 2;
+    let copy = Copy::from_namespace(5, half + 5000, &[(0, 64), (1000, 64), (70, 1)]);
+    nvme::set_cdfe(&s.guest, 0)?;
+    t.refuse(s, &copy, nvme::INVALID_FIELD)?;
+    for turn in 0..2 {
+        nvme::set_cdfe(&s.guest, 1 << 2)?;
+        ensure!(nvme::cdfe(&s.guest)? == 1 << 2, "Get Features does not show the formats that were set");
+        let copy = Copy { sdlba: copy.sdlba + 500 * turn, ..copy.clone() };
+        t.accept(s, &copy, Some(&source.model))?;
+        // From itself, and both in one command.
+        let own = t.model.clone();
+        t.accept(s, &Copy::from_namespace(1, half + 6000 + 100 * turn, &[(9, 30)]), Some(&own))?;
+        // Blocks of another size, and a namespace that is not there.
+        t.refuse(s, &Copy::from_namespace(2, half, &[(0, 1)]), INCOMPATIBLE)?;
+        let missing = Copy::from_namespace(99, half, &[(0, 1)]).run(&s.guest, &t.node)?;
+        ensure!(missing.is_err(), "a copy from a namespace that does not exist went well");
+        t.check(s)?;
+        source.check(s)?;
+        if turn == 0 {
+            s.guest.sh("echo 1 > /sys/class/nvme/nvme0/reset_controller")?;
+            // The reset took back what the host had enabled.
+            t.refuse(s, &copy, nvme::INVALID_FIELD)?;
+        }
+    }
+    nvme::set_cdfe(&s.guest, 0)?;
+    Ok(None)
+}

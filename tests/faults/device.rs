@@ -1,0 +1,120 @@
+//! A device in a thread of this process.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vfio_user_nvme::backend::{MemoryBackend, RawBackend, RawOptions, SharedBackend, Tap};
+use vfio_user_nvme::config::Config;
+use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
+use vfio_user_nvme::nvme_ctrl::EngineFactory;
+use vfio_user_nvme::server::{Server, Signals};
+
+use crate::host::Host;
+
+/// More than the farewell may take.
+const END: Duration = Duration::from_secs(13);
+
+pub struct Device {
+    folder: TempDir,
+    signals: Arc<Signals>,
+    thread: Option<JoinHandle<ExitCode>>,
+}
+
+/// A folder for a device and its images.
+pub fn folder() -> TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+/// An image of this content.
+pub fn image(folder: &TempDir, name: &str, content: &[u8], tap: Option<Arc<dyn Tap>>) -> RawBackend {
+    let path = folder.path().join(name);
+    std::fs::write(&path, content).expect("the image is written");
+    RawBackend::open(RawOptions { tap, ..RawOptions::new(path) }).expect("the image opens")
+}
+
+pub fn memory(len: u64) -> SharedBackend {
+    Arc::new(MemoryBackend::new(len).expect("the memory is there"))
+}
+
+/// Blocks of 512 bytes; the default Copy limits.
+pub fn namespace(nsid: u32, backend: SharedBackend) -> Namespace {
+    let copy = CopyLimits { mssrl: 32768, mcl: 131_072, msrc: 126 };
+    Namespace::new(nsid, backend, 9, copy, Identity::default())
+}
+
+impl Device {
+    /// `nvme` as on the command line.
+    pub fn start(folder: TempDir, nvme: &str, namespaces: Vec<Namespace>, engine: EngineFactory) -> Device {
+        let socket = folder.path().join("s");
+        let config = Config::new(socket, Some(OsStr::new(nvme)), &[], log::LevelFilter::Off).expect("config");
+        let signals = Arc::new(Signals::unbound().expect("signals"));
+        let (ready, is_ready) = channel();
+        let asked = Arc::clone(&signals);
+        let thread = std::thread::Builder::new()
+            .name("server".into())
+            .spawn(move || {
+                let namespaces = Namespaces::new(namespaces, 8);
+                let mut server = Server::new(&config, namespaces, &engine).expect("the server starts");
+                ready.send(()).expect("the test listens");
+                server.serve(&asked);
+                server.farewell()
+            })
+            .expect("a thread");
+        is_ready.recv().expect("the server starts");
+        Device { folder, signals, thread: Some(thread) }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("s")
+    }
+
+    pub fn file(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.folder.path().join(name)).expect("the image is there")
+    }
+
+    /// A host whose controller is enabled and has I/O queues 1..=`pairs`.
+    pub fn host(&self, pairs: u16) -> Host {
+        let mut host = Host::cold(&self.socket());
+        host.enable();
+        host.io_queues(pairs, 64);
+        host
+    }
+
+    /// As SIGTERM: whether it ended with success, and how long that took.
+    pub fn stop(&mut self) -> (bool, Duration) {
+        let start = Instant::now();
+        self.signals.stop();
+        let thread = self.thread.take().expect("it runs");
+        while !thread.is_finished() {
+            assert!(start.elapsed() < END, "the server does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let took = start.elapsed();
+        let code = thread.join().expect("the server ends without a panic");
+        (code == ExitCode::SUCCESS, took)
+    }
+
+    /// It must end well and soon.
+    #[track_caller]
+    pub fn ends_well(mut self) {
+        let (success, took) = self.stop();
+        assert!(success && took < Duration::from_secs(5), "{success} after {took:?}");
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.signals.stop();
+        if let Some(thread) = self.thread.take()
+            && !std::thread::panicking()
+        {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! What must hold when the world behaves badly: a disk that hangs, power that fails, a medium with errors, a fault of
+//! our own. The library's server runs in a thread, over backends and engines that misbehave on demand, and is driven
+//! over its socket.
+
+#[allow(dead_code, unused_imports, reason = "a toolbox: not every test target uses every tool")]
+#[path = "../host/mod.rs"]
+mod host;
+
+mod device;
+mod doubles;
+mod durability;
+mod medium;
+mod panics;
+mod stall;
+
+use vfio_user_nvme::backend::engine::{EngineKind, probe};
+
+/// The engines that work here.
+fn engines() -> Vec<EngineKind> {
+    match probe() {
+        Ok(()) => vec![EngineKind::Threads, EngineKind::IoUring],
+        Err(why) => {
+            eprintln!("io_uring left out: {why}");
+            vec![EngineKind::Threads]
+        }
+    }
+}
+
+/// Runs `test` with each engine, all at the same time: most of what these tests do is waiting.
+fn with_each_engine(test: impl Fn(EngineKind) + Sync) {
+    let test = &test;
+    std::thread::scope(|scope| {
+        for kind in engines() {
+            std::thread::Builder::new()
+                .name(kind.to_string())
+                .spawn_scoped(scope, move || test(kind))
+                .expect("a thread");
+        }
+    });
+}

@@ -1,0 +1,408 @@
+//! A disk that hangs: what has to wait for commands in flight is answered in time all the same, and nothing is written
+//! to memory that the client has been told is its own again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vfio_user_nvme::backend::engine::EngineKind;
+use vfio_user_nvme::backend::{FileJob, JobKind, Tap, VolatileLog};
+
+use crate::device::{Device, folder, image, memory, namespace};
+use crate::doubles::{Hang, Nap, plain};
+use crate::host::ctrl::{CC_EN, CC_LINUX, CFS, RDY, reg};
+use crate::host::nvme::{io, st};
+use crate::host::{Answer, DEADLINE, Host, Ns, Ram};
+use crate::with_each_engine;
+
+/// QEMU gives up on an answer after this, and the guest is lost.
+const QEMU_GIVES_UP: Duration = Duration::from_secs(5);
+/// An answer that waits for nothing; long because the machine may be busy.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// A wait that would have ended long ago if it were not for the hung command.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+const IMAGE: usize = 1 << 20;
+/// What the image is full of.
+const ON_DISK: u8 = 0xd1;
+/// What the client keeps in pages that are its own.
+const OWN: u8 = 0x5a;
+/// Where the memory lies that the hung command uses.
+const EXTRA: u64 = 0x20_0000_0000;
+
+/// Reads from block 0.
+fn first_block(job: &FileJob) -> bool {
+    job.kind() == JobKind::Read && job.range().0 == 0
+}
+
+/// An image (namespace 1) in which reads of block 0 hang, one beside it (2) and a memory namespace (3).
+fn device(kind: EngineKind, nvme: &str) -> (Device, Hang) {
+    device_with_tap(kind, nvme, None)
+}
+
+/// `tap` watches namespace 2.
+fn device_with_tap(kind: EngineKind, nvme: &str, tap: Option<Arc<dyn Tap>>) -> (Device, Hang) {
+    let (hang, folder) = (Hang::default(), folder());
+    let files = [("a", None), ("b", tap)].map(|(name, tap)| image(&folder, name, &[ON_DISK; IMAGE], tap));
+    let [a, b] = files.map(Arc::new);
+    let list = vec![namespace(1, a), namespace(2, b), namespace(3, memory(IMAGE as u64))];
+    let engine = hang.engine(kind, first_block);
+    (Device::start(folder, nvme, list, engine), hang)
+}
+
+/// Memory beside the host's own, full of [`OWN`], mapped.
+fn extra(host: &mut Host) -> Ram {
+    let extra = Ram::new(EXTRA, 256 << 10);
+    give_back(&extra);
+    host.client.map_ram(&extra);
+    extra
+}
+
+/// The client uses its pages for something else.
+fn give_back(ram: &Ram) {
+    ram.write(ram.base(), &vec![OWN; (ram.end() - ram.base()) as usize]);
+}
+
+#[track_caller]
+fn is_own(ram: &Ram) {
+    let bytes = ram.read(ram.base(), (ram.end() - ram.base()) as usize);
+    let at = bytes.iter().position(|b| *b != OWN);
+    assert_eq!(at, None, "the client's memory was written");
+}
+
+/// A Read of blocks 0..8 to guest address `to` that hangs; its CID.
+fn hung_read(host: &mut Host, hang: &Hang, to: u64) -> u16 {
+    let ns = Ns::facts(host, 1);
+    let cid = host.submit(1, Host::rw(io::READ, &ns, 0, 8).prp(to, 0));
+    hang.wait_held(1);
+    cid
+}
+
+#[track_caller]
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    (work(), start.elapsed())
+}
+
+/// Unmaps the piece `index` of `ram`; how long the answer took.
+#[track_caller]
+fn unmap(host: &mut Host, ram: &Ram, index: usize) -> Duration {
+    let piece = ram.pieces[index];
+    let (answer, took) = timed(|| host.client.dma_unmap(piece.iova, piece.len));
+    assert!(matches!(answer, Answer::Done(..)), "{answer:?}");
+    took
+}
+
+#[track_caller]
+fn in_time(took: Duration) {
+    assert!(took > Duration::from_secs(2), "answered after {took:?}, with a command in flight");
+    assert!(took < QEMU_GIVES_UP - AT_ONCE, "answered after {took:?}");
+}
+
+/// Sets EN, and sees that the controller does not become ready before `end` is called.
+fn ready_only_after(host: &mut Host, end: impl FnOnce()) {
+    host.admin_queue();
+    host.client.w32(reg::CC, CC_LINUX | CC_EN);
+    let start = Instant::now();
+    while start.elapsed() < A_WHILE {
+        assert_eq!(host.csts() & RDY, 0, "ready while a command of the time before is in flight");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    end();
+    assert_eq!(host.wait_csts(RDY, RDY), RDY);
+}
+
+/// All namespaces work.
+fn works(host: &mut Host) {
+    host.enable();
+    host.io_queues(2, 64);
+    for nsid in 1..=3 {
+        let mut ns = Ns::facts(host, nsid);
+        for qid in [1, 2] {
+            host.write(qid, &mut ns, 100, 16, u64::from(nsid));
+            assert!(host.read(qid, &ns, 100, 16) == ns.pattern(100, 16, nsid.into()));
+        }
+    }
+}
+
+#[test]
+fn unmap_during_a_hung_read() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "iothreads=2");
+        let mut host = device.host(2);
+        let extra = extra(&mut host);
+        let target = extra.pieces[1];
+        hung_read(&mut host, &hang, target.iova + 0x1000);
+        let since = Instant::now();
+
+        // The rest of the device lives on: other blocks, other namespaces, other queues, other memory.
+        for (qid, nsid, slba) in [(1, 1, 8), (1, 2, 0x80), (1, 3, 0), (2, 1, 8), (2, 2, 0x80), (2, 3, 0)] {
+            let ns = Ns::facts(&mut host, nsid);
+            let content = if nsid == 3 { 0 } else { ON_DISK };
+            assert!(host.read(qid, &ns, slba, 8).iter().all(|b| *b == content));
+        }
+        let took = unmap(&mut host, &extra, 0);
+        assert!(took < AT_ONCE, "an unmap of memory that nobody uses took {took:?}");
+        assert_eq!(host.csts(), RDY);
+
+        in_time(unmap(&mut host, &extra, 1));
+        assert_eq!(host.csts() & CFS, CFS);
+        give_back(&extra);
+
+        // The host's way out of CFS, while the disk still hangs.
+        let ((), took) = timed(|| host.client.reset());
+        in_time(took);
+        host.connect_interrupts();
+        ready_only_after(&mut host, || {
+            std::thread::sleep(Duration::from_secs(10).saturating_sub(since.elapsed()));
+            is_own(&extra);
+            hang.end();
+        });
+        works(&mut host);
+        is_own(&extra);
+        drop(host);
+        device.ends_well();
+    });
+}
+
+/// A disk that is slow, but not too slow: the unmap waits for it, and nothing is lost.
+#[test]
+fn unmap_waits_for_a_slow_read() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "");
+        let mut host = device.host(2);
+        let extra = extra(&mut host);
+        let cid = hung_read(&mut host, &hang, extra.base());
+        let slow = Duration::from_millis(700);
+        let took = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(slow);
+                hang.end();
+            });
+            unmap(&mut host, &extra, 0)
+        });
+        assert!(took > slow - Duration::from_millis(100) && took < slow + AT_ONCE, "{took:?}");
+        assert!(
+            extra.read(extra.base(), 4096).iter().all(|b| *b == ON_DISK),
+            "the data came before the answer"
+        );
+        host.wait(1, cid).ok();
+        assert_eq!(host.csts(), RDY);
+        drop(host);
+        device.ends_well();
+    });
+}
+
+#[test]
+fn unmap_with_nothing_in_flight() {
+    with_each_engine(|kind| {
+        let folder = folder();
+        let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
+        let device = Device::start(folder, "iothreads=4", vec![namespace(1, Arc::new(a))], plain(kind));
+        let mut host = device.host(4);
+        let ns = Ns::facts(&mut host, 1);
+        for round in 0..20 {
+            let extra = extra(&mut host);
+            let sqe = Host::rw(io::READ, &ns, 0, 8).prp(extra.base(), 0);
+            host.exec(1 + round % 4, sqe).ok();
+            for piece in 0..4 {
+                let took = unmap(&mut host, &extra, piece);
+                assert!(took < AT_ONCE, "{took:?}");
+            }
+            // Memory that is gone fails the command and nothing else.
+            host.exec(1, sqe).is(st::DATA_TRANSFER, "a read to memory that was unmapped");
+        }
+    });
+}
+
+#[test]
+fn reset_during_a_hung_read() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "");
+        let mut host = device.host(2);
+        let extra = extra(&mut host);
+        hung_read(&mut host, &hang, extra.base());
+        let ((), took) = timed(|| host.client.reset());
+        in_time(took);
+        give_back(&extra);
+        assert_eq!(host.csts() & RDY, 0);
+        host.connect_interrupts();
+        ready_only_after(&mut host, || hang.end());
+        is_own(&extra);
+        works(&mut host);
+        // The memory is still mapped, and of use.
+        let ns = Ns::facts(&mut host, 1);
+        host.exec(1, Host::rw(io::READ, &ns, 8, 8).prp(extra.base() + 0x1000, 0)).ok();
+        assert!(extra.read(extra.base() + 0x1000, 4096).iter().all(|b| *b == ON_DISK));
+        extra.write(extra.base() + 0x1000, &[OWN; 4096]);
+        is_own(&extra);
+        drop(host);
+        device.ends_well();
+    });
+}
+
+/// A reset with nothing in flight, or whose command ends in time, is no affair.
+#[test]
+fn reset_in_time() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "iothreads=2");
+        let mut host = device.host(2);
+        let ((), took) = timed(|| host.client.reset());
+        assert!(took < AT_ONCE, "{took:?}");
+        host.connect_interrupts();
+        host.enable();
+        host.io_queues(2, 64);
+        let extra = extra(&mut host);
+        hung_read(&mut host, &hang, extra.base());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(500));
+                hang.end();
+            });
+            let ((), took) = timed(|| host.client.reset());
+            assert!(
+                took > Duration::from_millis(400) && took < Duration::from_millis(500) + AT_ONCE,
+                "{took:?}"
+            );
+        });
+        assert_eq!(host.csts(), 0);
+        host.connect_interrupts();
+        works(&mut host);
+        drop(host);
+        device.ends_well();
+    });
+}
+
+/// CC.EN 1 to 0 and back without a reset of the function: RDY goes and comes only when the command has ended.
+#[test]
+fn disable_during_a_hung_read() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "");
+        let mut host = device.host(1);
+        let extra = extra(&mut host);
+        hung_read(&mut host, &hang, extra.base());
+        host.client.w32(reg::CC, CC_LINUX);
+        std::thread::sleep(A_WHILE);
+        assert_eq!(host.csts(), RDY, "the reset is over although a command is in flight");
+        hang.end();
+        host.wait_csts(RDY, 0);
+        assert_eq!(host.csts(), 0);
+        works(&mut host);
+        drop(host);
+        device.ends_well();
+    });
+}
+
+#[test]
+fn disconnect_during_a_hung_read() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "iothreads=2");
+        let mut host = device.host(2);
+        let old = extra(&mut host);
+        hung_read(&mut host, &hang, old.base());
+        drop(host);
+        let (mut host, took) = timed(|| Host::cold(&device.socket()));
+        assert!(took < 2 * AT_ONCE, "the next client was let in after {took:?}");
+        assert_eq!(host.csts(), 0);
+        // The same addresses, other pages.
+        let fresh = extra(&mut host);
+        let took = unmap(&mut host, &fresh, 0);
+        assert!(took < AT_ONCE, "the hung command's memory is not this client's: {took:?}");
+        ready_only_after(&mut host, || hang.end());
+        is_own(&fresh);
+        works(&mut host);
+        is_own(&fresh);
+        drop(host);
+        device.ends_well();
+    });
+}
+
+/// The next client resets the device, as QEMU does when it starts, while the last one's command still hangs.
+#[test]
+fn next_client_resets_during_a_hung_read() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "");
+        let mut host = device.host(1);
+        let old = extra(&mut host);
+        hung_read(&mut host, &hang, old.base());
+        drop(host);
+        let mut host = Host::cold(&device.socket());
+        let ((), took) = timed(|| host.client.reset());
+        in_time(took);
+        host.connect_interrupts();
+        ready_only_after(&mut host, || hang.end());
+        works(&mut host);
+        drop(host);
+        device.ends_well();
+    });
+}
+
+/// A worker that is slow to learn that its queues are gone finds none of the next client's memory at their addresses,
+/// and what it makes of that is no concern of the next client.
+#[test]
+fn queues_vanish_under_a_slow_worker() {
+    with_each_engine(|kind| {
+        let (nap, folder) = (Nap::default(), folder());
+        let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
+        let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], nap.engine(kind));
+        for _ in 0..3 {
+            let mut host = device.host(1);
+            let ns = Ns::facts(&mut host, 1);
+            let to = host.ram.pages(1);
+            nap.take(A_WHILE);
+            host.submit(1, Host::rw(io::READ, &ns, 0, 8).prp(to, 0));
+            nap.wait();
+            drop(host);
+            let mut host = Host::cold(&device.socket());
+            assert_eq!(host.csts(), 0);
+            std::thread::sleep(2 * A_WHILE);
+            assert_eq!(host.csts(), 0);
+            assert!(
+                host.ram.read(host.ram.base(), 1 << 20) == [0; 1 << 20],
+                "memory of the next client was written"
+            );
+            host.enable();
+        }
+        device.ends_well();
+    });
+}
+
+/// Bounded; and what was acknowledged before is made durable all the same.
+#[test]
+fn stop_during_a_hung_read() {
+    with_each_engine(|kind| {
+        let log = VolatileLog::new();
+        let (mut device, hang) = device_with_tap(kind, "", Some(log.clone()));
+        let mut host = device.host(1);
+        let extra = extra(&mut host);
+        let mut ns = Ns::facts(&mut host, 2);
+        host.write(1, &mut ns, 0, 16, 1);
+        hung_read(&mut host, &hang, extra.base());
+        assert_ne!(log.volatile_writes(), 0);
+        let (success, took) = device.stop();
+        assert!(!success, "commands were cut off");
+        assert!(took > Duration::from_secs(9) && took < Duration::from_secs(12), "{took:?}");
+        assert_eq!(log.volatile_writes(), 0);
+        assert!(device.file("b")[..16 * 512] == ns.pattern(0, 16, 1));
+        host.client.wait_closed();
+        hang.end();
+    });
+}
+
+#[test]
+fn stop_waits_for_a_slow_read() {
+    with_each_engine(|kind| {
+        let (mut device, hang) = device(kind, "");
+        let mut host = device.host(1);
+        let extra = extra(&mut host);
+        hung_read(&mut host, &hang, extra.base());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_secs(1));
+                hang.end();
+            });
+            let (success, took) = device.stop();
+            assert!(success);
+            assert!(took > Duration::from_millis(900) && took < DEADLINE / 3, "{took:?}");
+        });
+    });
+}
