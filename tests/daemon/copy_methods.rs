@@ -218,8 +218,10 @@ fn long_copies_make_room_and_can_be_stopped() {
         let cid = h.queue(1, copy(1, half, 64, 0).data(&data));
         h.ring_sq(1);
         h.read(2, &ns, 7, 1);
-        h.delete_sq(1).ok();
+        let deleted = h.submit(0, Sqe::new(admin::DELETE_SQ).cdw(10, 1));
         let c = h.wait(1, cid);
+        h.wait(0, deleted).ok();
+        h.forget(1);
         assert!(matches!(c.status, st::OK | st::ABORT_REQUESTED) && c.dw0 < 64, "{c:?}");
         h.create_sq(1, 64, 1);
     }
