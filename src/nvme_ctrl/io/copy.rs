@@ -48,13 +48,10 @@ pub struct Copying {
 impl Copying {
     pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
         if let Some(flushing) = self.flushing {
-            return flushing;
+            return Some(self.counted(shared, flushing?));
         }
         let outcome = self.task.poll(&mut |part, ns: &Arc<_>, op| issue(part, ns, op))?;
         let outcome = Outcome { status: outcome.status, dw0: outcome.dw0 };
-        if outcome.status.is_success() {
-            shared.counters.copied(self.task.len());
-        }
         if outcome.status.is_success()
             && let Some(ns) = self.volatile.take()
             && !shared.write_cache.load(Ordering::SeqCst)
@@ -63,7 +60,19 @@ impl Copying {
             issue(0, &ns, Op::Flush);
             return None;
         }
-        Some(outcome)
+        Some(self.counted(shared, outcome))
+    }
+
+    /// What succeeded is counted.
+    fn counted(&self, shared: &Shared, outcome: Outcome) -> Outcome {
+        if outcome.status.is_success() {
+            shared.counters.copied(self.task.len());
+        }
+        outcome
+    }
+
+    pub(super) fn moves_memory(&self) -> bool {
+        self.task.moves_memory()
     }
 
     pub(super) fn done(&mut self, part: u32, result: Result<(), BackendError>, buf: Option<IoBuf>) {
@@ -80,10 +89,6 @@ impl Copying {
 
     pub(super) fn abort(&mut self) {
         self.task.abort();
-    }
-
-    pub(super) fn moves_memory(&self) -> bool {
-        self.task.moves_memory()
     }
 
     pub(super) fn is_starved(&self) -> bool {
