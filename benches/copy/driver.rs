@@ -6,10 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use rustix::event::EventfdFlags;
 use vfio_user_nvme::backend::SharedBackend;
 use vfio_user_nvme::backend::engine::{self, EngineKind};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
-use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
+use vfio_user_nvme::namespace::{CopyLimits, CopyPolicy, Identity, Method, Namespace, Namespaces};
 use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink};
 
 const RAM: u64 = 16 << 20;
@@ -22,10 +23,15 @@ const LISTS: u64 = 0x10_0000;
 const LIST: u64 = 16 << 10;
 const ENTRIES: u16 = 64;
 
-struct Deaf;
+/// Interrupts as a client gets them: an eventfd. A host that span instead would take a core from the device.
+struct Bell(OwnedFd);
 
-impl InterruptSink for Deaf {
-    fn raise(&self, _vector: u16) {}
+impl InterruptSink for Bell {
+    fn raise(&self, vector: u16) {
+        if vector == 1 {
+            let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        }
+    }
 }
 
 /// A controller with one queue pair.
@@ -35,6 +41,7 @@ pub struct Driver {
     /// The memfd mapped: completions are seen here as a guest would see them.
     map: *mut u8,
     _space: DmaSpace,
+    bell: Arc<Bell>,
     admin: (u16, u16),
     tail: u16,
     head: u16,
@@ -57,7 +64,8 @@ impl Driver {
         let fd = OwnedFd::from(ram.try_clone().expect("descriptor"));
         space.map(0, RAM, Rights::READ_WRITE, 0, Some(fd)).expect("DMA map");
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
-        let ns = Namespace::new(1, backend, lbads, limits, Identity::default());
+        let ns = Namespace::new(1, backend, lbads, limits, Identity::default())
+            .with_policy(CopyPolicy { method: method(), ..CopyPolicy::default() });
         let config = ControllerConfig {
             serial: "BENCH".into(),
             model: "bench".into(),
@@ -75,23 +83,24 @@ impl Driver {
             iothreads: 1,
         };
         let factory: vfio_user_nvme::nvme_ctrl::EngineFactory = Arc::new(move || engine::create(engine));
+        let bell = Arc::new(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")));
         let controller = Controller::new(
             config,
             Namespaces::new(vec![ns], 1),
             space.shared(),
-            Arc::new(Deaf),
+            bell.clone(),
             &factory,
             Arc::new(|| {}),
         )
         .expect("controller");
         let mut this =
-            Self { controller, ram, map, _space: space, admin: (0, 0), tail: 0, head: 0, phase: true };
+            Self { controller, ram, map, _space: space, bell, admin: (0, 0), tail: 0, head: 0, phase: true };
         this.controller.bar_write(0x24, &0x001f_001f_u32.to_le_bytes());
         this.controller.bar_write(0x28, &ASQ.to_le_bytes());
         this.controller.bar_write(0x30, &ACQ.to_le_bytes());
         this.controller.bar_write(0x14, &0x0046_0001_u32.to_le_bytes());
         let size = u32::from(ENTRIES - 1) << 16 | 1;
-        this.admin_command(0x05, CQ, size, 1); // contiguous, no interrupt
+        this.admin_command(0x05, CQ, size, 1 << 16 | 3); // contiguous, interrupt vector 1
         this.admin_command(0x01, SQ, size, 1 << 16 | 1);
         this
     }
@@ -138,12 +147,16 @@ impl Driver {
             if in_flight == 0 {
                 return;
             }
+            let before = in_flight;
             while let Some(cid) = self.take() {
                 free.push(cid);
                 in_flight -= 1;
-                self.controller.bar_write(0x100c, &u32::from(self.head).to_le_bytes());
             }
-            std::hint::spin_loop();
+            if in_flight < before {
+                self.controller.bar_write(0x100c, &u32::from(self.head).to_le_bytes());
+            } else {
+                let _ = rustix::io::read(&self.bell.0, &mut [0; 8]);
+            }
         }
     }
 
@@ -199,6 +212,16 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.controller.stop(std::time::Instant::now() + std::time::Duration::from_secs(5));
+    }
+}
+
+/// BENCH_METHOD, as `copy_method=`.
+fn method() -> Method {
+    match std::env::var("BENCH_METHOD").as_deref() {
+        Ok("reflink") => Method::Reflink,
+        Ok("offload") => Method::Offload,
+        Ok("bounce") => Method::Bounce,
+        _ => Method::Auto,
     }
 }
 

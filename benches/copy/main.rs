@@ -6,7 +6,7 @@
 //!
 //! Arguments: words that a row's name must contain (`cargo bench --bench copy -- memory`). `BENCH_DIR` names the
 //! folder of the plain-file rows (its file system is the one measured); XFS and btrfs rows mount loop files and
-//! need root.
+//! need root. `BENCH_METHOD` is our `copy_method=`.
 
 #![allow(unsafe_code, reason = "maps guest memory and asks for reflinks")]
 
