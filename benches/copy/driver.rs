@@ -10,7 +10,7 @@ use vfio_user_nvme::backend::SharedBackend;
 use vfio_user_nvme::backend::engine::{self, EngineKind};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
-use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink};
+use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Poll};
 
 const RAM: u64 = 16 << 20;
 const ASQ: u64 = 0;
@@ -72,6 +72,9 @@ impl Driver {
             vectors: 2,
             cdfe: 0,
             iothreads: 1,
+            doorbell_buffers: true,
+            map_doorbells: false,
+            poll: Poll::Adaptive,
         };
         let factory: vfio_user_nvme::nvme_ctrl::EngineFactory = Arc::new(move || engine::create(engine));
         let controller = Controller::new(
