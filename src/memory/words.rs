@@ -1,8 +1,9 @@
 //! Dwords of guest memory that are looked at again and again: shadow doorbells and their event indices.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::region::Mapping;
 use super::{Access, DmaError, Region};
 
 /// An array of little-endian dwords in one region, found once and then used without the table.
@@ -36,24 +37,33 @@ impl Words {
     /// # Errors
     /// `Unmapped` past the end or after an unmap, `Denied`, `Gone`.
     pub fn load(&self, index: usize) -> Result<u32, DmaError> {
-        self.dword(index, Access::Read, |dword| u32::from_le(dword.load(Ordering::Acquire)))
+        self.load_from(self.region.check(self.iova, Access::Read)?, index)
+    }
+
+    /// As [`load`](Self::load), but still works after an unmap: what was there last, for who is being fenced.
+    pub fn last(&self, index: usize) -> Result<u32, DmaError> {
+        self.load_from(self.region.check_even_removed(self.iova, Access::Read)?, index)
     }
 
     /// Stores dword `index` with release order. Errors as [`load`](Self::load).
     pub fn store(&self, index: usize, value: u32) -> Result<(), DmaError> {
-        self.dword(index, Access::Write, |dword| dword.store(value.to_le(), Ordering::Release))
+        let host = self.region.check(self.iova, Access::Write)?;
+        self.dword(host, index, |dword| dword.store(value.to_le(), Ordering::Release))
+    }
+
+    fn load_from(&self, host: &Mapping, index: usize) -> Result<u32, DmaError> {
+        self.dword(host, index, |dword| u32::from_le(dword.load(Ordering::Acquire)))
     }
 
     fn dword<R>(
         &self,
+        host: &Mapping,
         index: usize,
-        access: Access,
-        each: impl FnOnce(&std::sync::atomic::AtomicU32) -> R,
+        each: impl FnOnce(&AtomicU32) -> R,
     ) -> Result<R, DmaError> {
         if index >= self.count {
             return Err(DmaError::Unmapped(self.iova));
         }
-        let host = self.region.check(self.iova, access)?;
         let dword = host.atomic_u32(self.offset + 4 * index).ok_or(DmaError::Denied(self.iova))?;
         let result = each(dword);
         if host.is_dead() {
@@ -90,6 +100,8 @@ mod tests {
         assert!(unmapping.released(), "no pin");
         assert_eq!(words.load(0), Err(DmaError::Unmapped(0)));
         assert_eq!(words.store(0, 1), Err(DmaError::Unmapped(0)));
+        guest.set(4, &[6]);
+        assert_eq!(words.last(1), Ok(6));
         // Mapped again it is another region: found anew, not through the old handle.
         guest.map(0, 0x1000, Rights::READ_WRITE, 0);
         assert_eq!(words.load(0), Err(DmaError::Unmapped(0)));

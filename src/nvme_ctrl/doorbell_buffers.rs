@@ -49,6 +49,16 @@ impl Buffers {
         self.shadow.load(head_slot(qid))
     }
 
+    /// As [`Self::tail`], and what was there last if the memory was unmapped but this thread is not fenced yet.
+    pub fn last_tail(&self, qid: u16) -> Result<u32, DmaError> {
+        self.shadow.last(tail_slot(qid))
+    }
+
+    /// As [`Self::last_tail`], of the CQ's head.
+    pub fn last_head(&self, qid: u16) -> Result<u32, DmaError> {
+        self.shadow.last(head_slot(qid))
+    }
+
     /// Writes the shadow of SQ `qid`'s tail. The specification leaves that to the host; but hosts are about that leave
     /// the values of earlier queues behind, so it is set whenever a queue begins to use it.
     pub fn set_tail(&self, qid: u16, value: u16) -> Result<(), DmaError> {

@@ -9,6 +9,7 @@ mod attach;
 mod cli;
 mod commands;
 mod copying;
+mod doorbells;
 mod life;
 mod pointers;
 mod queues;

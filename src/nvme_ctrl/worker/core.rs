@@ -29,6 +29,8 @@ pub(super) struct Sq {
     pub deleting: Option<Token>,
     /// Tail.
     pub tail: Bell,
+    /// The register when the shadow of the tail was last looked at.
+    pub register: u32,
     /// What its event index says, if that is known.
     pub event: Option<u16>,
 }
@@ -40,6 +42,8 @@ pub(super) struct Cq {
     pub posted: bool,
     /// Head. The ring has its value too.
     pub head: Bell,
+    /// The register when the shadow of the head was last looked at.
+    pub register: u32,
     /// What its event index says, if that is known.
     pub event: Option<u16>,
 }
@@ -114,11 +118,11 @@ impl Core {
     pub fn message(&mut self, message: ToWorker) {
         match message {
             ToWorker::CreateCq(ring) => {
-                self.cqs.push(Cq { ring, posted: false, head: Bell::default(), event: None });
+                self.cqs.push(Cq { ring, posted: false, head: Bell::default(), register: 0, event: None });
             }
             ToWorker::CreateSq(ring) => {
                 let tail = Bell::default();
-                self.sqs.push(Sq { ring, in_flight: 0, deleting: None, tail, event: None });
+                self.sqs.push(Sq { ring, in_flight: 0, deleting: None, tail, register: 0, event: None });
             }
             ToWorker::DeleteSq(qid, token) => match self.sqs.iter_mut().find(|sq| sq.ring.qid == qid) {
                 Some(sq) => {

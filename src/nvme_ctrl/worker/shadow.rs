@@ -4,7 +4,7 @@
 //! sleep. When the buffer's memory goes, BAR0 takes over with the values last seen.
 
 use super::FromWorker;
-use super::core::{Core, Cq};
+use super::core::{Core, Cq, Sq};
 use super::fetch;
 use super::sleeper;
 use crate::memory::DmaError;
@@ -46,41 +46,50 @@ impl Core {
         }
     }
 
-    /// From now on BAR0 counts. Its slots may be far behind; the values last seen are newer than any write that was
-    /// trapped up to now, because an unmap is answered only after this.
+    /// From now on BAR0 counts, whose registers may be far behind.
+    ///
+    /// When the memory was unmapped they get what the shadows held last, which is no older than any write trapped up to
+    /// now: an unmap is answered, and the next message read, only after this. When its pages are gone (the client
+    /// shrank the file), they get what was seen last, unless a write was trapped since.
     fn lose_buffers(&mut self, error: DmaError) {
-        if self.shadow.buffers.take().is_none() {
-            return;
-        }
+        let Some(buffers) = self.shadow.buffers.take() else { return };
         log::warn!("shadow doorbells are gone ({error}); doorbells in BAR0 count until they are back");
-        for sq in &self.sqs {
-            self.shared.doorbells.set_tail(sq.ring.qid, sq.tail.value());
+        let doorbells = &self.shared.doorbells;
+        let mut invalid = false;
+        for Sq { ring, tail, register, .. } in &mut self.sqs {
+            let last = buffers.last_tail(ring.qid);
+            let size = ring.size();
+            invalid |= last.is_ok_and(|raw| tail.take(raw, |tail| u32::from(tail) < size).is_err());
+            if last.is_ok() || doorbells.tail(ring.qid) == *register {
+                doorbells.set_tail(ring.qid, tail.value());
+            }
         }
-        for cq in &self.cqs {
-            self.shared.doorbells.set_head(cq.ring.qid, cq.ring.head());
+        for Cq { ring, head, register, .. } in &mut self.cqs {
+            let last = buffers.last_head(ring.qid);
+            invalid |= last.is_ok_and(|raw| head.take(raw, |head| ring.set_head(head).is_ok()).is_err());
+            if last.is_ok() || doorbells.head(ring.qid) == *register {
+                doorbells.set_head(ring.qid, ring.head());
+            }
         }
-    }
-
-    /// Reads a doorbell where it is authoritative.
-    fn read(
-        &mut self,
-        shadow: impl FnOnce(&Buffers) -> Result<u32, DmaError>,
-        register: impl FnOnce(&Self) -> u32,
-    ) -> u32 {
-        match self.shadow.buffers.as_ref().map(shadow) {
-            Some(Ok(value)) => return value,
-            Some(Err(error)) => self.lose_buffers(error),
-            None => {}
+        if invalid {
+            self.tell_invalid();
         }
-        register(self)
     }
 
     /// Takes in the tail of the SQ at `at`.
     pub(super) fn look_at_tail(&mut self, at: usize) {
-        let Some(qid) = self.sqs.get(at).map(|sq| sq.ring.qid) else { return };
-        let raw = self.read(|buffers| buffers.tail(qid), |core| core.shared.doorbells.tail(qid));
         let Some(sq) = self.sqs.get_mut(at) else { return };
-        let size = sq.ring.size();
+        let (qid, size) = (sq.ring.qid, sq.ring.size());
+        let mut raw = self.shared.doorbells.tail(qid);
+        match self.shadow.buffers.as_ref().map(|buffers| buffers.tail(qid)) {
+            Some(Ok(shadow)) => sq.register = std::mem::replace(&mut raw, shadow),
+            Some(Err(error)) => {
+                self.lose_buffers(error);
+                raw = self.shared.doorbells.tail(qid);
+            }
+            None => {}
+        }
+        let Some(sq) = self.sqs.get_mut(at) else { return };
         if sq.tail.take(raw, |tail| u32::from(tail) < size).is_err() {
             self.tell_invalid();
         }
@@ -88,11 +97,19 @@ impl Core {
 
     /// Takes in the head of the CQ `cqid`.
     pub(super) fn look_at_head(&mut self, cqid: u16) {
-        let raw = self.read(|buffers| buffers.head(cqid), |core| core.shared.doorbells.head(cqid));
-        let shadow = self.shadow.buffers.is_some();
-        let Some(Cq { ring, head, .. }) = self.cqs.iter_mut().find(|cq| cq.ring.qid == cqid) else { return };
+        let Some(at) = self.cqs.iter().position(|cq| cq.ring.qid == cqid) else { return };
+        let mut raw = self.shared.doorbells.head(cqid);
+        let shadow = self.shadow.buffers.as_ref().map(|buffers| buffers.head(cqid));
+        if let Some(Err(error)) = shadow {
+            self.lose_buffers(error);
+            raw = self.shared.doorbells.head(cqid);
+        }
+        let Some(Cq { ring, head, register, .. }) = self.cqs.get_mut(at) else { return };
+        if let Some(Ok(shadow)) = shadow {
+            *register = std::mem::replace(&mut raw, shadow);
+        }
         if head.take(raw, |head| ring.set_head(head).is_ok()).is_err() {
-            if !shadow {
+            if self.shadow.buffers.is_none() {
                 // Taken back, so that the same value is told again if it is written again.
                 self.shared.doorbells.retract_head(cqid, raw as u16, ring.head());
             }
