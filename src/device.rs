@@ -46,6 +46,8 @@ pub struct NvmeDevice {
     memory: DmaSpace,
     interrupts: Arc<Interrupts>,
     wait: Option<(Wait, Instant)>,
+    /// The last client has left and a worker may not know yet; until when that is waited for.
+    leaving: Option<Instant>,
 }
 
 impl NvmeDevice {
@@ -56,7 +58,7 @@ impl NvmeDevice {
         memory: DmaSpace,
         interrupts: Arc<Interrupts>,
     ) -> Self {
-        Self { function, controller, memory, interrupts, wait: None }
+        Self { function, controller, memory, interrupts, wait: None, leaving: None }
     }
 
     /// The answer the client is owed, once it may be given.
@@ -86,7 +88,16 @@ impl NvmeDevice {
     /// When [`Self::poll_answer`] or the controller has something to do without further notice.
     pub fn deadline(&self) -> Option<Instant> {
         let answer = self.wait.as_ref().map(|(_, deadline)| *deadline);
-        [answer, self.controller.deadline()].into_iter().flatten().min()
+        [answer, self.leaving, self.controller.deadline()].into_iter().flatten().min()
+    }
+
+    /// May another client come? A worker that has not heard of the last one's leaving would take the memory of the
+    /// next one for its queues. Commands in flight do not count: they keep the old memory.
+    pub fn is_vacant(&mut self, now: Instant) -> bool {
+        if self.controller.is_fenced() || self.leaving.is_some_and(|until| now >= until) {
+            self.leaving = None;
+        }
+        self.leaving.is_none()
     }
 
     /// The client has gone: no memory, no interrupts, a controller as after power-on. Images stay as they are.
@@ -97,6 +108,7 @@ impl NvmeDevice {
         let unmapping = self.memory.unmap_all();
         self.controller.fence();
         self.controller.renew_doorbells();
+        self.leaving = Some(Instant::now() + PATIENCE);
         // Nobody is there to hand the pages to others; what is still in flight keeps them mapped until it ends.
         drop(unmapping);
         self.function.reset();

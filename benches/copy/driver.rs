@@ -71,6 +71,7 @@ impl Driver {
             aerl: 3,
             vectors: 2,
             cdfe: 0,
+            ocfs: 0xf,
             iothreads: 1,
             doorbell_buffers: true,
             map_doorbells: false,
@@ -87,7 +88,7 @@ impl Driver {
         )
         .expect("controller");
         let mut this =
-            Self { controller, ram, map, _space: space, admin: (0, 0), tail: 0, head: 0, phase: true, lbads };
+            Self { controller, ram, map, _space: space, admin: (0, 0), tail: 0, head: 0, phase: true };
         this.controller.bar_write(0x24, &0x001f_001f_u32.to_le_bytes());
         this.controller.bar_write(0x28, &ASQ.to_le_bytes());
         this.controller.bar_write(0x30, &ACQ.to_le_bytes());

@@ -220,7 +220,7 @@ impl Image {
 
 /// Copies the (never written) upper half down, which writes the lower half.
 fn touch(driver: &mut Driver, len: u64, lbads: u8) {
-    let half = len / 2 >> lbads;
+    let half = (len / 2) >> lbads;
     let step = MIB.min(len / 2) >> lbads;
     let back: Vec<Copy> = (0..half / step)
         .map(|i| Copy { ranges: vec![(half + i * step, step as u32)], sdlba: i * step })
@@ -251,7 +251,7 @@ fn rw(path: &PathBuf) -> File {
 /// Commands of `size` bytes in `ranges` equal ranges from the first `span` bytes to the ones behind, until
 /// [`ENOUGH`] is moved.
 fn sweep(lbads: u8, size: u64, ranges: u64, span: u64) -> Vec<Copy> {
-    let (per, all) = (size / ranges >> lbads, span >> lbads);
+    let (per, all) = ((size / ranges) >> lbads, span >> lbads);
     let command = size >> lbads;
     let count = (ENOUGH / size).clamp(1, 65536);
     (0..count)

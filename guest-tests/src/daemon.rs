@@ -38,10 +38,12 @@ impl Daemon {
         let socket = folder.join("nvme.sock");
         let mut command = Command::new(binary()?);
         command.arg("serve").arg("--socket").arg(&socket);
-        for (option, values) in [("--nvme", nvme), ("--nvme-ns", namespaces)] {
-            for value in values {
-                command.arg(option).arg(value);
-            }
+        if !nvme.is_empty() {
+            // The option may be given once only.
+            command.arg("--nvme").arg(nvme.join(","));
+        }
+        for namespace in namespaces {
+            command.arg("--nvme-ns").arg(namespace);
         }
         fs::write(folder.join("daemon.cmdline"), typed(&command) + "\n")?;
         // Appended: a case may start it more than once.
@@ -180,7 +182,8 @@ fn build() -> anyhow::Result<PathBuf> {
     }
     let target = profile.parent().context("target folder")?;
     let mut command = setup::cargo();
-    command.args(["build", "--quiet", "--package", NAME, "--bin", NAME]).arg("--target-dir").arg(target);
+    // For the whole workspace, so that it is the same build as that of `cargo test --workspace` and done already there.
+    command.args(["build", "--quiet", "--workspace", "--bin", NAME]).arg("--target-dir").arg(target);
     if profile.ends_with("release") {
         command.arg("--release");
     }

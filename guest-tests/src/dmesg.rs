@@ -30,15 +30,27 @@ const WARNING: u8 = 4;
 /// busy host makes it complain about.
 const DEVICES_BEGIN: &str = "PCI host bridge to bus";
 
-/// Beginnings of later warnings about the emulated machine and about a host too busy to keep its time; never about a disk.
-const HARMLESS: [&str; 5] =
-    ["ACPI: IRQ 4 override", "amd_pstate:", "clocksource:", "hrtimer: interrupt took", "tsc:"];
+/// Parts of later warnings about the emulated machine and about a host too busy to keep its time; never about a disk.
+const HARMLESS: [&str; 12] = [
+    "ACPI: IRQ 4 override",
+    "amd_pstate:",
+    "clocksource:",
+    "hogged CPU for",
+    "hpet: Lost",
+    "hrtimer: interrupt took",
+    "perf: interrupt took too long",
+    "rtc_cmos",
+    "sched: DL replenish lagged too much",
+    "sched: RT throttling activated",
+    "timekeeping watchdog",
+    "tsc:",
+];
 
 /// Messages at warning priority or worse that are not known to be harmless.
 #[must_use]
 pub fn suspicious(messages: &[Message]) -> Vec<String> {
     let devices = messages.iter().position(|m| m.text.starts_with(DEVICES_BEGIN)).unwrap_or(0);
-    let bad = |m: &&Message| m.priority <= WARNING && !HARMLESS.iter().any(|h| m.text.starts_with(h));
+    let bad = |m: &&Message| m.priority <= WARNING && !HARMLESS.iter().any(|h| m.text.contains(h));
     messages[devices..].iter().filter(bad).map(|m| format!("<{}> {}", m.priority, m.text)).collect()
 }
 

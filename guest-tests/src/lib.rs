@@ -2,6 +2,15 @@
 //!
 //! [`setup`] makes the environment (QEMU, kernels, programs) in a private cache folder; [`vm`] builds QEMU's command line;
 //! [`Guest`] is a booted guest with an agent in it, [`Daemon`] the program under test; both die with their owner.
+//!
+//! Environment variables, all optional:
+//!
+//! | name | meaning |
+//! |---|---|
+//! | `VFIO_USER_NVME_GUEST_DIR` | cache folder instead of `$XDG_CACHE_HOME/vfio-user-nvme` or `~/.cache/vfio-user-nvme` |
+//! | `VFIO_USER_NVME_GUEST_MIRROR` | Debian archive instead of the one the system's package configuration names |
+//! | `VFIO_USER_NVME_BIN` | a daemon that is already built |
+//! | `VFIO_USER_NVME_GUEST_DEVICE` | `qemu-nvme`: run the cases on QEMU's own device |
 
 pub mod accel;
 pub mod case;

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::accel::{self, Wanted};
 use crate::case::Folder;
-use crate::child::Child;
+use crate::child::{self, Child};
 use crate::device::{Device, Kind, Spec};
 use crate::guest::{BOOT_LIMIT, Guest};
 use crate::setup::{self, Kernel};
@@ -83,6 +85,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     };
     vm.accel = accel::choose(options.accel, &environment, &vm)?;
     let mut folder = Folder::new("run")?;
+    leave_nothing_when_interrupted(folder.path().to_owned())?;
     let spec = Spec { nvme: options.nvme.clone(), namespaces: options.nvme_ns.clone() };
     let device = Device::start(options.device, &spec, folder.path())?;
     vm.nvme = device.nvme.clone();
@@ -96,6 +99,19 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         eprintln!("logs are in {}", folder.path().display());
     }
     result
+}
+
+/// Ctrl-C during a command ends us without a chance to tidy up; so do it then.
+fn leave_nothing_when_interrupted(folder: PathBuf) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            child::kill_all();
+            let _ = std::fs::remove_dir_all(folder);
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
 }
 
 fn command(options: &Options, qemu: &setup::Qemu, vm: &Vm, folder: &Folder) -> anyhow::Result<ExitCode> {

@@ -319,6 +319,17 @@ fn waking(rig: &mut Rig) {
         waker.wake();
         rig.engine.wait(None);
     }
+    // A look at what is complete must not eat the wake-up of a message that came just before it.
+    let mut done = Vec::new();
+    for _ in 0..3 {
+        // A sleep that something else ended leaves the engine listening for wake-ups.
+        rig.engine.wait(Some(Duration::from_millis(1)));
+        waker.wake();
+        rig.engine.reap(&mut done);
+        let start = Instant::now();
+        rig.engine.wait(Some(Duration::from_secs(5)));
+        assert!(start.elapsed() < Duration::from_secs(4), "the wake-up was lost");
+    }
     // Each wake-up is answered before the next one comes: one that got lost would stop both for good.
     let (woken, heard) = std::sync::mpsc::sync_channel(0);
     let thread = std::thread::spawn(move || {

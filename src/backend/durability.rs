@@ -56,7 +56,16 @@ enum Effect {
 struct Flying {
     tag: Tag,
     sectors: Range<usize>,
+    /// Of a copy: where it comes from.
+    source: Range<usize>,
     effect: Effect,
+}
+
+impl Flying {
+    fn minds(&self, range: &Range<usize>) -> bool {
+        let clash = |own: &Range<usize>| own.start < range.end && range.start < own.end;
+        clash(&self.sectors) || clash(&self.source)
+    }
 }
 
 fn filled(value: u64) -> Vec<u8> {
@@ -95,6 +104,33 @@ impl Run {
         }
     }
 
+    /// Of sectors at rest, to others: they take what is there.
+    fn start_copy(&mut self, random: &mut Random) {
+        let count = 1 + random.below(12) as usize;
+        let mut place = || random.below(SECTORS - count as u64 + 1) as usize;
+        let (from, to) = (place(), place());
+        let (source, target) = (from..from + count, to..to + count);
+        let busy = self.flying.iter().any(|f| f.minds(&source) || f.minds(&target));
+        if busy || from.abs_diff(to) < count {
+            return;
+        }
+        for n in 0..count {
+            let sector = &self.sectors[from + n];
+            let value = sector.history[sector.completed];
+            self.sectors[to + n].history.push(value);
+        }
+        let bytes = |sectors: usize| (sectors * SECTOR) as u64;
+        let op = Op::CopyFrom {
+            source: Arc::clone(&self.rig.backend),
+            from: bytes(from),
+            offset: bytes(to),
+            len: bytes(count),
+            how: Shortcut::Offload,
+        };
+        let tag = self.rig.start(op);
+        self.flying.push(Flying { tag, sectors: target, source, effect: Effect::Change { fua: false } });
+    }
+
     fn start_random(&mut self, random: &mut Random, value: u64) {
         let first = random.below(SECTORS);
         let last = (first + 1 + random.below(12)).min(SECTORS);
@@ -102,8 +138,7 @@ impl Run {
         let len = (last - first) * SECTOR as u64;
         let fua = random.below(4) == 0;
         let choice = random.below(10);
-        let clash = |f: &Flying| f.sectors.start < sectors.end && sectors.start < f.sectors.end;
-        if choice > 1 && self.flying.iter().any(clash) {
+        if choice > 1 && self.flying.iter().any(|f| f.minds(&sectors)) {
             return;
         }
         let mut value = value;
@@ -139,12 +174,12 @@ impl Run {
                 sector.history.push(value);
             }
         }
-        self.flying.push(Flying { tag: self.rig.start(op), sectors, effect });
+        self.flying.push(Flying { tag: self.rig.start(op), sectors, source: 0..0, effect });
     }
 
     fn collect(&mut self) {
         let Run { rig, sectors: model, flying, .. } = self;
-        flying.retain(|Flying { tag, sectors, effect }| {
+        flying.retain(|Flying { tag, sectors, effect, .. }| {
             let Some(done) = rig.take(*tag) else {
                 return true;
             };
@@ -195,7 +230,10 @@ fn power_cuts(kind: EngineKind, seed: u64, sync: bool) -> Result<usize, String> 
     let mut random = Random(seed);
     let mut cuts = 0;
     for round in 1..=400 {
-        run.start_random(&mut random, round);
+        match random.below(8) {
+            0 => run.start_copy(&mut random),
+            _ => run.start_random(&mut random, round),
+        }
         match random.below(6) {
             0 => run.rig.turn(Some(Duration::from_millis(1))),
             1 | 2 => run.rig.poll(),
@@ -269,6 +307,14 @@ fn each_kind_of_sync_covers_its_own() {
         assert!(!losable(&run, 4096, 0));
         run.rig.ok(write(512, 5, false));
         assert!(losable(&run, 512, 5));
+        run.rig.ok(Op::Flush);
+        let source = Arc::clone(&run.rig.backend);
+        let (from, offset, how) = (512, 8192, Shortcut::Offload);
+        run.rig.ok(Op::CopyFrom { source, from, offset, len: 512, how });
+        assert!(losable(&run, 8192, 5), "a copy is a write");
+        run.rig.ok(Op::Flush);
+        assert!(!losable(&run, 8192, 5), "and durable after a Flush");
+        run.rig.ok(write(512, 6, false));
         // Torn at a sector: the halves fare differently in some cut.
         let torn = (0..64).map(|seed| run.log.power_cut(seed));
         assert!(torn.into_iter().any(|cut| cut[512] != cut[1024]));
@@ -318,6 +364,11 @@ fn the_kernel_is_told_to_sync() {
         assert_eq!(dirty_pages(&file), Some(0), "{kind}: FUA");
         rig.ok(zeroes);
         assert_eq!(dirty_pages(&file), Some(0), "{kind}: FUA of zeroes");
+        let source = Arc::clone(&rig.backend);
+        let copy = Op::CopyFrom { source, from: 0, offset: 1 << 19, len: 1 << 19, how: Shortcut::Offload };
+        rig.ok(copy);
+        rig.ok(Op::Flush);
+        assert_eq!(dirty_pages(&file), Some(0), "{kind}: Flush after a copy");
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use libc::iovec;
 
+use super::copy_steps::{CopySteps, Next};
 use super::image_file::{Ability, ImageFile};
 use super::{BackendError, Completion, IoBuf, Op, Tag};
 
@@ -53,6 +54,31 @@ pub enum Call {
         /// Bytes, never 0.
         len: u64,
     },
+    /// lseek; on the source file of a copy.
+    Seek {
+        /// SEEK_DATA, SEEK_HOLE or SEEK_END.
+        whence: i32,
+        /// Byte offset in the file.
+        offset: u64,
+    },
+    /// FICLONERANGE from [`FileJob::source_fd`].
+    CloneRange {
+        /// Byte offset in the source file.
+        from: u64,
+        /// Byte offset in the file.
+        offset: u64,
+        /// Bytes, never 0.
+        len: u64,
+    },
+    /// copy_file_range from [`FileJob::source_fd`].
+    CopyRange {
+        /// Byte offset in the source file.
+        from: u64,
+        /// Byte offset in the file.
+        offset: u64,
+        /// Bytes, never 0; it may move less.
+        len: u64,
+    },
 }
 
 /// What a job is for.
@@ -68,16 +94,22 @@ pub enum JobKind {
     WriteZeroes,
     /// [`Op::Discard`]
     Discard,
+    /// [`Op::CopyFrom`]
+    Copy,
 }
 
 /// The call a job makes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Read,
-    Write { dsync: bool },
+    Write {
+        dsync: bool,
+    },
     PunchHole,
     ZeroRange,
     WriteZeroes,
+    /// What the job's CopySteps say.
+    Copy,
     Sync,
     Done,
 }
@@ -93,19 +125,47 @@ enum Window {
 }
 
 #[derive(Debug)]
-struct Iovecs {
+pub(super) struct Iovecs {
     window: Window,
     single: iovec,
     built: Vec<iovec>,
 }
 
-// SAFETY: the pointers lead into the job's own buffer (which is Send) or the static zeroes; only the call in
+impl Iovecs {
+    const NONE: Iovecs = Iovecs {
+        window: Window::None,
+        single: iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
+        built: Vec::new(),
+    };
+
+    /// At `len` bytes of the job's own memory.
+    pub(super) fn aim_at(&mut self, base: *mut u8, len: usize) {
+        self.single = iovec { iov_base: base.cast(), iov_len: len.min(MAX_RW) };
+        self.window = Window::Single;
+    }
+
+    /// At as many zeroes, or the 1 MiB of them that one call writes.
+    pub(super) fn aim_at_zeroes(&mut self, left: u64) {
+        self.built.clear();
+        let mut left = usize::try_from(left).unwrap_or(usize::MAX);
+        while left > 0 && self.built.len() < ZERO_IOVS {
+            let take = left.min(ZERO_CHUNK);
+            self.built.push(iovec { iov_base: (&raw const ZEROES.0).cast_mut().cast(), iov_len: take });
+            left -= take;
+        }
+        self.window = Window::Built;
+    }
+}
+
+// SAFETY: the pointers lead into the job's own buffers (which are Send) or the static zeroes; only the call in
 // progress uses them.
 unsafe impl Send for Iovecs {}
 
 #[derive(Debug)]
 struct Issued {
     call: Call,
+    /// A call on a copy's source alone; the tap is not told of it.
+    of_source: bool,
     ticket: u64,
 }
 
@@ -130,6 +190,8 @@ pub struct FileJob {
     dsync_errno: Option<i32>,
     again: u32,
     buf: Option<IoBuf>,
+    /// Of a copy, while it lasts.
+    copy: Option<Box<CopySteps>>,
     iovecs: Iovecs,
     issued: Option<Issued>,
     result: Result<(), BackendError>,
@@ -144,7 +206,8 @@ impl FileJob {
             Op::Write { fua, .. } => (JobKind::Write, *fua),
             Op::Flush => (JobKind::Flush, false),
             Op::WriteZeroes { fua, .. } => (JobKind::WriteZeroes, *fua),
-            Op::Discard { .. } | Op::CopyFrom { .. } => (JobKind::Discard, false),
+            Op::Discard { .. } => (JobKind::Discard, false),
+            Op::CopyFrom { .. } => (JobKind::Copy, false),
         };
         let dsync = fua && file.can(Ability::DsyncWrite);
         let stage = match &op {
@@ -156,6 +219,7 @@ impl FileJob {
             Op::WriteZeroes { .. } if file.can(Ability::ZeroRange) => Stage::ZeroRange,
             Op::WriteZeroes { .. } => Stage::WriteZeroes,
             Op::Discard { .. } if file.can(Ability::PunchHole) => Stage::PunchHole,
+            // A copy is made by `FileJob::copy`.
             Op::Discard { .. } | Op::CopyFrom { .. } => Stage::Done,
         };
         let mut job = FileJob {
@@ -169,11 +233,8 @@ impl FileJob {
             dsync_errno: None,
             again: 0,
             buf: op.into_buf(),
-            iovecs: Iovecs {
-                window: Window::None,
-                single: iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
-                built: Vec::new(),
-            },
+            copy: None,
+            iovecs: Iovecs::NONE,
             issued: None,
             result: Ok(()),
         };
@@ -183,6 +244,26 @@ impl FileJob {
             job.fail(io::Error::from_raw_os_error(errno).into());
         }
         job
+    }
+
+    /// A job for a copy to `offset` of `file`.
+    pub(super) fn copy(file: Arc<ImageFile>, offset: u64, len: u64, steps: CopySteps) -> Self {
+        FileJob {
+            file,
+            kind: JobKind::Copy,
+            stage: if len == 0 { Stage::Done } else { Stage::Copy },
+            offset,
+            len,
+            done: 0,
+            sync_after: false,
+            dsync_errno: None,
+            again: 0,
+            buf: None,
+            copy: Some(Box::new(steps)),
+            iovecs: Iovecs::NONE,
+            issued: None,
+            result: Ok(()),
+        }
     }
 
     /// What the job is for.
@@ -200,9 +281,17 @@ impl FileJob {
         self.stage == Stage::Done
     }
 
-    /// The file of the calls.
+    /// The file of the call in progress.
     pub fn fd(&self) -> RawFd {
-        self.file.fd()
+        match self.issued {
+            Some(Issued { of_source: true, .. }) => self.source_fd(),
+            _ => self.file.fd(),
+        }
+    }
+
+    /// The file a copy comes from; of no use to other jobs, which give their own.
+    pub fn source_fd(&self) -> RawFd {
+        self.copy.as_ref().map_or(&*self.file, |copy| copy.source()).fd()
     }
 
     /// The buffers of the call in progress; valid from [`FileJob::next_call`] to [`FileJob::complete`].
@@ -223,8 +312,14 @@ impl FileJob {
         let at = self.offset + self.done;
         let left = self.len - self.done;
         self.iovecs.window = Window::None;
+        let mut of_source = false;
         let call = match self.stage {
             Stage::Done => return None,
+            Stage::Copy => {
+                let copy = self.copy.as_mut()?;
+                of_source = copy.on_source_alone();
+                copy.next_call(&mut self.iovecs)
+            }
             Stage::Read => {
                 self.aim_at_buffer();
                 Call::Preadv { offset: at }
@@ -234,7 +329,7 @@ impl FileJob {
                 Call::Pwritev { offset: at, dsync }
             }
             Stage::WriteZeroes => {
-                self.aim_at_zeroes(left);
+                self.iovecs.aim_at_zeroes(left);
                 Call::Pwritev { offset: at, dsync: false }
             }
             Stage::PunchHole => Call::Fallocate {
@@ -251,26 +346,31 @@ impl FileJob {
             Stage::Sync => Call::Fdatasync,
         };
         let ticket = match self.file.tap() {
-            None => 0,
-            Some(tap) => tap.issued(&call, &self.outgoing(&call)),
+            Some(tap) if !of_source => tap.issued(&call, &self.outgoing(&call)),
+            _ => 0,
         };
-        self.issued = Some(Issued { call, ticket });
+        self.issued = Some(Issued { call, of_source, ticket });
         Some(call)
     }
 
-    /// The result of the call in progress as the kernel gives it: bytes or 0, or a negative errno.
-    pub fn complete(&mut self, result: i32) {
-        let Some(Issued { call, ticket }) = self.issued.take() else {
+    /// The result of the call in progress as the kernel gives it: bytes, an offset or 0, or a negative errno.
+    pub fn complete(&mut self, result: impl Into<i64>) {
+        let result = result.into();
+        let Some(Issued { call, of_source, ticket }) = self.issued.take() else {
             return;
         };
-        let result = u32::try_from(result).map_err(|_| result.wrapping_neg());
-        if let Some(tap) = self.file.tap() {
-            tap.completed(ticket, &call, result);
+        let errno = i32::try_from(result.wrapping_neg()).unwrap_or(libc::EIO);
+        let result = u64::try_from(result).map_err(|_| errno);
+        if let Some(tap) = self.file.tap()
+            && !of_source
+        {
+            // What a tap is told of moves less than 2 GiB in a call.
+            tap.completed(ticket, &call, result.map(|moved| u32::try_from(moved).unwrap_or(u32::MAX)));
         }
         match result {
             Ok(moved) => {
                 self.again = 0;
-                self.succeeded(u64::from(moved));
+                self.succeeded(moved);
             }
             Err(errno) => self.failed(errno),
         }
@@ -295,6 +395,7 @@ impl FileJob {
                 }
             }
             Stage::PunchHole | Stage::ZeroRange => self.transferred(),
+            Stage::Copy => self.copied(|copy, file| copy.succeeded(moved, file)),
             Stage::Sync => match self.file.sync_error() {
                 // Another's fdatasync was told of the loss; the kernel does not repeat it to ours.
                 Some(errno) => self.fail(io::Error::from_raw_os_error(errno).into()),
@@ -320,6 +421,7 @@ impl FileJob {
         match (self.stage, errno) {
             (_, libc::EINTR) => {}
             (_, libc::EAGAIN) if self.again < MAX_AGAIN => self.again += 1,
+            (Stage::Copy, _) => self.copied(|copy, file| copy.failed(errno, file)),
             (Stage::Read | Stage::Write { .. }, libc::EFAULT) => {
                 self.fail(BackendError::GuestMemory);
             }
@@ -350,6 +452,14 @@ impl FileJob {
         }
     }
 
+    fn copied(&mut self, step: impl FnOnce(&mut CopySteps, &ImageFile) -> Next) {
+        match self.copy.as_mut().map(|copy| step(copy, &self.file)) {
+            Some(Next::More) => {}
+            Some(Next::Done) | None => self.stage = Stage::Done,
+            Some(Next::Failed(error)) => self.fail(error),
+        }
+    }
+
     /// The next best way to the same end.
     fn step_down(&mut self) {
         self.stage = match (self.kind, self.stage) {
@@ -372,9 +482,7 @@ impl FileJob {
         match &mut self.buf {
             Some(IoBuf::Pool(buf)) => {
                 let left = buf.get_mut(skip..).unwrap_or_default();
-                self.iovecs.single =
-                    iovec { iov_base: left.as_mut_ptr().cast(), iov_len: left.len().min(MAX_RW) };
-                self.iovecs.window = Window::Single;
+                self.iovecs.aim_at(left.as_mut_ptr(), left.len());
             }
             Some(IoBuf::Guest(buf)) => {
                 let all = buf.iovecs();
@@ -389,24 +497,17 @@ impl FileJob {
         }
     }
 
-    fn aim_at_zeroes(&mut self, left: u64) {
-        let built = &mut self.iovecs.built;
-        built.clear();
-        let mut left = usize::try_from(left).unwrap_or(usize::MAX);
-        while left > 0 && built.len() < ZERO_IOVS {
-            let take = left.min(ZERO_CHUNK);
-            built.push(iovec { iov_base: (&raw const ZEROES.0).cast_mut().cast(), iov_len: take });
-            left -= take;
-        }
-        self.iovecs.window = Window::Built;
-    }
-
-    /// A copy of what a write is about to hand over, for a tap.
+    /// A copy of what a write is about to hand over, or of what is about to be copied, for a tap.
     fn outgoing(&self, call: &Call) -> Vec<u8> {
+        if let (Call::CloneRange { from, len, .. } | Call::CopyRange { from, len, .. }, Some(copy)) =
+            (call, &self.copy)
+        {
+            return copy.source().content(*from, *len);
+        }
         let mut data = Vec::new();
         if let Call::Pwritev { .. } = call {
             for iov in self.iovecs() {
-                // SAFETY: the iovecs of a write lie in the job's buffer or the static zeroes, both alive.
+                // SAFETY: the iovecs of a write lie in the job's buffers or the static zeroes, all alive.
                 // A tap is a test's: there nobody writes the memory meanwhile.
                 data.extend_from_slice(unsafe {
                     std::slice::from_raw_parts(iov.iov_base.cast::<u8>(), iov.iov_len)
@@ -666,7 +767,7 @@ mod tests {
                     at += take;
                     left -= take;
                 }
-                job.complete((at - start) as i32);
+                job.complete((at - start) as i64);
             }
             let end = job.finish(Tag(0));
             prop_assert!(end.result.is_ok());

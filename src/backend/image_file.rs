@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
+use super::Shortcuts;
 use super::file_job::Call;
+use super::shortcut::{self, FileFacts, Refusals, Way};
 
 /// Watches the real calls on one image, on whatever thread makes them: the seam of the durability
 /// laboratory. Without one a job pays a test of an `Option` for each call.
@@ -14,7 +17,8 @@ pub trait Tap: Send + Sync + std::fmt::Debug {
     fn opened(&self, _image: &File, _len: u64) -> std::io::Result<()> {
         Ok(())
     }
-    /// `call` is about to be made; `data` is what a `Pwritev` hands over (it may move less), else empty.
+    /// `call` is about to be made; `data` is what a `Pwritev` hands over, or the source's content for
+    /// `CloneRange` and `CopyRange` (it may move less), else empty.
     /// Returns a number that comes back with the end of the call.
     fn issued(&self, call: &Call, data: &[u8]) -> u64;
     /// The call ended: bytes moved (0 where none are), or errno.
@@ -33,6 +37,8 @@ pub(super) enum Ability {
 #[derive(Debug)]
 pub(super) struct ImageFile {
     file: File,
+    facts: FileFacts,
+    refusals: Refusals,
     lacks: [AtomicBool; 3],
     /// errno of the first failed fdatasync, or 0.
     sync_error: AtomicI32,
@@ -41,11 +47,55 @@ pub(super) struct ImageFile {
 
 impl ImageFile {
     pub(super) fn new(file: File, tap: Option<Arc<dyn Tap>>) -> Self {
-        ImageFile { file, lacks: Default::default(), sync_error: AtomicI32::new(0), tap }
+        ImageFile {
+            facts: FileFacts::of(&file),
+            refusals: Refusals::default(),
+            file,
+            lacks: Default::default(),
+            sync_error: AtomicI32::new(0),
+            tap,
+        }
+    }
+
+    /// Said to be on a file system that shares blocks.
+    #[cfg(test)]
+    pub(super) fn sharing(mut self, block: u64) -> Self {
+        self.facts = self.facts.sharing(block);
+        self
     }
 
     pub(super) fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// Ways from `source` to this file.
+    pub(super) fn shortcuts_from(&self, source: &ImageFile) -> Shortcuts {
+        shortcut::between(&source.facts, &self.facts, &self.refusals)
+    }
+
+    /// The kernel answered `errno` to `way` from `source` to this file.
+    pub(super) fn refused(&self, source: &ImageFile, way: Way, errno: i32) {
+        if let Some(id) = source.facts.id() {
+            self.refusals.remember(id, way, errno);
+        }
+    }
+
+    /// Both are open on the same file.
+    pub(super) fn is_same(&self, other: &ImageFile) -> bool {
+        self.facts.id().is_some() && self.facts.id() == other.facts.id()
+    }
+
+    /// What a copy of this range would move, for a tap.
+    pub(super) fn content(&self, from: u64, len: u64) -> Vec<u8> {
+        let mut data = vec![0; usize::try_from(len).unwrap_or(0)];
+        let mut got = 0;
+        while let Some(left) = data.get_mut(got..)
+            && let Ok(more @ 1..) = self.file.read_at(left, from + got as u64)
+        {
+            got += more;
+        }
+        data.truncate(got);
+        data
     }
 
     pub(super) fn can(&self, ability: Ability) -> bool {

@@ -8,11 +8,36 @@ use std::io;
 
 use vm_memory::VolatileMemory;
 use vm_memory::mmap::MmapRegion;
+use vm_memory::volatile_memory::VolatileSlice;
 
 use super::engine::Engine;
-use super::{Backend, BackendError, Completion, IoBuf, Op, Tag};
+use super::{Backend, BackendError, Completion, IoBuf, Nature, Op, Shortcut, Shortcuts, Tag};
 
 const ZEROES: [u8; 4096] = [0; 4096];
+
+/// Are so many bytes (of a page at most) from `at` on all zero?
+fn is_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
+    // Data is seldom zero in its first word, and then no more than that is looked at.
+    let mut word = [0; 8];
+    let Ok(start) = slice.subslice(at, len.min(word.len())) else {
+        return false;
+    };
+    start.copy_to(&mut word);
+    word == [0; 8] && is_all_zero(slice, at, len)
+}
+
+/// Apart, so that the common case does without the buffer.
+#[inline(never)]
+fn is_all_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
+    let mut bytes = [0; ZEROES.len()];
+    let (Some(bytes), Some(zeroes), Ok(part)) =
+        (bytes.get_mut(..len), ZEROES.get(..len), slice.subslice(at, len))
+    else {
+        return false;
+    };
+    part.copy_to(bytes);
+    bytes == zeroes
+}
 
 /// See the module docs.
 #[derive(Debug)]
@@ -51,7 +76,10 @@ impl MemoryBackend {
             }),
             Op::WriteZeroes { unmap: false, .. } => self.zero(offset, len),
             Op::WriteZeroes { unmap: true, .. } | Op::Discard { .. } => self.give_back(offset, len),
-            Op::CopyFrom { .. } => Err(BackendError::NoShortcut),
+            Op::CopyFrom { source, from, how, .. } => match (source.nature(), how) {
+                (Nature::Memory(source), Shortcut::MemMove) => self.move_from(source, *from, offset, len),
+                _ => Err(BackendError::NoShortcut),
+            },
         }
     }
 
@@ -68,6 +96,67 @@ impl MemoryBackend {
             Err(_) => result = Err(BackendError::Truncated),
         });
         result.and(buf.check())
+    }
+
+    /// Moves `len` bytes from `from` of `source`, which may be this image, to `offset`.
+    fn move_from(
+        &self,
+        source: &MemoryBackend,
+        from: u64,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), BackendError> {
+        let beyond = |_| BackendError::Truncated;
+        let from = usize::try_from(from).map_err(|_| BackendError::Truncated)?;
+        let from = source.region.get_slice(from, len).map_err(beyond)?;
+        let to = self.region.get_slice(offset, len).map_err(beyond)?;
+        if self.overlaps(source, &from, &to) {
+            // A memmove, in one go: only that takes them in the right order.
+            from.copy_to_volatile_slice(to);
+        } else {
+            self.move_what_is_not_zero(&from, &to)?;
+        }
+        Ok(())
+    }
+
+    /// Do the two slices share a byte?
+    fn overlaps(&self, source: &MemoryBackend, from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) -> bool {
+        let address = |slice: &VolatileSlice<'_>| slice.ptr_guard().as_ptr().addr();
+        std::ptr::eq(self, source) && address(from).abs_diff(address(to)) < from.len()
+    }
+
+    /// What is zero in a page of `to` and is to be zero is left alone: most likely neither it nor its source was
+    /// ever written, and writing zeroes would cost it memory. Whoever writes there meanwhile wrote after us.
+    fn move_what_is_not_zero(
+        &self,
+        from: &VolatileSlice<'_>,
+        to: &VolatileSlice<'_>,
+    ) -> Result<(), BackendError> {
+        let beyond = |_| BackendError::Truncated;
+        let page = self.page.min(ZEROES.len());
+        let len = to.len();
+        let move_run = |start: usize, end: usize| -> Result<(), BackendError> {
+            if start < end {
+                let run = from.subslice(start, end - start).map_err(beyond)?;
+                run.copy_to_volatile_slice(to.subslice(start, end - start).map_err(beyond)?);
+            }
+            Ok(())
+        };
+        // What has to be moved and was not yet.
+        let mut start = 0;
+        let mut at = 0;
+        // Pieces that end with a page, and what is left.
+        let mut end = page - to.ptr_guard().as_ptr().addr() % page;
+        while at < len {
+            let piece = end.min(len) - at;
+            if is_zero(from, at, piece) && is_zero(to, at, piece) {
+                move_run(start, at)?;
+                start = at + piece;
+            }
+            at += piece;
+            end += page;
+        }
+        move_run(start, len)
     }
 
     fn zero(&self, offset: usize, len: usize) -> Result<(), BackendError> {
@@ -121,6 +210,14 @@ impl Backend for MemoryBackend {
     fn submit(&self, tag: Tag, mut op: Op, _engine: &mut dyn Engine) -> Option<Completion> {
         let result = self.execute(&mut op);
         Some(Completion { tag, result, buf: op.into_buf() })
+    }
+
+    fn nature(&self) -> Nature<'_> {
+        Nature::Memory(self)
+    }
+
+    fn shortcuts_from(&self, source: &dyn Backend) -> Shortcuts {
+        Shortcuts { memmove: matches!(source.nature(), Nature::Memory(_)), ..Shortcuts::default() }
     }
 
     fn name(&self) -> &str {
@@ -192,6 +289,36 @@ mod tests {
         assert!(MemoryBackend::new(0).is_err());
         assert!(MemoryBackend::new(u64::MAX).is_err());
         assert!(MemoryBackend::new(1 << 60).is_err());
+    }
+
+    /// Zeroes moved over zeroes cost nothing, at whatever offsets; all else arrives.
+    #[test]
+    fn what_was_never_written_is_moved_for_nothing() {
+        let len = 8 << 20;
+        let image = || std::sync::Arc::new(MemoryBackend::new(len).expect("the memory is there"));
+        let (source, target) = (image(), image());
+        let moved = |from, offset, len| Op::CopyFrom {
+            source: source.clone(),
+            from,
+            offset,
+            len,
+            how: Shortcut::MemMove,
+        };
+        for (from, offset) in [(0, 0), (512, 1024), (1, 2)] {
+            assert_eq!(own_pages_after(&target, moved(from, offset, len - 8192)), 0);
+        }
+        assert_eq!(own_pages(&source), 0);
+        let data = Op::Write { offset: (1 << 20) + 4095, buf: pool(vec![7; 2]), fua: false };
+        assert_eq!(own_pages_after(&source, data), 2);
+        assert_eq!(own_pages_after(&target, moved(0, 0, len)), 2);
+        assert_eq!(own_pages_after(&target, moved(0, 4096, len - 4096)), 3);
+        // Zeroes over data are moved.
+        assert_eq!(own_pages_after(&target, moved(4 << 20, 1 << 20, 1 << 20)), 3);
+        let mut read = Op::Read { offset: 0, buf: pool(vec![1; len as usize]) };
+        target.execute(&mut read).expect("the read succeeds");
+        let buf = read.into_buf().expect("a read has a buffer");
+        let IoBuf::Pool(bytes) = buf else { panic!("{buf:?}") };
+        assert!(bytes.iter().all(|b| *b == 0));
     }
 
     /// Several workers on one image at once: each finds its own blocks as it left them.

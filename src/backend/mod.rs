@@ -6,6 +6,7 @@
 //! Operations in flight have no order among each other: who needs one waits for the completion. A
 //! [`Op::Flush`] covers what was *completed* before it was submitted.
 
+mod copy_steps;
 pub mod engine;
 mod file_job;
 mod image_file;
@@ -13,11 +14,14 @@ mod io_buf;
 mod lock;
 mod memory;
 mod raw;
+mod shortcut;
 mod stall;
 mod volatile;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod copying;
 #[cfg(test)]
 mod durability;
 
@@ -77,7 +81,8 @@ pub enum Op {
         len: u64,
     },
     /// Copies from `source` without passing through a buffer of ours; [`BackendError::NoShortcut`] when that
-    /// does not work here (nothing has changed then, and [`Backend::shortcuts_from`] says so from now on).
+    /// does not work here. Nothing has changed then, and where it is the pair of images that lacks the way and
+    /// not these ranges (unaligned, overlapping), [`Backend::shortcuts_from`] leaves it out from now on.
     CopyFrom {
         /// The image to copy from; may be this one, but then the ranges must not overlap, unless `how` is
         /// [`Shortcut::MemMove`].
@@ -100,9 +105,12 @@ pub enum Shortcut {
     /// Overlapping ranges are moved as memmove does.
     MemMove,
     /// The file system shares the blocks (FICLONERANGE). Offsets and length must be aligned, except that the
-    /// length may end with the source file.
+    /// length may end with both files. The kernel writes dirty pages of the source back first, which takes its
+    /// time and cannot be cancelled: the caller caps the length. It also drops the destination's page cache,
+    /// so reads through that and O_DIRECT ones both see the new blocks.
     Reflink,
-    /// copy_file_range, holes of the source made holes of the destination.
+    /// copy_file_range, holes of the source made holes of the destination. A file system that can share
+    /// blocks does so here as well, for the aligned part of a range: see [`Shortcuts::offload_clones`].
     Offload,
 }
 
@@ -117,6 +125,20 @@ pub struct Shortcuts {
     pub offload: bool,
     /// And is worth more than reading and writing (it clones, or a server does it).
     pub offload_pays: bool,
+    /// And shares blocks wherever the ranges are aligned: the kernel cannot be asked to copy instead. What was
+    /// moved by it is then to be reported as shared, not as copied.
+    pub offload_clones: bool,
+}
+
+/// What an image is made of, as far as another one may copy from it without a buffer.
+#[derive(Clone, Copy, Debug)]
+pub enum Nature<'a> {
+    /// Memory of this process.
+    Memory(&'a MemoryBackend),
+    /// A file, byte for byte.
+    File(&'a RawBackend),
+    /// Nothing that could be passed by: its bytes are to be had by [`Op::Read`] alone.
+    Opaque,
 }
 
 impl Op {
@@ -142,10 +164,12 @@ impl Op {
             return Err(BackendError::ReadOnly);
         }
         let (offset, count) = self.range();
-        match offset.checked_add(count) {
-            Some(end) if end <= len => Ok(()),
-            _ => Err(BackendError::Truncated),
-        }
+        let lies_within = |from: u64, len: u64| from.checked_add(count).is_some_and(|end| end <= len);
+        let source_has_it = match self {
+            Op::CopyFrom { source, from, .. } => lies_within(*from, source.len()),
+            _ => true,
+        };
+        if source_has_it && lies_within(offset, len) { Ok(()) } else { Err(BackendError::Truncated) }
     }
 
     /// The buffer, for a completion that was refused.
@@ -200,6 +224,11 @@ pub trait Backend: Send + Sync + Debug {
     fn read_only(&self) -> bool;
     /// Starts `op`. `Some` when it was done at once; otherwise the engine completes it later.
     fn submit(&self, tag: Tag, op: Op, engine: &mut dyn engine::Engine) -> Option<Completion>;
+    /// What it is made of. A decorator that must see every read leaves it [`Nature::Opaque`]; one that need not
+    /// answers for the image inside.
+    fn nature(&self) -> Nature<'_> {
+        Nature::Opaque
+    }
     /// Ways to copy from `source` to this image ([`Op::CopyFrom`]). Cheap: asked for every Copy command.
     fn shortcuts_from(&self, source: &dyn Backend) -> Shortcuts {
         let _ = source;

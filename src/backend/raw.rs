@@ -6,11 +6,12 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::copy_steps::CopySteps;
 use super::engine::Engine;
 use super::file_job::FileJob;
 use super::image_file::{ImageFile, Tap};
 use super::lock::{self, LockError};
-use super::{Backend, BackendError, Completion, Op, Tag};
+use super::{Backend, BackendError, Completion, Nature, Op, Shortcut, Shortcuts, Tag};
 
 /// Images come in whole sectors of this many bytes.
 const SECTOR: u64 = 512;
@@ -134,10 +135,17 @@ impl Backend for RawBackend {
         if self.read_only && matches!(op, Op::Flush) {
             return Some(Completion { tag, result: Ok(()), buf: None });
         }
-        if matches!(op, Op::CopyFrom { .. }) {
-            return Some(Completion { tag, result: Err(BackendError::NoShortcut), buf: None });
-        }
-        let job = FileJob::new(Arc::clone(&self.file), op);
+        let job = match op {
+            Op::CopyFrom { source, from, offset, len, how } => {
+                match self.copy_job(&*source, from, offset, len, how) {
+                    Some(job) => job,
+                    None => {
+                        return Some(Completion { tag, result: Err(BackendError::NoShortcut), buf: None });
+                    }
+                }
+            }
+            op => FileJob::new(Arc::clone(&self.file), op),
+        };
         if job.is_done() {
             return Some(job.finish(tag));
         }
@@ -145,8 +153,56 @@ impl Backend for RawBackend {
         None
     }
 
+    fn nature(&self) -> Nature<'_> {
+        Nature::File(self)
+    }
+
+    fn shortcuts_from(&self, source: &dyn Backend) -> Shortcuts {
+        match source.nature() {
+            Nature::File(source) if !self.read_only => self.file.shortcuts_from(&source.file),
+            _ => Shortcuts::default(),
+        }
+    }
+
     fn name(&self) -> &str {
         &self.name
+    }
+}
+
+impl RawBackend {
+    /// For a range that lies in both images; nothing if `how` does not lead from there to here.
+    fn copy_job(
+        &self,
+        source: &dyn Backend,
+        from: u64,
+        offset: u64,
+        len: u64,
+        how: Shortcut,
+    ) -> Option<FileJob> {
+        let ways = self.shortcuts_from(source);
+        let Nature::File(source) = source.nature() else {
+            return None;
+        };
+        // The kernel refuses both ways when the ranges overlap.
+        if source.file.is_same(&self.file) && from.abs_diff(offset) < len {
+            return None;
+        }
+        let clone = match how {
+            Shortcut::MemMove => return None,
+            Shortcut::Offload if !ways.offload => return None,
+            Shortcut::Offload => None,
+            Shortcut::Reflink => {
+                let block = ways.reflink?;
+                let to_both_ends = from + len == source.len && offset + len == self.len;
+                let aligned = |n: u64| n.is_multiple_of(block);
+                if !aligned(from) || !aligned(offset) || !(aligned(len) || to_both_ends) {
+                    return None;
+                }
+                Some(block)
+            }
+        };
+        let steps = CopySteps::new(Arc::clone(&source.file), from, offset, len, clone);
+        Some(FileJob::copy(Arc::clone(&self.file), offset, len, steps))
     }
 }
 

@@ -40,7 +40,7 @@ impl Gate {
         self.inner.open.store(false, Ordering::Release);
     }
 
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.inner.open.load(Ordering::Acquire)
     }
 

@@ -144,8 +144,10 @@ impl Tap for VolatileLog {
         let mut state = self.state();
         let ticket = state.tick();
         let (offset, content) = match call {
-            Call::Preadv { .. } | Call::Fdatasync => return ticket,
-            Call::Pwritev { offset, .. } => (*offset, Content::Data(data.to_vec())),
+            Call::Preadv { .. } | Call::Seek { .. } | Call::Fdatasync => return ticket,
+            Call::Pwritev { offset, .. }
+            | Call::CloneRange { offset, .. }
+            | Call::CopyRange { offset, .. } => (*offset, Content::Data(data.to_vec())),
             // Both modes that are used make zeroes.
             Call::Fallocate { offset, len, .. } => (*offset, Content::Zeroes(*len as usize)),
         };
@@ -163,28 +165,31 @@ impl Tap for VolatileLog {
         let mut state = self.state();
         let now = state.tick();
         match (call, result) {
-            (Call::Preadv { .. }, _) | (Call::Fdatasync, Err(_)) => return,
+            (Call::Preadv { .. } | Call::Seek { .. }, _) | (Call::Fdatasync, Err(_)) => return,
             (Call::Fdatasync, Ok(_)) => {
                 for write in &mut state.writes {
                     // Only what was complete when the sync was issued is covered by it.
                     write.durable |= write.completed.is_some_and(|at| at < ticket);
                 }
             }
-            (Call::Fallocate { .. }, Err(libc::EOPNOTSUPP | libc::EINVAL)) => {
+            (
+                Call::Fallocate { .. } | Call::CloneRange { .. } | Call::CopyRange { .. },
+                Err(libc::EOPNOTSUPP | libc::EINVAL | libc::EXDEV | libc::ENOSYS),
+            ) => {
                 state.writes.retain(|write| write.ticket != ticket);
             }
             // Undefined: a power cut may leave any of it.
             (_, Err(_)) => return,
-            (Call::Pwritev { dsync, .. }, Ok(moved)) => {
+            (Call::Pwritev { .. } | Call::CopyRange { .. }, Ok(moved)) => {
                 if let Some(write) = state.writes.iter_mut().find(|w| w.ticket == ticket) {
                     if let Content::Data(data) = &mut write.content {
                         data.truncate(moved as usize);
                     }
                     write.completed = Some(now);
-                    write.durable = *dsync;
+                    write.durable = matches!(call, Call::Pwritev { dsync: true, .. });
                 }
             }
-            (Call::Fallocate { .. }, Ok(_)) => {
+            (Call::Fallocate { .. } | Call::CloneRange { .. }, Ok(_)) => {
                 if let Some(write) = state.writes.iter_mut().find(|w| w.ticket == ticket) {
                     write.completed = Some(now);
                 }
@@ -258,6 +263,28 @@ mod tests {
         let cut = log.power_cut(1);
         assert_eq!((&cut[..100], &cut[100..]), (&[1; 100][..], &[0; 924][..]));
         assert_eq!(log.volatile_writes(), 0);
+    }
+
+    /// What is shared or copied between files is a write like any other.
+    #[test]
+    fn copies_are_writes() {
+        let log = log(2048);
+        let clone = Call::CloneRange { from: 0, offset: 0, len: 512 };
+        let copy = Call::CopyRange { from: 0, offset: 1024, len: 1024 };
+        let refused = log.issued(&clone, &[9; 512]);
+        log.completed(refused, &clone, Err(libc::EXDEV));
+        assert_eq!(log.volatile_writes(), 0);
+        for (call, moved) in [(clone, 0), (copy, 512)] {
+            let ticket = log.issued(&call, &[3; 1024][..if call == copy { 1024 } else { 512 }]);
+            log.completed(ticket, &call, Ok(moved));
+        }
+        assert_eq!(log.volatile_writes(), 2);
+        assert!((0..64).any(|seed| log.power_cut(seed)[..512] == [0; 512]));
+        let sync = log.issued(&Call::Fdatasync, &[]);
+        log.completed(sync, &Call::Fdatasync, Ok(0));
+        let cut = log.power_cut(1);
+        let parts = [&cut[..512], &cut[512..1024], &cut[1024..1536], &cut[1536..]];
+        assert_eq!(parts, [&[3; 512][..], &[0; 512], &[3; 512], &[0; 512]]);
     }
 
     /// Later durable data is not undone by older data that the cache wrote back, nor hidden by it.

@@ -10,6 +10,7 @@ use super::nvme::{NOT_YET, NvmeConfig, THE_VMMS, properties};
 use super::table::{Default as Def, Property, Table};
 use super::value::{self, Reject};
 use super::{Aio, identity};
+use crate::namespace::{CopyPolicy, Method, Overlap};
 
 /// Largest nsid and most namespaces, as in QEMU.
 pub const NSID_MAX: u32 = 256;
@@ -47,6 +48,8 @@ pub struct NsConfig {
     pub mcl: u32,
     /// Identify MSRC: source ranges of one Copy, 0-based, 1 to 255.
     pub msrc: u8,
+    /// How Copies to it are done.
+    pub copy: CopyPolicy,
     /// Namespace UUID, not nil.
     pub uuid: Uuid,
     /// Identify NGUID, most significant byte first; all zeroes: not reported.
@@ -72,6 +75,7 @@ pub(super) struct NsDraft {
     mssrl: u16,
     mcl: u32,
     msrc: u8,
+    copy: CopyPolicy,
     uuid: Option<Uuid>,
     nguid: Option<[u8; 16]>,
     eui64: Option<[u8; 8]>,
@@ -92,6 +96,7 @@ impl Default for NsDraft {
             mssrl: 32768,
             mcl: 131_072,
             msrc: 126,
+            copy: CopyPolicy::default(),
             uuid: None,
             nguid: None,
             eui64: None,
@@ -150,6 +155,7 @@ impl NsDraft {
             mssrl: self.mssrl,
             mcl: self.mcl,
             msrc: self.msrc,
+            copy: self.copy,
             uuid: self.uuid.unwrap_or_else(|| identity::uuid(serial, nsid)),
             nguid: self.nguid.unwrap_or_else(|| identity::nguid(serial, nsid)),
             eui64: self.eui64.unwrap_or_else(|| identity::eui64(serial, nsid)),
@@ -201,6 +207,25 @@ fn msrc(given: &OsStr) -> Result<u8, Reject> {
     }
 }
 
+fn overlap(given: &OsStr) -> Result<Overlap, Reject> {
+    match given.to_str() {
+        Some("snapshot") => Ok(Overlap::Snapshot),
+        Some("reject") => Ok(Overlap::Reject),
+        Some("in-order") => Ok(Overlap::InOrder),
+        _ => Err(Reject::new("must be snapshot, reject or in-order")),
+    }
+}
+
+fn method(given: &OsStr) -> Result<Method, Reject> {
+    match given.to_str() {
+        Some("auto") => Ok(Method::Auto),
+        Some("reflink") => Ok(Method::Reflink),
+        Some("offload") => Ok(Method::Offload),
+        Some("bounce") => Ok(Method::Bounce),
+        _ => Err(Reject::new("must be auto, reflink, offload or bounce")),
+    }
+}
+
 /// `auto` or an id.
 fn or_auto<T>(given: &OsStr, parse: impl Fn(&OsStr) -> Option<T>, shape: &str) -> Result<Option<T>, Reject> {
     if given == "auto" {
@@ -248,6 +273,12 @@ pub(super) const TABLE: Table<NsDraft> = Table {
         "msrc" = "1..255", Def::Value("126"), "127",
             "Copy: most source ranges in one command, 0-based (126: 127 ranges)",
             |d, v| { d.msrc = msrc(v)?; Ok(()) };
+        "copy_overlap" = "snapshot|reject|in-order", Def::Value("snapshot"), "reject",
+            "Copy onto its own sources, formats 0h and 1h: read all first, refuse, or range after range",
+            |d, v| { d.copy.overlap = overlap(v)?; Ok(()) };
+        "copy_method" = "auto|reflink|offload|bounce", Def::Value("auto"), "bounce",
+            "Copy to here: share blocks, copy_file_range, or read and write; what fails falls to the next",
+            |d, v| { d.copy.method = method(v)?; Ok(()) };
         "uuid" = "UUID", Def::Value("auto"), "7d444840-9dc0-11d1-b245-5ffdce74fad2",
             "Namespace UUID. auto: made from serial and nsid, the same at every start",
             |d, v| { d.uuid = or_auto(v, uuid, "a UUID that is not nil")?; Ok(()) };
@@ -355,6 +386,7 @@ mod tests {
                 mssrl: 32768,
                 mcl: 131_072,
                 msrc: 126,
+                copy: CopyPolicy::default(),
                 uuid: identity::uuid("S", 1),
                 nguid: identity::nguid("S", 1),
                 eui64: identity::eui64("S", 1),
@@ -373,6 +405,7 @@ mod tests {
         assert_eq!(
             config(&format!(
                 "drive=memory,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
+                 copy_overlap=in-order,copy_method=offload,\
                  nguid=00112233-4455-6677-8899-aabbccddeeff,eui64=0,readonly=on,locking=off,aio=io_uring"
             )),
             NsConfig {
@@ -382,6 +415,7 @@ mod tests {
                 mssrl: 65535,
                 mcl: u32::MAX,
                 msrc: 255,
+                copy: CopyPolicy { overlap: Overlap::InOrder, method: Method::Offload },
                 uuid: Uuid::parse_str(uuid).unwrap(),
                 nguid: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeffu128.to_be_bytes(),
                 eui64: [0; 8],
@@ -426,6 +460,14 @@ mod tests {
                 "drive=a,logical_block_size=1024",
                 "--nvme-ns logical_block_size=1024: must be 512 or 4096; leave it out for 512",
             ),
+            (
+                "drive=a,copy_overlap=in_order",
+                "--nvme-ns copy_overlap=in_order: must be snapshot, reject or in-order; leave it out for snapshot",
+            ),
+            (
+                "drive=a,copy_method=clone",
+                "--nvme-ns copy_method=clone: must be auto, reflink, offload or bounce; leave it out for auto",
+            ),
             ("drive=a,nsid=257", "--nvme-ns nsid=257: must be 0 to 256; leave it out for 0"),
             (
                 "drive=a,uuid=00000000-0000-0000-0000-000000000000",
@@ -469,11 +511,11 @@ mod tests {
             ),
             (
                 "disk.img",
-                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, uuid, nguid, eui64, readonly, locking, aio",
+                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio",
             ),
             (
                 "read-only=on",
-                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, uuid, nguid, eui64, readonly, locking, aio",
+                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio",
             ),
         ] {
             assert_eq!(error(list), message);

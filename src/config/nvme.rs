@@ -27,6 +27,8 @@ pub struct NvmeConfig {
     pub aerl: u8,
     /// MSI-X vectors, 1 to 2048.
     pub msix_qsize: u16,
+    /// Identify OCFS, Copy descriptor formats offered: bit n is format n, of 0 to 3; bit 0 is set.
+    pub ocfs: u16,
     /// Copy descriptor formats that count as enabled whatever the host set: bit n is format n, of 2 to 4.
     pub cdfe: u16,
     /// Identify SUBNQN: UTF-8, 222 bytes at most.
@@ -58,6 +60,7 @@ pub(super) struct NvmeDraft {
     mqes: u16,
     aerl: u8,
     msix_qsize: Option<u16>,
+    ocfs: u16,
     cdfe: u16,
     subnqn: Option<String>,
     vendor_id: u16,
@@ -88,6 +91,7 @@ impl Default for NvmeDraft {
             mqes: 1023,
             aerl: 3,
             msix_qsize: None,
+            ocfs: 0xf,
             cdfe: 0,
             subnqn: None,
             // Not QEMU's 1b36:0010, for which Linux ignores EUI64, NGUID and UUID. We own no vendor id;
@@ -118,6 +122,7 @@ impl NvmeDraft {
             aerl: self.aerl,
             // One for each I/O queue pair and one for the admin queue.
             msix_qsize: self.msix_qsize.unwrap_or(self.max_ioqpairs + 1),
+            ocfs: self.ocfs,
             cdfe: self.cdfe,
             vendor_id: self.vendor_id,
             device_id: self.device_id,
@@ -138,6 +143,16 @@ fn cdfe(given: &OsStr) -> Result<u16, Reject> {
         Ok(mask) if mask & !CDFE_MASK == 0 => Ok(mask),
         _ => Err(Reject::new(
             "must be a mask of bits 2 to 4 (formats 2h, 3h, 4h), for example 0x4 for format 2h",
+        )),
+    }
+}
+
+/// Formats 0h to 3h. Without 0h no kernel and no tool could copy at all.
+fn ocfs(given: &OsStr) -> Result<u16, Reject> {
+    match value::number(given, 0..=0xf) {
+        Ok(mask) if mask & 1 != 0 => Ok(mask),
+        _ => Err(Reject::new(
+            "must be a mask of bits 0 to 3 (formats 0h to 3h) with bit 0 set, for example 0x5",
         )),
     }
 }
@@ -167,8 +182,8 @@ macro_rules! properties {
 }
 pub(super) use properties;
 
-/// Properties of `--nvme`. Names and meanings are QEMU's; `cdfe`, `subnqn`, `iothreads`, `aio`, `doorbells` and
-/// `poll` are ours.
+/// Properties of `--nvme`. Names and meanings are QEMU's; `ocfs`, `cdfe`, `subnqn`, `iothreads`, `aio`, `doorbells`
+/// and `poll` are ours.
 pub(super) const TABLE: Table<NvmeDraft> = Table {
     option: "--nvme",
     properties: properties! {
@@ -199,6 +214,9 @@ pub(super) const TABLE: Table<NvmeDraft> = Table {
         "msix_qsize" = "1..2048", Def::Derived("max_ioqpairs + 1"), "9",
             "MSI-X vectors",
             |d, v| { d.msix_qsize = Some(value::number(v, 1..=2048)?); Ok(()) };
+        "ocfs" = "MASK", Def::Value("0xf"), "0x5",
+            "Copy formats offered: 0x1 0h, always; 0x2 1h, 0x4 2h, 0x8 3h, or a sum",
+            |d, v| { d.ocfs = ocfs(v)?; Ok(()) };
         "cdfe" = "MASK", Def::Value("0"), "0x4",
             "Copy formats that count as enabled whatever the host sets: 0x4 2h, 0x8 3h, 0x10 4h, or a sum",
             |d, v| { d.cdfe = cdfe(v)?; Ok(()) };
@@ -303,14 +321,14 @@ mod tests {
         assert_eq!((c.msix_qsize, c.aerl), (65, 3));
         assert_eq!(c.serial, identity::serial(Path::new("/run/s")));
         assert_eq!(c.subnqn, identity::subnqn(&c.serial));
-        assert_eq!(c.cdfe, 0);
+        assert_eq!((c.ocfs, c.cdfe), (0xf, 0));
     }
 
     #[test]
     fn given_values() {
         let c = config(
             "serial=a,,b,model=M 1,firmware-version=9,mdts=5,max_ioqpairs=511,mqes=1,aerl=0,\
-             cdfe=28,subnqn=nqn.2026-11.org.example:x,x-pci-vendor-id=0x1b36,\
+             ocfs=5,cdfe=28,subnqn=nqn.2026-11.org.example:x,x-pci-vendor-id=0x1b36,\
              x-pci-device-id=0x11,iothreads=16,aio=io_uring,dbcs=off,doorbells=mmap,poll=always",
         );
         assert_eq!(
@@ -324,6 +342,7 @@ mod tests {
                 mqes: 1,
                 aerl: 0,
                 msix_qsize: 512,
+                ocfs: 5,
                 cdfe: 0x1c,
                 subnqn: "nqn.2026-11.org.example:x".into(),
                 vendor_id: 0x1b36,
@@ -352,6 +371,14 @@ mod tests {
             ),
             ("iothreads=17", "--nvme iothreads=17: must be 1 to 16; leave it out for 1"),
             ("aerl=256", "--nvme aerl=256: must be 0 to 255; leave it out for 3"),
+            (
+                "ocfs=0x4",
+                "--nvme ocfs=0x4: must be a mask of bits 0 to 3 (formats 0h to 3h) with bit 0 set, for example 0x5; leave it out for 0xf",
+            ),
+            (
+                "ocfs=0x11",
+                "--nvme ocfs=0x11: must be a mask of bits 0 to 3 (formats 0h to 3h) with bit 0 set, for example 0x5; leave it out for 0xf",
+            ),
             (
                 "cdfe=0x3",
                 "--nvme cdfe=0x3: must be a mask of bits 2 to 4 (formats 2h, 3h, 4h), for example 0x4 for format 2h; leave it out for 0",

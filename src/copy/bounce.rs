@@ -86,6 +86,21 @@ impl Pool {
         Some(kept.unwrap_or_else(|| vec![0; len as usize].into_boxed_slice()))
     }
 
+    /// Reserves `bytes` without a buffer. `false`: not now. Kept buffers make way.
+    pub fn claim(&mut self, bytes: u64) -> bool {
+        if self.reserved.saturating_add(bytes) > self.share {
+            return false;
+        }
+        while self.held() + bytes > self.share || !self.bounce.take(bytes) {
+            match self.free.pop() {
+                Some(buf) => self.bounce.give(buf.len() as u64),
+                None => return false,
+            }
+        }
+        self.reserved += bytes;
+        true
+    }
+
     /// Ends a reservation.
     pub fn release(&mut self, bytes: u64) {
         self.reserved = self.reserved.saturating_sub(bytes);
@@ -142,6 +157,19 @@ mod tests {
         assert!(two.reserve(24 * KIB, 24 * KIB).is_some());
         assert!(one.reserve(41 * KIB, 40 * KIB).is_none(), "more than there is");
         assert_eq!((one.held(), bounce.left()), (0, 40 * KIB), "who waits holds nothing");
+    }
+
+    #[test]
+    fn a_claim_is_all_or_nothing() {
+        let bounce = Bounce::new(100 * KIB);
+        let (mut one, mut two) = (Pool::new(&bounce, 80 * KIB), Pool::new(&bounce, 80 * KIB));
+        let buf = one.reserve(60 * KIB, 60 * KIB).expect("all is free");
+        assert!(!two.claim(41 * KIB) && !one.claim(21 * KIB));
+        one.keep(buf);
+        assert!(one.claim(80 * KIB), "a kept buffer makes way");
+        assert_eq!((one.held(), bounce.left()), (80 * KIB, 20 * KIB));
+        one.release(80 * KIB);
+        assert!(one.is_idle() && two.claim(80 * KIB));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Every check of a Copy command that needs no data, in the order in which they are made.
 
-use super::plan::{Capabilities, Overlap};
+use super::ladder;
+use super::plan::Capabilities;
 use super::range::{Layout, SourceRange};
-use crate::namespace::{Facts, Namespace, NoNamespace};
+use crate::namespace::{Facts, Namespace, NoNamespace, Overlap};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
@@ -40,7 +41,8 @@ pub(super) struct CommandView<'a> {
 pub(super) struct ListView<'a> {
     pub command: &'a CopyCommand,
     pub dst: &'a Namespace,
-    pub capabilities: &'a Capabilities,
+    /// The format names source namespaces (2h, 3h).
+    pub cross: bool,
     /// Blocks of all ranges together: at most 256 x 65536.
     pub total: u64,
 }
@@ -49,6 +51,8 @@ pub(super) struct ListView<'a> {
 pub(super) struct RangeView<'a> {
     pub range: &'a SourceRange,
     pub source: Result<&'a Namespace, NoNamespace>,
+    /// Where it goes: blocks from the start of the destination.
+    pub at: u64,
 }
 
 /// The order of checks: the first row that fails decides, and a row is asked of all ranges before the next row is
@@ -157,18 +161,22 @@ pub static TABLE: &[Check] = &[
             r.source.is_ok_and(|source| source.facts.bytes(r.range.slba, u64::from(r.range.nlb)).is_none())
         }),
     },
+    // What formats 2h and 3h must be refused for has no status of its own in formats 0h and 1h: there the namespace's policy
+    // decides, for hosts may expect what QEMU does, which is to copy.
     Check {
         what: "a source range overlaps the destination",
         status: Status::OVERLAPPING_RANGE.dnr(),
-        fails: Fails::Range(|v, r| match v.capabilities.overlap {
-            Overlap::Reject => r.source.is_ok_and(|source| source.nsid == v.dst.nsid && overlaps(v, r.range)),
+        fails: Fails::Range(|v, r| {
+            (v.cross || v.dst.facts.policy.overlap == Overlap::Reject)
+                && r.source.is_ok_and(|source| source.nsid == v.dst.nsid && overlaps(v, r.range))
         }),
     },
-    // The only method there is reads and writes through memory, which is no fast copy, now or later: DNR.
+    // A fast copy is one that shares blocks: nothing else is sure to be faster than the host's own reads and writes.
+    // DNR: whether two images share blocks does not change.
     Check {
         what: "fast copy only, and no fast copy is possible",
         status: Status::FAST_COPY_NOT_POSSIBLE.dnr(),
-        fails: Fails::Range(|_, r| r.range.fco),
+        fails: Fails::Range(|v, r| r.range.fco && !r.source.is_ok_and(|source| fast(v, r, source))),
     },
 ];
 
@@ -186,4 +194,12 @@ fn compatible(source: &Facts, dst: &Facts) -> bool {
 fn overlaps(v: &ListView, range: &SourceRange) -> bool {
     let sdlba = v.command.sdlba();
     range.slba < sdlba.saturating_add(v.total) && sdlba < range.slba.saturating_add(u64::from(range.nlb))
+}
+
+/// Can the whole range be shared?
+fn fast(v: &ListView, r: &RangeView, source: &Namespace) -> bool {
+    let src = source.facts.bytes(r.range.slba, u64::from(r.range.nlb));
+    let dst = v.command.sdlba().checked_add(r.at);
+    let dst = dst.and_then(|lba| v.dst.facts.bytes(lba, u64::from(r.range.nlb)));
+    src.zip(dst).is_some_and(|(src, dst)| ladder::shares_whole(source, src.offset, v.dst, dst))
 }

@@ -1,11 +1,11 @@
-//! Cuts a plan into segments (one write each) and pieces (one read each), lazily.
+//! Cuts a plan into segments (one write each) and pieces (one read each), and keeps account of what is written.
 
 use std::sync::Arc;
 
-use super::plan::CopyPlan;
+use super::plan::{CopyPlan, PlannedRange};
 use crate::namespace::Namespace;
 
-/// A stretch of the destination that is written at once. Bytes from the start of the destination.
+/// A stretch of the destination. Bytes from the start of the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stretch {
     pub start: u64,
@@ -16,9 +16,18 @@ impl Stretch {
     pub fn len(self) -> u64 {
         self.end - self.start
     }
+
+    /// At most `max` bytes of it, from its start.
+    pub fn first(self, max: u64) -> Self {
+        Self { start: self.start, end: self.end.min(self.start.saturating_add(max)) }
+    }
+
+    pub fn meets(self, other: Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
 }
 
-/// One read: contiguous in its source, inside one segment.
+/// One read: contiguous in its source.
 #[derive(Debug)]
 pub(super) struct Piece<'a> {
     pub ns: &'a Arc<Namespace>,
@@ -28,50 +37,49 @@ pub(super) struct Piece<'a> {
     pub to: Stretch,
 }
 
-/// Where the cutting has come to. Goes forward only.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Cutter {
-    /// Next byte that has no piece yet, from the start of the destination.
-    pos: u64,
-    /// The range `pos` lies in.
-    range: usize,
-}
-
-impl Cutter {
-    /// The segment that starts here; `None` at the end. `max` bytes at most.
-    pub fn segment(&self, plan: &CopyPlan, max: u64) -> Option<Stretch> {
-        (self.pos < plan.dst.len)
-            .then(|| Stretch { start: self.pos, end: plan.dst.len.min(self.pos.saturating_add(max)) })
+impl CopyPlan {
+    /// The ranges that fill some of `stretch`.
+    pub(super) fn ranges_in(&self, stretch: Stretch) -> impl Iterator<Item = &PlannedRange> {
+        let first = self.ranges.partition_point(|range| range.at + range.src.len <= stretch.start);
+        self.ranges.iter().skip(first).take_while(move |range| range.at < stretch.end)
     }
 
-    /// Can the segment `to`, which starts here, be read at once?
-    pub fn is_one_piece(&self, plan: &CopyPlan, to: Stretch) -> bool {
-        self.clone().piece(plan, to.end).is_some_and(|piece| piece.to == to)
-    }
-
-    /// The next read of a segment that ends at `end`: as many ranges as continue each other in one source. `None` when
-    /// the segment is complete.
-    pub fn piece<'a>(&mut self, plan: &'a CopyPlan, end: u64) -> Option<Piece<'a>> {
-        if self.pos >= end {
+    /// The part of the destination that `len` bytes from `offset` of a source lie in.
+    pub(super) fn in_dst(&self, ns: &Namespace, offset: u64, len: u64) -> Option<Stretch> {
+        let dst_end = self.dst.offset + self.dst.len;
+        if ns.nsid != self.dst_ns.nsid || offset >= dst_end || offset + len <= self.dst.offset {
             return None;
         }
-        let first = plan.ranges.get(self.range)?;
-        let start = self.pos;
-        let offset = first.src.offset + (start - first.at);
-        while let Some(range) = plan.ranges.get(self.range) {
-            let continues = range.ns.nsid == first.ns.nsid
-                && range.src.offset + (self.pos - range.at) == offset + (self.pos - start);
-            if self.pos >= end || !continues {
-                break;
-            }
-            let range_end = range.at + range.src.len;
-            self.pos = range_end.min(end);
-            if self.pos == range_end {
-                self.range += 1;
-            }
-        }
-        Some(Piece { ns: &first.ns, offset, to: Stretch { start, end: self.pos } })
+        let start = offset.max(self.dst.offset) - self.dst.offset;
+        let end = (offset + len).min(dst_end) - self.dst.offset;
+        Some(Stretch { start, end })
     }
+}
+
+/// The piece that starts at `pos` and goes on to `end` at most: as many ranges as continue each other in one source.
+/// `None` at `end`.
+pub(super) fn piece(plan: &CopyPlan, pos: u64, end: u64) -> Option<Piece<'_>> {
+    let mut ranges = plan.ranges_in(Stretch { start: pos, end });
+    let first = ranges.next().filter(|_| pos < end)?;
+    let offset = first.src.offset + (pos - first.at);
+    let mut to = Stretch { start: pos, end: end.min(first.at + first.src.len) };
+    for range in ranges {
+        if range.ns.nsid != first.ns.nsid || range.src.offset != offset + to.len() {
+            break;
+        }
+        to.end = end.min(range.at + range.src.len);
+    }
+    Some(Piece { ns: &first.ns, offset, to })
+}
+
+/// All pieces of a stretch.
+pub(super) fn pieces(plan: &CopyPlan, stretch: Stretch) -> impl Iterator<Item = Piece<'_>> {
+    let mut pos = stretch.start;
+    std::iter::from_fn(move || {
+        let piece = piece(plan, pos, stretch.end)?;
+        pos = piece.to.end;
+        Some(piece)
+    })
 }
 
 /// How much of each original range still has to be written.
@@ -79,11 +87,13 @@ impl Cutter {
 pub(super) struct Account {
     /// Bytes, by range.
     left: Vec<u64>,
+    /// No range below is incomplete.
+    complete: usize,
 }
 
 impl Account {
     pub fn new(plan: &CopyPlan) -> Self {
-        Self { left: plan.ranges.iter().map(|range| range.src.len).collect() }
+        Self { left: plan.ranges.iter().map(|range| range.src.len).collect(), complete: 0 }
     }
 
     /// A stretch has been written.
@@ -97,10 +107,13 @@ impl Account {
             let to = (range.at + range.src.len).min(stretch.end);
             *left = left.saturating_sub(to - from);
         }
+        while self.left.get(self.complete) == Some(&0) {
+            self.complete += 1;
+        }
     }
 
     /// The lowest-numbered range that is not completely written.
     pub fn first_incomplete(&self) -> Option<u32> {
-        self.left.iter().position(|&left| left > 0).map(|index| index as u32)
+        (self.complete < self.left.len()).then_some(self.complete as u32)
     }
 }

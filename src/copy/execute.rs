@@ -1,12 +1,16 @@
-//! Runs a plan by reading into bounce buffers and writing them out. A state machine without I/O.
+//! Runs a plan: by shortcuts where the ladder has them, else by reading into bounce buffers and writing them out. A
+//! state machine without I/O.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bounce::{Bounce, Pool};
-use super::cut::{Account, Cutter, Stretch};
-use super::plan::CopyPlan;
+use super::cut::{Account, Stretch, piece};
+use super::ladder::{Ladder, SLICE, Span, Way};
+use super::order::{self, Bounds, Gates, Group};
+use super::plan::{CopyPlan, Reject};
 use super::status::{Side, status};
-use crate::backend::{BackendError, IoBuf, Op};
+use crate::backend::{BackendError, IoBuf, Op, Shortcut};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 
@@ -51,11 +55,20 @@ pub struct Outcome {
     pub dw0: u32,
 }
 
+/// Operations of the file system in flight at most: each may take long and a thread of the engine.
+const FILE_SYSTEM_WINDOW: u32 = 4;
+
+/// Bytes of memory moved in one poll at most: 30 to 50 us, after which a worker looks at its other commands.
+const POLL: u64 = 2 * SLICE;
+
 /// One Copy in execution.
 ///
-/// The destination is cut into segments; each is read (in one piece, or gathered from short ranges into one buffer) and
-/// then written at once. Under [`super::Overlap::Reject`] no segment reads what another writes, so they run in any
-/// order.
+/// The destination is cut into segments. Each is copied by one operation, where a shortcut leads there, or bounced:
+/// read (in one piece, or gathered from short ranges into one buffer) and then written at once. Segments run in any
+/// order, unless sources overlap the destination: then the order of [`order`] holds, and only memory is moved directly.
+///
+/// A shortcut that is refused changes nothing, and its stretch is copied by the next rung of the ladder. One that fails
+/// does not say whether its source or its destination is at fault: the stretch is bounced, which succeeds or tells.
 ///
 /// FUA: when one write does it all, that write carries it; otherwise a Flush follows the last write, for one barrier is
 /// cheaper than a device flush per segment. A Copy with such a barrier that fails reports range 0: until the barrier
@@ -64,23 +77,59 @@ pub struct Outcome {
 pub struct CopyTask {
     plan: CopyPlan,
     options: ExecOptions,
-    cutter: Cutter,
+    ladder: Ladder,
+    /// What is still to be opened; the first is under way.
+    stages: VecDeque<Stage>,
     account: Account,
     /// By slot; a slot is taken from the first read of a segment to the end of its write.
     segments: Vec<Option<Segment>>,
-    /// The slot of the segment that has reads to come.
-    filling: Option<usize>,
+    /// The slot of the segment that has reads to come, and where the next one starts.
+    filling: Option<(usize, u64)>,
     /// By part number: what is in flight.
     parts: Vec<Option<Part>>,
     in_flight: u32,
+    /// Of these, by the file system.
+    file_system: u32,
     pool: Pool,
     /// The last poll found no bounce memory.
     starved: bool,
+    /// Bytes of memory that this poll may still move.
+    allowance: u64,
     barrier: Barrier,
     /// The failure that lies lowest in the destination, and where.
     failure: Option<(u64, Status)>,
     aborted: bool,
     finished: bool,
+}
+
+/// Part of a Copy that is complete before the next one begins.
+#[derive(Debug)]
+enum Stage {
+    /// In any order.
+    Free(VecDeque<Span>),
+    /// As segments read what others write.
+    Ordered(Ordered),
+}
+
+#[derive(Debug)]
+struct Ordered {
+    groups: VecDeque<Group>,
+    /// The next segment of the first group.
+    next: usize,
+    gates: Gates,
+    /// What the first group has of its memory; `None` before it was claimed.
+    claimed: Option<u64>,
+    /// Refused by the shortcut, to be bounced.
+    again: Vec<Stretch>,
+}
+
+/// The next segment.
+#[derive(Clone, Copy, Debug)]
+struct Next {
+    to: Stretch,
+    way: Way,
+    /// Its memory is its group's.
+    grouped: bool,
 }
 
 #[derive(Debug)]
@@ -90,6 +139,7 @@ struct Segment {
     buf: Option<Box<[u8]>>,
     /// Several pieces, each read into a buffer of its own first.
     gathered: bool,
+    grouped: bool,
     reads_in_flight: u32,
 }
 
@@ -103,6 +153,10 @@ enum Part {
     /// Writes the segment in a slot.
     Write {
         slot: usize,
+        to: Stretch,
+    },
+    Direct {
+        how: Shortcut,
         to: Stretch,
     },
     Flush,
@@ -119,25 +173,41 @@ enum Barrier {
 impl CopyTask {
     /// A task that has done nothing yet. Its bounds are [`ExecOptions::effective`] for the destination's blocks; its
     /// memory comes out of `bounce`, which all Copies of a worker share.
-    pub fn new(plan: CopyPlan, options: ExecOptions, bounce: &Bounce) -> Self {
-        let options = options.effective(plan.dst_ns.facts.block_size(), bounce);
-        let one_write = plan.dst.len <= options.segment_bytes;
-        Self {
+    ///
+    /// # Errors
+    /// Insufficient Resources: source and destination overlap in cycles which need more memory than the budget.
+    pub fn new(plan: CopyPlan, options: ExecOptions, bounce: &Bounce) -> Result<Self, Reject> {
+        let block = plan.dst_ns.facts.block_size();
+        let mut options = options.effective(block, bounce);
+        let ladder = Ladder::new(&plan);
+        if ladder.any_memory() {
+            options.segment_bytes = options.segment_bytes.min(SLICE);
+        }
+        let stages = stages(&plan, &ladder, options, block).ok_or(Reject {
+            status: Status::INSUFFICIENT_RESOURCES,
+            range: None,
+            what: "sources and destination overlap in cycles beyond the bounce budget",
+        })?;
+        let barrier = plan.fua && !is_one_write(&stages, &ladder, options);
+        Ok(Self {
             account: Account::new(&plan),
             options,
-            cutter: Cutter::default(),
+            ladder,
+            stages,
             segments: Vec::new(),
             filling: None,
             parts: Vec::new(),
             in_flight: 0,
+            file_system: 0,
             pool: Pool::new(bounce, options.budget),
             starved: false,
-            barrier: if plan.fua && !one_write { Barrier::Pending } else { Barrier::NotNeeded },
+            allowance: 0,
+            barrier: if barrier { Barrier::Pending } else { Barrier::NotNeeded },
             failure: None,
             aborted: false,
             finished: false,
             plan,
-        }
+        })
     }
 
     /// Hands out what can start now: `submit(part, namespace, operation)`, at most a window of it. Part numbers are
@@ -149,8 +219,9 @@ impl CopyTask {
     pub fn poll(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> Option<Outcome> {
         let stopped = self.failure.is_some() || self.aborted;
         self.starved = false;
+        self.allowance = POLL;
         if !stopped {
-            while self.in_flight < self.options.window && self.start_one(submit) {}
+            while self.in_flight < self.options.window && self.allowance >= SLICE && self.start_one(submit) {}
         }
         if self.in_flight > 0 || self.finished || self.starved {
             return None;
@@ -179,6 +250,16 @@ impl CopyTask {
                 Ok(()) => self.write_done(slot, to, buf),
                 Err(error) => self.fail(to.start, status(Side::Destination, &error)),
             },
+            Part::Direct { how, to } => {
+                self.file_system -= u32::from(how != Shortcut::MemMove);
+                match result {
+                    Ok(()) => {
+                        self.was_read(to, to);
+                        self.account.written(&self.plan, to);
+                    }
+                    Err(error) => self.direct_failed(how, to, &error),
+                }
+            }
             Part::Flush => match result {
                 Ok(()) => self.barrier = Barrier::Done,
                 Err(error) => self.fail(0, status(Side::Destination, &error)),
@@ -207,21 +288,48 @@ impl CopyTask {
         self.pool.held()
     }
 
+    /// Does a poll spend the poller's own time on moving bytes (some 50 us at most)? Such tasks take turns with all
+    /// other work of a worker.
+    pub fn moves_memory(&self) -> bool {
+        self.ladder.any_memory()
+    }
+
+    /// Bytes that all ranges have together.
+    pub fn len(&self) -> u64 {
+        self.plan.dst.len
+    }
+
+    /// Never: a Copy has a block at least.
+    pub fn is_empty(&self) -> bool {
+        self.plan.dst.len == 0
+    }
+
     /// Starts one operation, if there is one to start. Writes first: they give memory back.
     fn start_one(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> bool {
-        self.start_write(submit) || self.start_read(submit) || self.start_barrier(submit)
+        self.start_write(submit)
+            || self.start_read(submit)
+            || self.start_next(submit)
+            || self.start_barrier(submit)
     }
 
     fn start_write(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> bool {
-        let filling = self.filling;
+        let filling = self.filling.map(|(slot, _)| slot);
+        let gates = match self.stages.front() {
+            Some(Stage::Ordered(ordered)) => Some(&ordered.gates),
+            _ => None,
+        };
         let ready = self.segments.iter_mut().enumerate().find_map(|(slot, segment)| {
             let segment = segment.as_mut().filter(|s| Some(slot) != filling && s.reads_in_flight == 0)?;
+            if gates.is_some_and(|gates| !gates.is_open(segment.to)) {
+                return None;
+            }
             Some((slot, segment.to, segment.buf.take()?))
         });
         let Some((slot, to, buf)) = ready else {
             return false;
         };
         let part = self.part(Part::Write { slot, to });
+        self.spend(self.plan.dst_ns.nsid, true, to.len());
         let op = Op::Write {
             offset: self.plan.dst.offset + to.start,
             buf: IoBuf::Pool(buf),
@@ -231,14 +339,15 @@ impl CopyTask {
         true
     }
 
+    /// The next read of the segment that is being filled.
     fn start_read(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> bool {
-        let Some(slot) = self.filling.or_else(|| self.open_segment()) else {
+        let Some((slot, pos)) = self.filling else {
             return false;
         };
         let Some(Some(segment)) = self.segments.get_mut(slot) else {
             return false;
         };
-        let Some(piece) = self.cutter.piece(&self.plan, segment.to.end) else {
+        let Some(piece) = piece(&self.plan, pos, segment.to.end) else {
             return false;
         };
         let (to, offset, ns) = (piece.to, piece.offset, piece.ns.clone());
@@ -247,27 +356,143 @@ impl CopyTask {
             None => vec![0; to.len() as usize].into_boxed_slice(),
         };
         segment.reads_in_flight += 1;
-        if to.end == segment.to.end {
-            self.filling = None;
-        }
+        self.filling = (to.end < segment.to.end).then_some((slot, to.end));
         let part = self.part(Part::Read { slot, to });
+        self.spend(ns.nsid, false, to.len());
         submit(part, &ns, Op::Read { offset, buf: IoBuf::Pool(buf) });
         true
     }
 
-    /// Opens the next segment, if there is one and memory for it.
-    fn open_segment(&mut self) -> Option<usize> {
-        let to = self.cutter.segment(&self.plan, self.options.segment_bytes)?;
-        let gathered = !self.cutter.is_one_piece(&self.plan, to);
-        let buf = self.pool.reserve(reservation(to, gathered), to.len());
-        if buf.is_none() {
-            self.starved = true;
-            return None;
+    /// Begins the next segment.
+    fn start_next(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> bool {
+        if self.filling.is_some() {
+            return false;
         }
+        let Some(next) = self.next() else {
+            return false;
+        };
+        match next.way {
+            Way::Direct(how) => self.start_direct(how, next, submit),
+            Way::Bounce => self.open(next) && self.start_read(submit),
+        }
+    }
+
+    fn start_direct(
+        &mut self,
+        how: Shortcut,
+        next: Next,
+        submit: &mut impl FnMut(u32, &Arc<Namespace>, Op),
+    ) -> bool {
+        let to = next.to;
+        if how != Shortcut::MemMove && self.file_system >= FILE_SYSTEM_WINDOW {
+            return false;
+        }
+        if let Some(Stage::Ordered(ordered)) = self.stages.front()
+            && !ordered.gates.is_open(to)
+        {
+            return false;
+        }
+        let Some(piece) = piece(&self.plan, to.start, to.end) else {
+            return false;
+        };
+        let op = Op::CopyFrom {
+            source: piece.ns.backend.clone(),
+            from: piece.offset,
+            offset: self.plan.dst.offset + to.start,
+            len: to.len(),
+            how,
+        };
+        self.take(next);
+        self.file_system += u32::from(how != Shortcut::MemMove);
+        if how == Shortcut::MemMove {
+            self.allowance = self.allowance.saturating_sub(to.len());
+        }
+        let part = self.part(Part::Direct { how, to });
+        submit(part, &self.plan.dst_ns, op);
+        true
+    }
+
+    /// Opens a segment to be bounced, if there is memory for it.
+    fn open(&mut self, next: Next) -> bool {
+        let to = next.to;
+        let gathered = piece(&self.plan, to.start, to.end).is_none_or(|piece| piece.to != to);
+        let bytes = reservation(to, gathered);
+        let buf = if next.grouped {
+            let claimed = match self.stages.front_mut() {
+                Some(Stage::Ordered(Ordered { claimed: Some(claimed), .. })) if *claimed >= bytes => claimed,
+                _ => return false,
+            };
+            *claimed -= bytes;
+            vec![0; to.len() as usize].into_boxed_slice()
+        } else {
+            match self.pool.reserve(bytes, to.len()) {
+                Some(buf) => buf,
+                None => {
+                    self.starved = true;
+                    return false;
+                }
+            }
+        };
         let slot = free_slot(&mut self.segments);
-        self.segments[slot] = Some(Segment { to, buf, gathered, reads_in_flight: 0 });
-        self.filling = Some(slot);
-        Some(slot)
+        let grouped = next.grouped;
+        self.segments[slot] = Some(Segment { to, buf: Some(buf), gathered, grouped, reads_in_flight: 0 });
+        self.filling = Some((slot, to.start));
+        self.take(next);
+        true
+    }
+
+    /// What comes next. `None`: nothing, or nothing yet.
+    fn next(&mut self) -> Option<Next> {
+        let idle = self.in_flight == 0 && self.segments.iter().all(Option::is_none);
+        loop {
+            let next = match self.stages.front_mut()? {
+                Stage::Free(spans) => next_free(spans, &self.plan, &self.ladder, self.options),
+                Stage::Ordered(ordered) => {
+                    let moved = self.ladder.allows(self.plan.dst_ns.nsid, Shortcut::MemMove);
+                    match ordered.next(idle, moved, &mut self.pool) {
+                        Ok(next) => next,
+                        Err(NoMemory) => {
+                            self.starved = true;
+                            return None;
+                        }
+                    }
+                }
+            };
+            if next.is_some() || !self.front_is_empty() || !idle {
+                return next;
+            }
+            self.stages.pop_front();
+        }
+    }
+
+    fn front_is_empty(&self) -> bool {
+        match self.stages.front() {
+            Some(Stage::Free(spans)) => spans.is_empty(),
+            Some(Stage::Ordered(ordered)) => ordered.groups.is_empty() && ordered.again.is_empty(),
+            None => true,
+        }
+    }
+
+    /// `next` is under way.
+    fn take(&mut self, next: Next) {
+        match self.stages.front_mut() {
+            Some(Stage::Free(spans)) => {
+                if let Some(front) = spans.front_mut() {
+                    front.to.start = next.to.end;
+                    if front.to.start >= front.to.end {
+                        spans.pop_front();
+                    }
+                }
+            }
+            Some(Stage::Ordered(ordered)) => {
+                if ordered.again.last() == Some(&next.to) {
+                    ordered.again.pop();
+                } else {
+                    ordered.next += 1;
+                }
+            }
+            None => {}
+        }
     }
 
     fn start_barrier(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> bool {
@@ -286,9 +511,10 @@ impl CopyTask {
             return self.fail(to.start, Status::INTERNAL_ERROR);
         };
         segment.reads_in_flight -= 1;
+        let whole = segment.to;
         if !segment.gathered {
             segment.buf = Some(buf);
-            return;
+            return self.was_read(whole, to);
         }
         let from = (to.start - segment.to.start) as usize;
         let place = segment.buf.as_mut().and_then(|joined| joined.get_mut(from..from + buf.len()));
@@ -296,19 +522,64 @@ impl CopyTask {
             Some(place) => place.copy_from_slice(&buf),
             None => return self.fail(to.start, Status::INTERNAL_ERROR),
         }
-        if segment.reads_in_flight == 0 && self.filling != Some(slot) {
-            self.pool.release(segment.to.len());
+        let complete =
+            segment.reads_in_flight == 0 && self.filling.is_none_or(|(filling, _)| filling != slot);
+        let grouped = segment.grouped;
+        if complete {
+            self.give_back(grouped, whole.len());
+        }
+        self.was_read(whole, to);
+    }
+
+    /// A piece of a segment needs its source no more.
+    fn was_read(&mut self, segment: Stretch, to: Stretch) {
+        if let Some(Stage::Ordered(ordered)) = self.stages.front_mut()
+            && let Some(piece) = piece(&self.plan, to.start, to.end)
+        {
+            ordered.gates.read(&self.plan, segment, &piece);
         }
     }
 
     fn write_done(&mut self, slot: usize, to: Stretch, buf: Option<Box<[u8]>>) {
         self.account.written(&self.plan, to);
-        if let Some(place) = self.segments.get_mut(slot) {
-            *place = None;
-        }
+        let grouped = match self.segments.get_mut(slot).and_then(Option::take) {
+            Some(segment) => segment.grouped,
+            None => false,
+        };
         match buf {
-            Some(buf) if buf.len() as u64 == to.len() => self.pool.keep(buf),
-            _ => self.pool.release(to.len()),
+            Some(buf) if buf.len() as u64 == to.len() && !grouped => self.pool.keep(buf),
+            _ => self.give_back(grouped, to.len()),
+        }
+    }
+
+    fn give_back(&mut self, grouped: bool, bytes: u64) {
+        match self.stages.front_mut() {
+            Some(Stage::Ordered(Ordered { claimed: Some(claimed), .. })) if grouped => *claimed += bytes,
+            _ => self.pool.release(bytes),
+        }
+    }
+
+    fn direct_failed(&mut self, how: Shortcut, to: Stretch, error: &BackendError) {
+        let fco = self.plan.ranges_in(to).find(|range| range.fco).map(|range| range.at.max(to.start));
+        if matches!(error, BackendError::NoShortcut) {
+            if let Some(piece) = piece(&self.plan, to.start, to.end) {
+                self.ladder.refuse(piece.ns.nsid, how);
+            }
+            if let Some(at) = fco {
+                return self.fail(at, Status::FAST_COPY_NOT_POSSIBLE.dnr());
+            }
+        } else if how == Shortcut::MemMove || fco.is_some() {
+            return self.fail(to.start, status(Side::Destination, error));
+        }
+        match self.stages.front_mut() {
+            Some(Stage::Free(spans)) if matches!(error, BackendError::NoShortcut) => {
+                for span in self.ladder.spans(&self.plan, to).into_iter().rev() {
+                    spans.push_front(span);
+                }
+            }
+            Some(Stage::Free(spans)) => spans.push_front(Span { to, way: Way::Bounce }),
+            Some(Stage::Ordered(ordered)) => ordered.again.push(to),
+            None => self.fail(to.start, Status::INTERNAL_ERROR),
         }
     }
 
@@ -316,6 +587,12 @@ impl CopyTask {
     fn fail(&mut self, at: u64, status: Status) {
         if self.failure.is_none_or(|(lowest, _)| at < lowest) {
             self.failure = Some((at, status));
+        }
+    }
+
+    fn spend(&mut self, nsid: u32, is_dst: bool, bytes: u64) {
+        if self.ladder.is_memory(nsid, is_dst) {
+            self.allowance = self.allowance.saturating_sub(bytes);
         }
     }
 
@@ -333,12 +610,105 @@ impl CopyTask {
         };
         match (incomplete, self.failure) {
             (None, None) => {
-                debug_assert!(self.pool.is_idle() && self.segments.iter().all(Option::is_none));
+                debug_assert!(
+                    self.segments.iter().all(Option::is_none) && (self.aborted || self.pool.is_idle())
+                );
                 Outcome { status: Status::SUCCESS, dw0: 0 }
             }
             (incomplete, Some((_, status))) => Outcome { status, dw0: incomplete.unwrap_or(0) },
             (Some(dw0), None) if self.aborted => Outcome { status: Status::ABORT_REQUESTED, dw0 },
             (Some(dw0), None) => Outcome { status: Status::INTERNAL_ERROR, dw0 },
+        }
+    }
+}
+
+/// The stages of a plan; `None` when cycles do not fit into the budget.
+fn stages(plan: &CopyPlan, ladder: &Ladder, options: ExecOptions, block: u64) -> Option<VecDeque<Stage>> {
+    let moved = ladder.allows(plan.dst_ns.nsid, Shortcut::MemMove);
+    let bounds = Bounds { segment: options.segment_bytes, one_piece: moved, block, budget: options.budget };
+    let stage = |stage: order::Stage| {
+        if !stage.ordered {
+            return Some(Stage::Free(ladder.spans(plan, stage.to).into()));
+        }
+        let groups = order::schedule(plan, stage.to, bounds)?;
+        let gates = Gates::new(plan, &groups);
+        Some(Stage::Ordered(Ordered { groups, next: 0, gates, claimed: None, again: Vec::new() }))
+    };
+    order::stages(plan).into_iter().map(stage).collect()
+}
+
+/// Does one bounced segment do it all?
+fn is_one_write(stages: &VecDeque<Stage>, ladder: &Ladder, options: ExecOptions) -> bool {
+    match stages.front() {
+        _ if stages.len() != 1 => false,
+        Some(Stage::Free(spans)) => matches!(
+            spans.front(),
+            Some(span) if spans.len() == 1 && span.way == Way::Bounce && span.to.len() <= options.segment_bytes
+        ),
+        Some(Stage::Ordered(ordered)) => {
+            ordered.groups.iter().map(Group::len).sum::<usize>() == 1 && !ladder.any_memory()
+        }
+        None => false,
+    }
+}
+
+/// The next segment of the first span. Spans whose way has been refused meanwhile get another one.
+fn next_free(
+    spans: &mut VecDeque<Span>,
+    plan: &CopyPlan,
+    ladder: &Ladder,
+    options: ExecOptions,
+) -> Option<Next> {
+    loop {
+        let span = *spans.front()?;
+        if let Way::Direct(how) = span.way
+            && !piece(plan, span.to.start, span.to.end).is_some_and(|run| ladder.allows(run.ns.nsid, how))
+        {
+            spans.pop_front();
+            for span in ladder.spans(plan, span.to).into_iter().rev() {
+                spans.push_front(span);
+            }
+            continue;
+        }
+        let to = span.to.first(ladder.segment(span.way, options.segment_bytes));
+        return Some(Next { to, way: span.way, grouped: false });
+    }
+}
+
+struct NoMemory;
+
+impl Ordered {
+    /// The next segment. `idle`: nothing is in flight or in memory. `moved`: memory is moved directly.
+    fn next(&mut self, idle: bool, moved: bool, pool: &mut Pool) -> Result<Option<Next>, NoMemory> {
+        if let Some(&to) = self.again.last() {
+            return Ok(Some(Next { to, way: Way::Bounce, grouped: self.claimed.is_some() }));
+        }
+        loop {
+            let Some(group) = self.groups.front() else { return Ok(None) };
+            let holds = !group.held.is_empty();
+            if let Some(to) = group.get(self.next) {
+                if holds && self.claimed.is_none() {
+                    if !idle {
+                        return Ok(None);
+                    }
+                    if !pool.claim(group.need) {
+                        return Err(NoMemory);
+                    }
+                    self.claimed = Some(group.need);
+                }
+                let direct = moved && self.next >= group.held.len();
+                let way = if direct { Way::Direct(Shortcut::MemMove) } else { Way::Bounce };
+                return Ok(Some(Next { to, way, grouped: holds }));
+            }
+            if holds {
+                if !idle {
+                    return Ok(None);
+                }
+                pool.release(group.need);
+                self.claimed = None;
+            }
+            self.groups.pop_front();
+            self.next = 0;
         }
     }
 }

@@ -6,19 +6,19 @@ use proptest::prelude::*;
 
 use super::bounce::Bounce;
 use super::execute::{CopyTask, ExecOptions, Outcome};
-use super::plan::{Capabilities, CopyPlan, Overlap, check_command, plan};
+use super::plan::{Capabilities, CopyPlan, check_command, plan};
 use super::range::SourceRange;
 use super::testing::{command, namespace};
 use crate::backend::{BackendError, IoBuf, Op};
 use crate::namespace::Namespaces;
 use crate::spec::Status;
 
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 
-type Images = BTreeMap<u32, Vec<u8>>;
+pub(super) type Images = BTreeMap<u32, Vec<u8>>;
 
 /// Images in which every block differs from every other and from zeroes.
-fn images(blocks: &[(u32, u64)]) -> Images {
+pub(super) fn images(blocks: &[(u32, u64)]) -> Images {
     let fill = |nsid: u32, len: u64| {
         let mut image = vec![0; (len * BLOCK) as usize];
         for (lba, block) in image.chunks_mut(BLOCK as usize).enumerate() {
@@ -37,7 +37,7 @@ fn planned(images: &Images, sdlba: u64, fua: bool, ranges: &[(u32, u64, u32)]) -
         ranges.iter().map(|&(snsid, slba, nlb)| SourceRange::plain(Some(snsid), slba, nlb)).collect();
     let mut command = command(1, sdlba, 2, ranges.len());
     command.cdw[2] |= u32::from(fua) << 30;
-    let capabilities = Capabilities { ocfs: 4, cdfe: 4, overlap: Overlap::Reject };
+    let capabilities = Capabilities { ocfs: 4, cdfe: 4 };
     let checked = check_command(&command, &namespaces, capabilities).expect("sound");
     plan(&checked, &ranges, &namespaces).expect("sound")
 }
@@ -63,10 +63,10 @@ struct Seen {
 }
 
 /// xorshift: an order of completions from a seed.
-struct Dice(u64);
+pub(super) struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(super) fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -219,7 +219,7 @@ fn run(plan: &CopyPlan, before: &Images, options: ExecOptions, seed: u64, troubl
         handed: vec![false; blocks],
         errors: Vec::new(),
     };
-    let mut task = CopyTask::new(plan.clone(), options, &bounce);
+    let mut task = task(plan.clone(), options, &bounce);
     let mut dice = Dice(seed | 1);
     let mut pending: Vec<Pending> = Vec::new();
     let (mut reads, mut writes, mut flushes, mut number, mut completions) = (0, 0, 0, 0, 0);
@@ -336,6 +336,10 @@ fn judge(sim: &Simulator, outcome: Outcome, aborted: bool) {
     }
 }
 
+fn task(plan: CopyPlan, options: ExecOptions, bounce: &Bounce) -> CopyTask {
+    CopyTask::new(plan, options, bounce).expect("enough memory")
+}
+
 const SMALL: ExecOptions = ExecOptions { segment_bytes: 4 * BLOCK, window: 3, budget: 16 * BLOCK };
 
 #[test]
@@ -436,7 +440,7 @@ fn an_abort_before_the_first_step_touches_nothing() {
 fn the_status_is_that_of_the_lowest_failure() {
     let images = images(&[(1, 64), (2, 64)]);
     let plan = planned(&images, 20, false, &[(2, 0, 4), (2, 10, 4)]);
-    let mut task = CopyTask::new(plan, SMALL, &Bounce::default());
+    let mut task = task(plan, SMALL, &Bounce::default());
     let mut parts = Vec::new();
     task.poll(&mut |part, _, op| parts.push((part, op)));
     let [(first, _), (second, Op::Read { offset, buf })] = <[_; 2]>::try_from(parts).expect("two reads")
@@ -454,7 +458,7 @@ fn the_status_is_that_of_the_lowest_failure() {
 fn a_buffer_that_does_not_come_back_is_an_internal_error() {
     let images = images(&[(1, 64), (2, 64)]);
     for buf in [None, Some(IoBuf::Pool(vec![0; 5].into_boxed_slice()))] {
-        let mut task = CopyTask::new(planned(&images, 20, false, &[(2, 0, 4)]), SMALL, &Bounce::default());
+        let mut task = task(planned(&images, 20, false, &[(2, 0, 4)]), SMALL, &Bounce::default());
         let mut parts = Vec::new();
         task.poll(&mut |part, _, _| parts.push(part));
         task.done(parts[0], Ok(()), buf);
@@ -467,7 +471,7 @@ fn a_buffer_that_does_not_come_back_is_an_internal_error() {
 fn a_buffer_serves_one_segment_after_the_other() {
     let images = images(&[(1, 64), (2, 64)]);
     let options = ExecOptions { window: 1, ..SMALL };
-    let mut task = CopyTask::new(planned(&images, 20, false, &[(2, 0, 40)]), options, &Bounce::default());
+    let mut task = task(planned(&images, 20, false, &[(2, 0, 40)]), options, &Bounce::default());
     let mut places = std::collections::HashSet::new();
     for _ in 0..20 {
         let mut next = None;
@@ -511,7 +515,7 @@ fn copies_share_the_bounce_memory() {
         let bounce = Bounce::new(100_000);
         let mut dice = Dice(seed * 7919);
         let mut tasks: Vec<_> = (0..7)
-            .map(|i| Some(CopyTask::new(planned(&images, 760, false, &lists[i % 3]), options, &bounce)))
+            .map(|i| Some(task(planned(&images, 760, false, &lists[i % 3]), options, &bounce)))
             .collect();
         let (mut idle, mut pending) = (0, Vec::<(usize, u32, Op)>::new());
         while tasks.iter().any(Option::is_some) {
@@ -546,7 +550,7 @@ fn a_copy_that_waits_for_memory_can_be_aborted() {
     let images = images(&[(1, 600), (2, 600)]);
     let bounce = Bounce::new(64 << 10);
     let options = ExecOptions { segment_bytes: 32 << 10, window: 4, budget: 64 << 10 };
-    let task = || CopyTask::new(planned(&images, 200, false, &[(2, 0, 300)]), options, &bounce);
+    let task = || task(planned(&images, 200, false, &[(2, 0, 300)]), options, &bounce);
     let (mut first, mut second) = (task(), task());
     let mut parts = Vec::new();
     assert_eq!(first.poll(&mut |part, _, _| parts.push(part)), None);

@@ -5,6 +5,9 @@
 //! 3. [`Checked::decode`], then [`plan`]: all the other checks. A refused command has changed nothing.
 //! 4. [`CopyTask`]: a state machine without I/O. `poll` hands out operations, `done` takes completions.
 //!
+//! Which way the bytes go is decided for each run of ranges (ladder.rs), and what must wait for what when sources and
+//! destination overlap (order.rs).
+//!
 //! All Copies of a worker share one [`Bounce`]; a task that finds it empty waits ([`CopyTask::is_starved`]) and is to be
 //! polled again when another one has got further. A worker drives a task like this; what a backend completes at once
 //! (memory) is fed back after the poll:
@@ -22,6 +25,8 @@ mod bounce;
 mod checks;
 mod cut;
 mod execute;
+mod ladder;
+mod order;
 mod plan;
 mod range;
 mod status;
@@ -31,10 +36,12 @@ mod execute_tests;
 #[cfg(test)]
 mod plan_tests;
 #[cfg(test)]
+mod policy_tests;
+#[cfg(test)]
 mod testing;
 
 pub use bounce::Bounce;
 pub use checks::{Check, TABLE};
 pub use execute::{CopyTask, ExecOptions, Outcome};
-pub use plan::{Capabilities, Checked, CopyPlan, Overlap, PlannedRange, Reject, check_command, plan};
+pub use plan::{Capabilities, Checked, CopyPlan, PlannedRange, Reject, check_command, plan};
 pub use range::{OCFS, SourceRange, Tags, list_len};

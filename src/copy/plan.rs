@@ -8,17 +8,6 @@ use crate::namespace::{ByteRange, Namespace, Namespaces, NoNamespace};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
-/// What this controller does with a Copy whose source and destination overlap in one namespace.
-///
-/// The policies for hosts of formats 0 and 1 (a snapshot of the sources, or list order) join here; they will
-/// order the plan's ranges, which under `Reject` are independent of each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Overlap {
-    /// Overlapping I/O Range for all formats: nothing is ever corrupted.
-    #[default]
-    Reject,
-}
-
 /// What the controller offers and the host has enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
@@ -26,8 +15,6 @@ pub struct Capabilities {
     pub ocfs: u16,
     /// Effective CDFE (Host Behavior Support): formats 2 and up that are enabled. Bits 0 and 1 mean nothing.
     pub cdfe: u16,
-    /// Overlap policy.
-    pub overlap: Overlap,
 }
 
 impl Capabilities {
@@ -60,7 +47,6 @@ pub struct Checked {
     command: CopyCommand,
     dst: Arc<Namespace>,
     layout: &'static Layout,
-    capabilities: Capabilities,
 }
 
 /// Makes the checks that come before the list is fetched: the rows of [`TABLE`] on the command.
@@ -80,7 +66,7 @@ pub fn check_command(
         }
     }
     match (dst, layout) {
-        (Ok(dst), Some(layout)) => Ok(Checked { command: *command, dst: dst.clone(), layout, capabilities }),
+        (Ok(dst), Some(layout)) => Ok(Checked { command: *command, dst: dst.clone(), layout }),
         _ => Err(Reject {
             status: Status::INTERNAL_ERROR,
             range: None,
@@ -120,6 +106,8 @@ pub struct PlannedRange {
     pub src: ByteRange,
     /// Where it goes: bytes from the start of the destination, the sum of all ranges before it.
     pub at: u64,
+    /// Fast Copy Only: it is copied by a reflink as a whole, or the Copy fails.
+    pub fco: bool,
 }
 
 /// A Copy that may run: everything about it has been checked.
@@ -165,7 +153,7 @@ impl CopyPlan {
 /// `ranges` as decoded by [`Checked::decode`]; a source that is the destination is taken from `checked`, so that
 /// both are one namespace even if `namespaces` has changed in between.
 pub fn plan(checked: &Checked, ranges: &[SourceRange], namespaces: &Namespaces) -> Result<CopyPlan, Reject> {
-    let Checked { command, dst, capabilities, .. } = checked;
+    let Checked { command, dst, .. } = checked;
     let sources: Vec<Result<&Arc<Namespace>, NoNamespace>> = ranges
         .iter()
         .map(|range| match range.snsid {
@@ -174,10 +162,20 @@ pub fn plan(checked: &Checked, ranges: &[SourceRange], namespaces: &Namespaces) 
             Some(snsid) => namespaces.get(snsid),
         })
         .collect();
-    let view =
-        ListView { command, dst, capabilities, total: ranges.iter().map(|range| u64::from(range.nlb)).sum() };
+    let view = ListView {
+        command,
+        dst,
+        cross: checked.layout.cross,
+        total: ranges.iter().map(|range| u64::from(range.nlb)).sum(),
+    };
     let views = || {
-        ranges.iter().zip(&sources).map(|(range, source)| RangeView { range, source: source.map(|ns| &**ns) })
+        let starts = ranges.iter().scan(0, |next, range| {
+            let at = *next;
+            *next += u64::from(range.nlb);
+            Some(at)
+        });
+        let each = ranges.iter().zip(&sources).zip(starts);
+        each.map(|((range, source), at)| RangeView { range, source: source.map(|ns| &**ns), at })
     };
     for check in TABLE {
         match check.fails {
@@ -212,7 +210,7 @@ fn lay_out(
     for (range, source) in ranges.iter().zip(sources) {
         let ns = (*source).ok()?.clone();
         let src = ns.facts.bytes(range.slba, u64::from(range.nlb))?;
-        planned.push(PlannedRange { ns, src, at });
+        planned.push(PlannedRange { ns, src, at, fco: range.fco });
         at += src.len;
     }
     let dst = checked.dst.facts.bytes(checked.command.sdlba(), total)?;

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use super::checks::TABLE;
 use super::plan::*;
 use super::range::SourceRange;
-use super::testing::{command, encode, namespace};
-use crate::namespace::{Namespace, Namespaces};
+use super::testing::{command, encode, namespace, special};
+use crate::backend::Shortcuts;
+use crate::namespace::{CopyPolicy, Method, Namespace, Namespaces, Overlap};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
@@ -37,7 +38,7 @@ impl Scenario {
             command: command(1, sdlba, desfmt, ranges.len()),
             ranges,
             namespaces: [namespace(1, BLOCKS, 9), namespace(2, BLOCKS, 9), namespace(4, BLOCKS, 12)],
-            capabilities: Capabilities { ocfs: 0xf, cdfe: 0xc, overlap: Overlap::Reject },
+            capabilities: Capabilities { ocfs: 0xf, cdfe: 0xc },
         }
     }
 
@@ -60,12 +61,24 @@ impl Scenario {
     }
 }
 
+/// Under `copy_overlap=reject`.
 fn tried(desfmt: u8, sdlba: u64, ranges: &[(u32, u64, u32)]) -> Result<CopyPlan, Reject> {
+    tried_under(Overlap::Reject, desfmt, sdlba, ranges)
+}
+
+fn tried_under(
+    overlap: Overlap,
+    desfmt: u8,
+    sdlba: u64,
+    ranges: &[(u32, u64, u32)],
+) -> Result<CopyPlan, Reject> {
     let ranges = ranges
         .iter()
         .map(|&(snsid, slba, nlb)| SourceRange::plain((desfmt >= 2).then_some(snsid), slba, nlb))
         .collect();
-    Scenario::of(desfmt, sdlba, ranges).try_it()
+    let mut scenario = Scenario::of(desfmt, sdlba, ranges);
+    scenario.namespaces[DST].facts.policy.overlap = overlap;
+    scenario.try_it()
 }
 
 /// Breaks a command.
@@ -243,7 +256,7 @@ fn nonsense_of_a_copy_offload_kernel_is_refused() {
 #[test]
 fn a_list_longer_than_needed_is_fine_and_a_shorter_one_is_not() {
     let namespaces = Namespaces::new(vec![namespace(1, BLOCKS, 9)], 1);
-    let capabilities = Capabilities { ocfs: 1, cdfe: 0, overlap: Overlap::Reject };
+    let capabilities = Capabilities { ocfs: 1, cdfe: 0 };
     let checked = check_command(&command(1, 100, 0, 2), &namespaces, capabilities).expect("sound");
     let mut page = encode(0, &[SourceRange::plain(None, 0, 8), SourceRange::plain(None, 20, 8)]);
     assert_eq!(checked.decode(&page[..63]).expect_err("short").status, Status(0x400f));
@@ -331,6 +344,22 @@ fn qemu_fault_2_overlap_is_exact() {
     assert!(!overlap(0, &[(1, 5, 2), (1, 5, 2)]), "and be named twice");
 }
 
+/// Formats 0 and 1 follow the destination's policy, 2 and 3 the specification.
+#[test]
+fn overlap_is_refused_where_it_must_be() {
+    for overlap in [Overlap::Snapshot, Overlap::InOrder, Overlap::Reject] {
+        let status =
+            |desfmt| tried_under(overlap, desfmt, 12, &[(1, 10, 10)]).err().map(|reject| reject.status.0);
+        assert_eq!(status(0), (overlap == Overlap::Reject).then_some(0x4187), "{overlap:?}");
+        assert_eq!(status(2), Some(0x4187), "{overlap:?}");
+    }
+    assert_eq!(CopyPolicy::default().overlap, Overlap::Snapshot);
+    // The destination's policy, not the source's.
+    let mut scenario = Scenario::of(0, 12, vec![SourceRange::plain(None, 10, 10)]);
+    scenario.namespaces[OTHER].facts.policy.overlap = Overlap::Reject;
+    assert_eq!(scenario.status(), Status::SUCCESS);
+}
+
 #[test]
 fn different_namespaces_never_overlap() {
     tried(2, 10, &[(2, 10, 10)]).expect("two namespaces");
@@ -350,7 +379,7 @@ fn qemu_fault_1_each_range_reads_its_own_namespace() {
 /// A namespace may change while the list is fetched: source and destination of one NSID stay one namespace.
 #[test]
 fn own_ranges_read_the_namespace_that_was_checked() {
-    let capabilities = Capabilities { ocfs: 4, cdfe: 4, overlap: Overlap::Reject };
+    let capabilities = Capabilities { ocfs: 4, cdfe: 4 };
     let before = Namespaces::new(vec![namespace(1, BLOCKS, 9)], 1);
     let after = Namespaces::new(vec![namespace(1, 1, 12)], 1);
     let checked = check_command(&command(1, 100, 2, 1), &before, capabilities).expect("sound");
@@ -364,6 +393,54 @@ fn fast_copy_only_is_a_matter_of_format() {
     let mut scenario = Scenario::of(0, 1000, vec![SourceRange::plain(None, 0, 8)]);
     scenario.ranges[0].fco = true;
     assert_eq!(scenario.status(), Status(0x4002));
+}
+
+/// The answer is the truth: all of the range is shared, or the Copy is refused before anything moves.
+#[test]
+fn fast_copy_only_needs_a_reflink_of_the_whole_range() {
+    let reflink = |align| Shortcuts { reflink: Some(align), offload: true, ..Shortcuts::default() };
+    let status = |shortcuts, method, sdlba, ranges: &[(u64, u32, bool)]| {
+        let ranges = ranges
+            .iter()
+            .map(|&(slba, nlb, fco)| SourceRange { fco, ..SourceRange::plain(Some(2), slba, nlb) });
+        let mut scenario = Scenario::of(2, sdlba, ranges.collect());
+        scenario.namespaces[DST] =
+            special(1, BLOCKS, 9, shortcuts, CopyPolicy { method, ..CopyPolicy::default() });
+        scenario.namespaces[OTHER] = namespace(2, BLOCKS - 4, 9);
+        scenario.try_it().map_or_else(|reject| (reject.status.0, reject.range), |_| (0, None))
+    };
+    let no = |range| (0x4186, Some(range));
+    for method in [Method::Auto, Method::Reflink] {
+        let status = |sdlba, ranges: &[_]| status(reflink(4096), method, sdlba, ranges);
+        assert_eq!(status(8, &[(16, 8, true)]), (0, None), "short, but it can be shared");
+        assert_eq!(status(8, &[(17, 8, true)]), no(0), "not aligned at the source");
+        assert_eq!(status(9, &[(16, 8, true)]), no(0), "not aligned at the destination");
+        assert_eq!(status(9, &[(17, 15, true)]), no(0), "aligned in between only");
+        assert_eq!(status(8, &[(16, 7, true)]), no(0), "the end is not aligned");
+        assert_eq!(status(8, &[(16, 7, false), (3, 1, false), (32, 8, true)]), (0, None));
+        assert_eq!(status(8, &[(16, 7, false), (32, 8, true)]), no(1), "others push it out of place");
+        // 1996 blocks end with half a unit, 2000 with a whole one: an image's end is the end of both or of neither.
+        assert_eq!(status(8, &[(1984, 12, true)]), no(0));
+    }
+    for (shortcuts, method) in [
+        (Shortcuts::default(), Method::Auto),
+        (
+            Shortcuts { memmove: true, offload: true, offload_pays: true, ..Shortcuts::default() },
+            Method::Auto,
+        ),
+        (reflink(4096), Method::Offload),
+        (reflink(4096), Method::Bounce),
+        (reflink(0), Method::Auto),
+    ] {
+        assert_eq!(status(shortcuts, method, 8, &[(16, 8, true)]), no(0), "{shortcuts:?} {method:?}");
+        assert_eq!(status(shortcuts, method, 8, &[(16, 8, false)]), (0, None));
+    }
+    // Both images end here, with half a unit.
+    let ranges = vec![SourceRange { fco: true, ..SourceRange::plain(Some(2), 16, 12) }];
+    let mut scenario = Scenario::of(2, 24, ranges);
+    scenario.namespaces[DST] = special(1, 36, 9, reflink(4096), CopyPolicy::default());
+    scenario.namespaces[OTHER] = namespace(2, 28, 9);
+    assert_eq!(scenario.status(), Status::SUCCESS);
 }
 
 /// What a specification-minded reader without any interval arithmetic would answer: blocks one by one.
@@ -403,8 +480,9 @@ fn model(scenario: &Scenario) -> Result<Vec<(u32, u128, u128)>, u16> {
     if blocks().any(|((snsid, from), _)| from >= u128::from(facts(snsid).map_or(0, |f| f.nsze))) {
         return Err(0x4080);
     }
+    let refused = scenario.command.desfmt() >= 2 || dst.policy.overlap == Overlap::Reject;
     let written: HashSet<_> = blocks().map(|(_, to)| (1, to)).collect();
-    if blocks().any(|(from, _)| written.contains(&from)) {
+    if refused && blocks().any(|(from, _)| written.contains(&from)) {
         return Err(0x4187);
     }
     Ok(blocks().map(|((snsid, from), to)| (snsid, from, to)).collect())
@@ -419,8 +497,10 @@ fn scenario() -> impl Strategy<Value = Scenario> {
     let nlb = prop_oneof![20 => 1..10u32, 1 => 65530..=65536u32];
     let ranges = prop::collection::vec((snsid, lba(), nlb), 1..7);
     let limits = ((6..12u16), (6..12u16), (20..60u32), (3..8u8));
-    (any::<bool>(), lba(), ranges, (60..100u64, 60..100u64), limits).prop_map(
-        |(cross, sdlba, ranges, blocks, (mssrl, other_mssrl, mcl, msrc))| {
+    let overlap =
+        prop_oneof![1 => Just(Overlap::Snapshot), 1 => Just(Overlap::InOrder), 2 => Just(Overlap::Reject)];
+    ((any::<bool>(), overlap), lba(), ranges, (60..100u64, 60..100u64), limits).prop_map(
+        |((cross, overlap), sdlba, ranges, blocks, (mssrl, other_mssrl, mcl, msrc))| {
             let ranges = ranges
                 .into_iter()
                 .map(|(snsid, slba, nlb)| SourceRange::plain(cross.then_some(snsid), slba, nlb))
@@ -428,6 +508,7 @@ fn scenario() -> impl Strategy<Value = Scenario> {
             let mut scenario = Scenario::of(if cross { 2 } else { 0 }, sdlba, ranges);
             scenario.namespaces[DST] = namespace(1, blocks.0, 9);
             scenario.namespaces[OTHER] = namespace(2, blocks.1, 9);
+            scenario.namespaces[DST].facts.policy.overlap = overlap;
             scenario.namespaces[DST].facts.copy.mssrl = mssrl;
             scenario.namespaces[OTHER].facts.copy.mssrl = other_mssrl;
             scenario.namespaces[DST].facts.copy.mcl = mcl;
@@ -471,7 +552,7 @@ proptest! {
         let namespaces = Namespaces::new(vec![namespace(1, BLOCKS, 9), namespace(2, BLOCKS, 9)], 2);
         let mut command = CopyCommand { nsid: 1, cdw };
         command.cdw[2] = cdw[2] & 0x7 | desfmt << 8;
-        let capabilities = Capabilities { ocfs: !0, cdfe: !0, overlap: Overlap::Reject };
+        let capabilities = Capabilities { ocfs: !0, cdfe: !0 };
         if let Ok(checked) = check_command(&command, &namespaces, capabilities)
             && let Ok(ranges) = checked.decode(&list)
             && let Ok(plan) = plan(&checked, &ranges, &namespaces)

@@ -6,13 +6,13 @@ use zerocopy::IntoBytes;
 
 use super::range::{Layout, SourceRange, Tags};
 use crate::backend::engine::Engine;
-use crate::backend::{Backend, Completion, Op, Tag};
-use crate::namespace::{CopyLimits, Identity, Namespace};
+use crate::backend::{Backend, Completion, Op, Shortcuts, Tag};
+use crate::namespace::{CopyLimits, CopyPolicy, Identity, Namespace};
 use crate::spec::copy::{CopyCommand, Range32, Range40, SOPT_FCO, ZeroBased16};
 
-/// An image that has a size and nothing else: these tests do all I/O themselves.
+/// An image that has a size and shortcuts from all others, and nothing else: these tests do all I/O themselves.
 #[derive(Debug)]
-struct Size(u64);
+struct Size(u64, Shortcuts);
 
 impl Backend for Size {
     fn len(&self) -> u64 {
@@ -24,6 +24,9 @@ impl Backend for Size {
     fn submit(&self, _: Tag, _: Op, _: &mut dyn Engine) -> Option<Completion> {
         unreachable!("no test hands this image an operation")
     }
+    fn shortcuts_from(&self, _: &dyn Backend) -> Shortcuts {
+        self.1
+    }
     fn name(&self) -> &str {
         "size"
     }
@@ -32,7 +35,19 @@ impl Backend for Size {
 pub(super) const LIMITS: CopyLimits = CopyLimits { mssrl: 32768, mcl: 131_072, msrc: 255 };
 
 pub(super) fn namespace(nsid: u32, blocks: u64, lbads: u8) -> Namespace {
-    Namespace::new(nsid, Arc::new(Size(blocks << lbads)), lbads, LIMITS, Identity::default())
+    special(nsid, blocks, lbads, Shortcuts::default(), CopyPolicy::default())
+}
+
+/// A namespace with shortcuts to it and a policy.
+pub(super) fn special(
+    nsid: u32,
+    blocks: u64,
+    lbads: u8,
+    shortcuts: Shortcuts,
+    policy: CopyPolicy,
+) -> Namespace {
+    let image = Arc::new(Size(blocks << lbads, shortcuts));
+    Namespace::new(nsid, image, lbads, LIMITS, Identity::default()).with_policy(policy)
 }
 
 /// A Copy of `ranges` in a format; all other fields are 0.

@@ -13,6 +13,46 @@ pub struct CopyLimits {
     pub msrc: u8,
 }
 
+/// What a Copy does when its source and destination overlap, where the specification leaves the choice: descriptor
+/// formats 0h and 1h. In formats 2h and 3h such a Copy always ends with Overlapping I/O Range.
+///
+/// The default is not to refuse: hosts that use formats 0h and 1h know no such status from QEMU, whose Copy succeeds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overlap {
+    /// As if every source were read before the first write: no range ever reads what another one wrote.
+    #[default]
+    Snapshot,
+    /// Overlapping I/O Range.
+    Reject,
+    /// Range after range, each as if read as a whole before it is written: QEMU's result.
+    InOrder,
+}
+
+/// The best way that a Copy may take; where it does not lead there, it takes the next one of this order: reflink,
+/// offload, bounce.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// Whatever is known to be best for the images and the length: move memory, share blocks, let the kernel or a server
+    /// copy where that pays, else bounce.
+    #[default]
+    Auto,
+    /// Share the blocks.
+    Reflink,
+    /// copy_file_range.
+    Offload,
+    /// Read into memory and write, between memory namespaces too.
+    Bounce,
+}
+
+/// How Copies to a namespace are done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyPolicy {
+    /// Overlap of source and destination.
+    pub overlap: Overlap,
+    /// The way of the bytes.
+    pub method: Method,
+}
+
 /// Names a namespace outlives its controller by (Identify Namespace, Namespace Identification Descriptors).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -37,6 +77,8 @@ pub struct Facts {
     pub read_only: bool,
     /// Copy limits.
     pub copy: CopyLimits,
+    /// How Copies to it are done.
+    pub policy: CopyPolicy,
 }
 
 /// One attached namespace.
@@ -80,9 +122,21 @@ impl Facts {
 impl Namespace {
     /// A namespace over all whole blocks of `backend`.
     pub fn new(nsid: u32, backend: SharedBackend, lbads: u8, copy: CopyLimits, identity: Identity) -> Self {
-        let facts =
-            Facts { nsze: backend.len() >> lbads, lbads, ms: 0, read_only: backend.read_only(), copy };
+        let facts = Facts {
+            nsze: backend.len() >> lbads,
+            lbads,
+            ms: 0,
+            read_only: backend.read_only(),
+            copy,
+            policy: CopyPolicy::default(),
+        };
         Self { nsid, backend, facts, identity }
+    }
+
+    /// The same namespace with another way to do Copies to it.
+    pub fn with_policy(mut self, policy: CopyPolicy) -> Self {
+        self.facts.policy = policy;
+        self
     }
 }
 

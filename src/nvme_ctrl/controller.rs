@@ -49,6 +49,8 @@ pub struct ControllerConfig {
     pub aerl: u8,
     /// MSI-X vectors.
     pub vectors: u16,
+    /// Identify Controller OCFS: Copy descriptor formats offered.
+    pub ocfs: u16,
     /// Copy descriptor formats enabled whatever the host has set (bits of CDFE).
     pub cdfe: u16,
     /// Worker threads.
@@ -134,7 +136,7 @@ impl Controller {
             mps: AtomicU16::new(0),
             invalid_doorbell: AtomicBool::new(false),
             counters: Counters::default(),
-            limits: Limits { max_transfer: 4096 << config.mdts, ocfs: crate::copy::OCFS },
+            limits: Limits { max_transfer: 4096 << config.mdts, ocfs: config.ocfs & crate::copy::OCFS },
         });
         let (sender, messages) = channel();
         let out = Mailbox { sender, wake };
@@ -286,6 +288,15 @@ impl Controller {
                     Some(awaited) => self.acknowledged(awaited, answer),
                     None => log::debug!("acknowledgement {token} came after its command was dropped"),
                 },
+                // Before the acknowledgement of a reset comes only what the worker met before it: the queues it speaks
+                // of are gone, with their client perhaps.
+                FromWorker::InvalidDoorbell if self.draining > 0 => {
+                    self.shared.invalid_doorbell.store(false, Ordering::Release);
+                    log::debug!("a queue that is gone had a doorbell value it could not have");
+                }
+                FromWorker::Fatal(why) if self.draining > 0 => {
+                    log::info!("on the way to a reset: {why}");
+                }
                 FromWorker::InvalidDoorbell => {
                     self.shared.invalid_doorbell.store(false, Ordering::Release);
                     self.invalid_doorbell_value();

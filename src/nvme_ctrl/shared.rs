@@ -58,13 +58,13 @@ impl Shared {
 /// Counts for SMART: commands completed with success, and bytes they moved.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Read, Compare and Verify commands.
+    /// SMART Host Read Commands: Read, Compare and Copy.
     pub reads: AtomicU64,
-    /// Write commands.
+    /// User Data Out Commands: Write and Copy.
     pub writes: AtomicU64,
-    /// Bytes read by the host.
+    /// Bytes of SMART Data Units Read Commands: Read, Compare and Verify.
     pub bytes_read: AtomicU64,
-    /// Bytes written by the host.
+    /// Bytes of User Data Out Commands.
     pub bytes_written: AtomicU64,
     /// Commands that failed for the medium.
     pub media_errors: AtomicU64,
@@ -81,5 +81,21 @@ impl Counters {
     pub fn wrote(&self, bytes: u64) {
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// One completed Verify of `bytes`: no host read, for the host gets none of them, but data units read.
+    pub fn verified(&self, bytes: u64) {
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// One completed Copy of `bytes`.
+    ///
+    /// The definitions of the NVM Command Set specification decide (1.4.2.7, 8 and 10 of revision 1.2): Copy is a SMART
+    /// Host Read Command and a User Data Out Command, which is one that makes the controller write user data, whether
+    /// or not they come from the host. It is no SMART Data Units Read Command. Older texts count nothing of it, for
+    /// nothing passes between host and controller; QEMU counts a command of 0 bytes.
+    pub fn copied(&self, bytes: u64) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.wrote(bytes);
     }
 }

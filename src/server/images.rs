@@ -68,7 +68,7 @@ fn namespace(config: &NsConfig) -> Result<Namespace, ConfigError> {
         uuid: config.uuid.into_bytes(),
     };
     let lbads = config.logical_block_size.trailing_zeros() as u8;
-    Ok(Namespace::new(config.nsid, backend, lbads, limits, identity))
+    Ok(Namespace::new(config.nsid, backend, lbads, limits, identity).with_policy(config.copy))
 }
 
 /// The image's own message names path, fault and remedy.

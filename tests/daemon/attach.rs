@@ -14,6 +14,8 @@ use crate::host::le::{put32, u16_at, u32_at};
 use crate::host::*;
 
 const EEXIST: u32 = 17;
+/// The last page of the address space.
+const LAST_PAGE: u64 = !0xfff;
 
 #[test]
 fn version_as_qemu_asks() {
@@ -292,17 +294,17 @@ fn memory_maps() {
         }
     }
     let past_end = Some((ram.fd(), 0xf_f000));
-    let wraps = Some((ram.fd(), u64::MAX & !0xfff));
+    let wraps = Some((ram.fd(), LAST_PAGE));
     for (what, a) in [
         ("size 0", c.dma_map(0x100_0000, 0, 3, fd)),
-        ("address wraps", c.dma_map(u64::MAX & !0xfff, 0x2000, 3, fd)),
+        ("address wraps", c.dma_map(LAST_PAGE, 0x2000, 3, fd)),
         ("beyond the file", c.dma_map(0x100_0000, 2 << 20, 3, fd)),
         ("offset beyond", c.dma_map(0x100_0000, 0x2000, 3, past_end)),
         ("offset wraps", c.dma_map(0x100_0000, 0x2000, 3, wraps)),
         ("offset unaligned", c.dma_map(0x100_0000, 0x1000, 3, Some((ram.fd(), 17)))),
         ("unmap of nothing", c.dma_unmap(0x500_0000, 0x1000)),
         ("unmap of a part", c.dma_unmap(0x10_0000, 0x1000)),
-        ("unmap wraps", c.dma_unmap(u64::MAX & !0xfff, 0x2000)),
+        ("unmap wraps", c.dma_unmap(LAST_PAGE, 0x2000)),
         ("too short", c.ask(cmd::DMA_MAP, &[0; 16], &[])),
         ("unmap too short", c.ask(cmd::DMA_UNMAP, &[0; 8], &[])),
     ] {

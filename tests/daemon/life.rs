@@ -28,6 +28,11 @@ fn disconnect_and_reconnect() {
         assert_eq!(h.client.r32(reg::CC), 0);
         h.enable();
         h.io_queues(2, 32);
+        match round {
+            1 => files = d.open_files(),
+            7 => assert!(d.open_files() <= files, "descriptors pile up"),
+            _ => {}
+        }
         let mut nss =
             shadows.take().unwrap_or_else(|| vec![Ns::identify(&mut h, 1), Ns::identify(&mut h, 2)]);
         for ns in &mut nss {
@@ -48,6 +53,28 @@ fn disconnect_and_reconnect() {
         drop(h);
         shadows = Some(nss);
     }
+}
+
+/// A client that leaves in the middle of its commands: what its queues suffered is no concern of the next one.
+#[test]
+fn nothing_of_a_client_reaches_the_next() {
+    let d = Daemon::start("--nvme-ns drive=memory,size=1M --nvme-ns drive={}/x.img,size=1M");
+    for round in 0..40u64 {
+        let mut h = Host::cold(&d.socket());
+        assert_eq!(h.csts(), 0, "round {round}");
+        h.enable();
+        h.io_queues(2, 64);
+        let ns = Ns::facts(&mut h, 1 + (round % 2) as u32);
+        let data = Data::prp(&mut h.ram, 16 * ns.lba);
+        for i in 0..60 {
+            h.submit(1 + (i % 2) as u16, Host::rw(io::READ, &ns, i, 16).data(&data));
+        }
+    }
+    let mut h = Host::with_queues(&d, 1, 8);
+    let ns = Ns::facts(&mut h, 1);
+    std::thread::sleep(Duration::from_millis(20));
+    h.read(1, &ns, 0, 1);
+    assert_eq!(h.csts(), 1);
 }
 
 #[test]

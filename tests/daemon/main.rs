@@ -8,6 +8,7 @@ mod admin;
 mod attach;
 mod cli;
 mod commands;
+mod copy_methods;
 mod copying;
 mod doorbells;
 mod life;

@@ -115,7 +115,7 @@ fn prp_errors() {
         ("list entry with offset", 8, p, odd_entry, st::PRP_OFFSET),
         ("PRP1 nowhere", 1, NOWHERE, 0, st::DATA_TRANSFER),
         ("PRP1 zero", 1, 0, 0, st::DATA_TRANSFER),
-        ("PRP1 at the end of the world", 1, u64::MAX & !0xfff, 0, st::DATA_TRANSFER),
+        ("PRP1 at the end of the world", 1, !0xfff, 0, st::DATA_TRANSFER),
         ("PRP2 nowhere", 2, p, NOWHERE, st::DATA_TRANSFER),
         ("PRP2 zero", 2, p, 0, st::DATA_TRANSFER),
         ("list nowhere", 3, p, NOWHERE, st::DATA_TRANSFER),

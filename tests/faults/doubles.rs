@@ -1,11 +1,11 @@
 //! Engines and backends that misbehave on demand.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vfio_user_nvme::backend::engine::{Engine, EngineKind, Waker, create};
-use vfio_user_nvme::backend::{Backend, Completion, FileJob, Gate, Op, RawBackend, StallEngine, Tag};
+use vfio_user_nvme::backend::{Backend, Call, Completion, FileJob, Gate, Op, RawBackend, StallEngine, Tag};
 use vfio_user_nvme::nvme_ctrl::EngineFactory;
 
 use crate::host::DEADLINE;
@@ -58,8 +58,8 @@ pub enum Fault {
     Errno(i32),
     /// The first call of the job moves no byte.
     Nothing,
-    /// The calls of the job are interrupted so often before they are made.
-    Interrupted(u32),
+    /// The first call of the job is interrupted a few times, and then moves no more than so many bytes.
+    Short(usize),
 }
 
 type Plan = Arc<dyn Fn(&FileJob) -> Option<Fault> + Send + Sync>;
@@ -89,18 +89,19 @@ impl Engine for Faulty {
             Some(Fault::Panic) => panic!("a fault of ours, as the test wants it"),
             Some(Fault::Errno(errno)) => {
                 while job.next_call().is_some() {
-                    job.complete(-errno);
+                    job.complete(i64::from(-errno));
                 }
             }
             Some(Fault::Nothing) => {
                 job.next_call();
                 job.complete(0);
             }
-            Some(Fault::Interrupted(times)) => {
-                for _ in 0..times {
+            Some(Fault::Short(bytes)) => {
+                for _ in 0..3 {
                     job.next_call();
-                    job.complete(-libc::EINTR);
+                    job.complete(i64::from(-libc::EINTR));
                 }
+                short(&mut job, bytes);
             }
         }
         if job.is_done() {
@@ -126,6 +127,80 @@ impl Engine for Faulty {
 
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.done.len()
+    }
+}
+
+/// Makes the next call of a job, which is a transfer, for its first `bytes` bytes only.
+#[expect(unsafe_code, reason = "a system call on iovecs")]
+fn short(job: &mut FileJob, bytes: usize) {
+    let call = job.next_call();
+    let mut left = bytes;
+    let mut iovecs = job.iovecs().to_vec();
+    for iovec in &mut iovecs {
+        iovec.iov_len = iovec.iov_len.min(left);
+        left -= iovec.iov_len;
+    }
+    let (fd, iov, count) = (job.fd(), iovecs.as_ptr(), iovecs.len() as i32);
+    // SAFETY: the job owns the memory of its iovecs, and stays where it is until the call is complete.
+    let moved = unsafe {
+        match call {
+            Some(Call::Preadv { offset }) => libc::preadv(fd, iov, count, offset as i64),
+            Some(Call::Pwritev { offset, dsync: false }) => libc::pwritev(fd, iov, count, offset as i64),
+            other => panic!("{other:?} is no transfer"),
+        }
+    };
+    assert_eq!(moved, bytes as isize, "the file takes and gives what it is asked");
+    job.complete(moved as i64);
+}
+
+/// Puts the worker of a [`Drowsy`] engine to sleep.
+#[derive(Clone, Default)]
+pub struct Nap(Arc<Mutex<Duration>>);
+
+impl Nap {
+    /// The worker sleeps so long in the middle of its next turn, before it looks at its queues.
+    pub fn take(&self, length: Duration) {
+        *self.0.lock().expect("no panic") = length;
+    }
+
+    /// Waits until it sleeps.
+    pub fn wait(&self) {
+        let start = Instant::now();
+        while !self.0.lock().expect("no panic").is_zero() {
+            assert!(start.elapsed() < DEADLINE, "the worker does not turn");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    pub fn engine(&self, kind: EngineKind) -> EngineFactory {
+        let nap = self.clone();
+        Arc::new(move || Ok(Box::new(Drowsy(create(kind)?, nap.clone()))))
+    }
+}
+
+struct Drowsy(Box<dyn Engine>, Nap);
+
+impl Engine for Drowsy {
+    fn submit(&mut self, tag: Tag, job: FileJob) {
+        self.0.submit(tag, job);
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        self.0.reap(out);
+        let length = std::mem::take(&mut *self.1.0.lock().expect("no panic"));
+        std::thread::sleep(length);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        self.0.wait(timeout);
+    }
+
+    fn waker(&self) -> Waker {
+        self.0.waker()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.in_flight()
     }
 }
 

@@ -2,12 +2,14 @@
 //! our own. The library's server runs in a thread, over backends and engines that misbehave on demand, and is driven
 //! over its socket.
 
-#[allow(dead_code, reason = "a toolbox: not every test target uses every tool")]
+#[allow(dead_code, unused_imports, reason = "a toolbox: not every test target uses every tool")]
 #[path = "../host/mod.rs"]
 mod host;
 
 mod device;
 mod doubles;
+mod durability;
+mod medium;
 mod panics;
 mod stall;
 

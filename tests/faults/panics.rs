@@ -14,7 +14,7 @@ use crate::host::nvme::io;
 use crate::host::{Answer, Host, Ns, Ram};
 use crate::with_each_engine;
 
-const AT_ONCE: Duration = Duration::from_millis(500);
+const AT_ONCE: Duration = Duration::from_secs(1);
 const IMAGE: usize = 1 << 20;
 const ON_DISK: u8 = 0xd1;
 
@@ -150,7 +150,7 @@ fn beside_a_hung_read() {
     });
 }
 
-/// A shutdown whose flush fails that badly still ends, and so does the service.
+/// A shutdown whose flush ends that badly still ends, and so does the service.
 #[test]
 fn in_a_flush() {
     with_each_engine(|kind| {
@@ -167,7 +167,7 @@ fn in_a_flush() {
         assert_eq!(host.csts(), RDY);
         bomb.arm();
         let (success, took) = device.stop();
-        assert!(!success, "the last flush failed");
+        assert!(success && bomb.went_off(), "a flush that was lost is made again");
         assert!(took < Duration::from_secs(5), "{took:?}");
         let ns_pattern = |at: usize| device.file("a")[at * 512..(at + 16) * 512].to_vec();
         assert!(ns_pattern(0) == [ON_DISK; 16 * 512]);

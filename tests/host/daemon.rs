@@ -81,8 +81,10 @@ impl Daemon {
         String::from_utf8_lossy(&b).into_owned()
     }
 
+    /// A client that agreed on the version; whoever had the socket a moment ago (another daemon that looked whether
+    /// it is in use) may still be leaving.
     pub fn client(&self) -> Client {
-        Client::attach(&self.socket())
+        Client::attach_when_free(&self.socket())
     }
 
     pub fn pid(&self) -> u32 {

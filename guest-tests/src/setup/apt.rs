@@ -140,15 +140,6 @@ pkgCacheGen::Essential "none";
         }
     }
 
-    /// Suites in use.
-    #[expect(
-        clippy::unused_self,
-        reason = "the suites will depend on the archive when a second one is known"
-    )]
-    pub(super) fn suites(&self) -> [&'static str; 2] {
-        [STABLE, BACKPORTS]
-    }
-
     fn apt(&self, args: &[&str]) -> anyhow::Result<Output> {
         let mut command = Command::new("apt-get");
         command.arg("-c").arg(self.dir.join("apt.conf")).args(["-q", "-y"]).args(args);

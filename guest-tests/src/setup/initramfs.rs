@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 
@@ -77,10 +78,13 @@ pub(super) fn join(dir: &Path, parts: &[PathBuf], agent: &Path) -> anyhow::Resul
         (part, meta.len(), meta.modified()?).hash(&mut key);
     }
     let path = dir.join(format!("{:016x}.cpio", key.finish()));
-    if path.exists() {
+    if let Ok(file) = fs::File::open(&path) {
+        // Marks it as in use; see `prune`.
+        file.set_modified(SystemTime::now())?;
         return Ok(path);
     }
     fs::create_dir_all(dir)?;
+    prune(dir)?;
     // Two processes may do this at once: each writes its own file and the last rename wins with the same content.
     let part_file = dir.join(format!("{}.part", std::process::id()));
     let mut to = BufWriter::new(fs::File::create(&part_file)?);
@@ -96,4 +100,43 @@ pub(super) fn join(dir: &Path, parts: &[PathBuf], agent: &Path) -> anyhow::Resul
     cpio.finish()?.into_inner()?;
     fs::rename(&part_file, &path)?;
     Ok(path)
+}
+
+/// Removes what was not used for a day: every change of the agent makes another file of some 70 MB.
+fn prune(dir: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+        if age > Duration::from_secs(24 * 3600) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_joined_at_whole_sectors_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, agent) = (dir.path().join("first"), dir.path().join("agent"));
+        fs::write(&first, b"F").unwrap();
+        fs::write(&agent, b"A").unwrap();
+        let boot = dir.path().join("boot");
+        let joined = join(&boot, std::slice::from_ref(&first), &agent).unwrap();
+        let bytes = fs::read(&joined).unwrap();
+        assert_eq!(bytes[..2], *b"F\0");
+        assert_eq!(bytes[512..518], *b"070701");
+        assert_eq!(join(&boot, std::slice::from_ref(&first), &agent).unwrap(), joined);
+        fs::write(&agent, b"B").unwrap();
+        assert_ne!(join(&boot, &[first], &agent).unwrap(), joined);
+        // Yesterday's goes when a new one is made.
+        let old = SystemTime::now() - Duration::from_secs(25 * 3600);
+        fs::File::open(&joined).unwrap().set_modified(old).unwrap();
+        prune(&boot).unwrap();
+        assert!(!joined.exists());
+        assert_eq!(fs::read_dir(&boot).unwrap().count(), 1);
+    }
 }

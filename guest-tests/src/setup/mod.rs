@@ -17,7 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 pub(crate) use agent::cargo;
 pub use qemu::Qemu;
@@ -105,6 +105,10 @@ impl Environment {
 /// # Errors
 /// Text for a human: what could not be done and what to do instead.
 pub fn setup(kernels: &[Kernel], progress: &dyn Fn(&str)) -> anyhow::Result<Environment> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "guests are x86_64 only so far, and this harness was built for another processor"
+    );
     let root = cache::folder()?;
     let _lock = cache::lock(&root)?;
     let missing: Vec<Kernel> = kernels.iter().copied().filter(|k| !cache::stamped(&root, k.name())).collect();
@@ -124,7 +128,7 @@ fn bring(root: &Path, programs: bool, kernels: &[Kernel], progress: &dyn Fn(&str
     say(format!("guest environment: {}", root.display()));
     let installed = if programs { Qemu::installed() } else { None };
     let apt = apt::Apt::new(&root.join("apt"))?;
-    say(format!("package lists from {} ({})", apt.base(), apt.suites().join(", ")));
+    say(format!("package lists from {}", apt.base()));
     apt.update()?;
     if programs {
         let sysroot_dir = root.join("sysroot");

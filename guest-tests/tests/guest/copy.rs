@@ -104,6 +104,39 @@ pub fn limits_4096(s: &Session) -> Outcome {
     limits(s, 2)
 }
 
+/// The limits a device has when nobody names any: 127 ranges, 16 MiB a range, 64 MiB a command (512-byte blocks).
+pub fn default_limits(s: &Session) -> Outcome {
+    const NSID: u32 = 7;
+    let (mssrl, mcl, msrc) = s.ns(NSID)?.limits;
+    let mut t = Target::fill(s, NSID, 110)?;
+    let half = t.model.blocks() / 2;
+    let many: Vec<(u64, u32)> = (0..=u64::from(msrc)).map(|n| (n * 200, 1 + n as u32 % 90)).collect();
+    t.accept(s, &Copy::new(half, &many), None)?;
+    t.refuse(s, &Copy::new(half, &[&many[..], &[(0, 1)]].concat()), nvme::SIZE_LIMIT)?;
+    t.accept(s, &Copy::new(half + 10_000, &[(1, mssrl)]), None)?;
+    t.refuse(s, &Copy::new(half + 10_000, &[(3, mssrl + 1)]), nvme::SIZE_LIMIT)?;
+    // MSSRL divides MCL: four whole ranges fill a command to the brim.
+    let brim: Vec<(u64, u32)> = (0..u64::from(mcl / mssrl)).map(|n| (n * 1000 + 7, mssrl)).collect();
+    t.accept(s, &Copy::new(half + 20_000, &brim), None)?;
+    t.refuse(s, &Copy::new(half + 20_000, &[&brim[..], &[(0, 1)]].concat()), nvme::SIZE_LIMIT)?;
+    t.check(s)?;
+    Ok(None)
+}
+
+/// The largest limits there can be: 256 ranges, and a range of all but one of the blocks the field can say.
+pub fn largest_limits(s: &Session) -> Outcome {
+    const NSID: u32 = 8;
+    let (mssrl, _, msrc) = s.ns(NSID)?.limits;
+    let mut t = Target::fill(s, NSID, 120)?;
+    let half = t.model.blocks() / 2;
+    let all: Vec<(u64, u32)> = (0..=u64::from(msrc)).map(|n| (n * 120, 1 + n as u32 % 100)).collect();
+    t.accept(s, &Copy::new(half, &all), None)?;
+    t.accept(s, &Copy::new(half + 50_000, &[(11, mssrl)]), None)?;
+    t.refuse(s, &Copy::new(half + 50_000, &[(13, mssrl + 1)]), nvme::SIZE_LIMIT)?;
+    t.check(s)?;
+    Ok(None)
+}
+
 /// Ranges past the end on either side are refused, and nothing is written.
 pub fn out_of_range(s: &Session) -> Outcome {
     for nsid in [1, 2] {

@@ -119,6 +119,12 @@ pub fn kill() -> Outcome {
         drop(job);
         guest.kill();
         acknowledged(&log, seed, &folder.file("disk.img"))?;
+        // Nothing it left (a lock, a socket) is in the way of the next one.
+        if let Some(daemon) = Device::start(kind(), &spec(folder), folder.path())?.daemon {
+            let status = daemon.terminate(Duration::from_secs(15))?;
+            ensure!(status.success(), "the next daemon ended with {status}");
+        }
+        acknowledged(&log, seed, &folder.file("disk.img"))?;
         Ok(None)
     })
 }

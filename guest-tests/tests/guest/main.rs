@@ -118,6 +118,8 @@ fn main() -> ExitCode {
             ("idle::unwritten_memory_costs_nothing", probe::unwritten_memory),
             ("copy::limits_512", copy::limits_512),
             ("copy::limits_4096", copy::limits_4096),
+            ("copy::default_limits", copy::default_limits),
+            ("copy::largest_limits", copy::largest_limits),
             ("copy::out_of_range", copy::out_of_range),
             ("copy::across_namespaces", copy::across_namespaces),
             ("fio::io_uring_512", fio::io_uring_512),

@@ -6,10 +6,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use guest_tests::accel::{self, Wanted};
 use guest_tests::case::Folder;
-use guest_tests::device::{Device, Spec};
+use guest_tests::device::{Device, Kind, Spec};
 use guest_tests::guest::BOOT_LIMIT;
 use guest_tests::model;
 use guest_tests::vm::{Accel, Console, Nvme, Vm};
@@ -39,25 +39,28 @@ pub struct Ns {
     pub limits: (u32, u32, u32),
     /// Writes are refused.
     pub readonly: bool,
+    /// The limits are what the device has when nobody names any.
+    pub by_default: bool,
 }
 
 impl Ns {
     /// An image file `name` in `folder`, or memory without a name.
     pub fn new(folder: &Path, name: &str, size: u64, block: usize, limits: (u32, u32, u32)) -> Self {
         let image = (!name.is_empty()).then(|| folder.join(name));
-        Self { image, block, size, limits, readonly: false }
+        Self { image, block, size, limits, readonly: false, by_default: false }
     }
 
     fn spec(&self) -> String {
         let drive = self.image.as_ref().map_or("memory".into(), |i| i.display().to_string());
         let (mssrl, mcl, msrc) = self.limits;
-        let readonly = if self.readonly { ",readonly=on" } else { "" };
+        let mut spec = format!("drive={drive},logical_block_size={}", self.block);
         // A read-only image must be there already and has its size.
-        let size = if self.readonly { String::new() } else { format!(",size={}", self.size) };
-        format!(
-            "drive={drive}{size},logical_block_size={},mssrl={mssrl},mcl={mcl},msrc={msrc}{readonly}",
-            self.block
-        )
+        spec.push_str(&if self.readonly { ",readonly=on".into() } else { format!(",size={}", self.size) });
+        // QEMU's own device has other defaults.
+        if !self.by_default || kind() == Kind::QemuNvme {
+            spec.push_str(&format!(",mssrl={mssrl},mcl={mcl},msrc={msrc}"));
+        }
+        spec
     }
 
     /// The image, for cases that look at it.
@@ -161,21 +164,34 @@ impl Drop for KeepOnError {
 /// Started by the first case that needs it. After a failure that cost the guest its health, the next case gets a new one.
 pub struct Shared {
     make: fn() -> anyhow::Result<Session>,
-    session: Mutex<Option<Session>>,
+    slot: Mutex<Slot>,
+}
+
+enum Slot {
+    Empty,
+    Ready(Box<Session>),
+    /// Not tried again: a boot that fails may take its whole limit to fail, and the next one will too.
+    Broken(String),
 }
 
 impl Shared {
     pub fn new(make: fn() -> anyhow::Result<Session>) -> Self {
-        Self { make, session: Mutex::new(None) }
+        Self { make, slot: Mutex::new(Slot::Empty) }
     }
 
     /// Runs one case, then looks at the kernel's messages and at the daemon.
     pub fn run(&self, name: &str, case: fn(&Session) -> Outcome) -> Outcome {
-        let mut slot: MutexGuard<'_, Option<Session>> =
-            self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut session = match slot.take() {
-            Some(session) => session,
-            None => (self.make)()?,
+        let mut slot: MutexGuard<'_, Slot> = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = match std::mem::replace(&mut *slot, Slot::Empty) {
+            Slot::Ready(session) => session,
+            Slot::Empty => {
+                Box::new((self.make)().inspect_err(|error| *slot = Slot::Broken(format!("{error:#}")))?)
+            }
+            Slot::Broken(why) => {
+                let first = why.lines().next().unwrap_or_default().to_owned();
+                *slot = Slot::Broken(why);
+                bail!("the guest of this case did not come up: {first}");
+            }
         };
         let log = session.folder.file("cases.log");
         let mut log = fs::OpenOptions::new().create(true).append(true).open(log)?;
@@ -190,7 +206,7 @@ impl Shared {
         });
         match outcome {
             Ok(outcome) => {
-                *slot = Some(session);
+                *slot = Slot::Ready(session);
                 Ok(outcome)
             }
             Err(error) => {
@@ -209,13 +225,17 @@ pub fn main_session() -> anyhow::Result<Session> {
     Session::boot("main", Kernel::Stable, &["serial=GUEST0001"], |folder| {
         let mut readonly = Ns::new(folder, "readonly.img", 8 << 20, 512, (128, 128, 127));
         readonly.readonly = true;
+        let mut defaults = Ns::new(folder, "ns7.img", 160 << 20, 512, (32768, 131_072, 126));
+        defaults.by_default = true;
         vec![
             Ns::new(folder, "ns1.img", 64 << 20, 512, (128, 256, 7)),
             Ns::new(folder, "ns2.img", 64 << 20, 4096, (32, 90, 3)),
             Ns::new(folder, "ns3.img", 640 << 20, 512, (128, 128, 127)),
             Ns::new(folder, "", 1 << 30, 4096, (128, 128, 127)),
-            Ns::new(folder, "ns5.img", 64 << 20, 512, (64, 64, 0)),
+            Ns::new(folder, "ns5.img", 64 << 20, 512, (64, 64, 2)),
             readonly,
+            defaults,
+            Ns::new(folder, "ns8.img", 128 << 20, 512, (65535, u32::MAX, 255)),
         ]
     })
 }

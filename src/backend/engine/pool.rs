@@ -3,22 +3,24 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use libc::{c_int, iovec};
+use libc::c_int;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Engine, FileJob, Waker};
-use crate::backend::file_job::Call;
+use crate::backend::file_job::{Call, JobKind};
+use crate::backend::shortcut::{answer, clone_range, copy_range};
 use crate::backend::{Completion, Tag};
 
 /// How long a dropped engine waits for calls in progress before it abandons their threads.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// See the module docs.
+/// See the module docs. At most half of the threads copy at a time, so that a long [`JobKind::Copy`] leaves
+/// others their turn.
 #[derive(Debug)]
 pub struct PoolEngine {
     shared: Arc<Shared>,
@@ -33,13 +35,31 @@ struct Shared {
     idle: Condvar,
     done: Mutex<Vec<Completion>>,
     waker: Waker,
+    /// Said under the lock of the queue too; here for those who are between two calls.
+    stopping: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     jobs: VecDeque<(Tag, FileJob)>,
+    copies: VecDeque<(Tag, FileJob)>,
+    /// Threads that copy, and how many may.
+    copying: usize,
+    max_copying: usize,
     alive: usize,
     stop: bool,
+}
+
+impl Queue {
+    fn pop(&mut self) -> Option<(Tag, FileJob)> {
+        if self.copying < self.max_copying
+            && let Some(copy) = self.copies.pop_front()
+        {
+            self.copying += 1;
+            return Some(copy);
+        }
+        self.jobs.pop_front()
+    }
 }
 
 /// Nothing panics while it holds one of the locks, and what they guard is whole at any time.
@@ -53,18 +73,29 @@ impl PoolEngine {
 
     /// An engine of `threads` threads (at least one), which sleep until there is work.
     pub fn new(threads: usize) -> io::Result<Self> {
+        let threads = threads.max(1);
+        Self::with(threads, threads.div_ceil(2), Waker::new()?)
+    }
+
+    /// Threads for the copies alone of an engine that sleeps by other means, and is woken by `waker`.
+    pub(super) fn beside(waker: Waker) -> io::Result<Self> {
+        Self::with(Self::THREADS, Self::THREADS, waker)
+    }
+
+    fn with(threads: usize, max_copying: usize, waker: Waker) -> io::Result<Self> {
         let mut engine = PoolEngine {
             shared: Arc::new(Shared {
-                queue: Mutex::default(),
+                queue: Mutex::new(Queue { max_copying, ..Queue::default() }),
                 work: Condvar::new(),
                 idle: Condvar::new(),
                 done: Mutex::default(),
-                waker: Waker::new()?,
+                waker,
+                stopping: AtomicBool::new(false),
             }),
             threads: Vec::new(),
             in_flight: 0,
         };
-        for n in 0..threads.max(1) {
+        for n in 0..threads {
             let shared = Arc::clone(&engine.shared);
             lock(&shared.queue).alive += 1;
             let spawned = std::thread::Builder::new().name(format!("io-{n}")).spawn(move || shared.run());
@@ -78,12 +109,33 @@ impl PoolEngine {
         }
         Ok(engine)
     }
+
+    /// Nothing to reap?
+    pub(super) fn none_done(&self) -> bool {
+        lock(&self.shared.done).is_empty()
+    }
+
+    /// Starts no call any more; dropping it then waits for those in progress.
+    pub(super) fn stop(&self) {
+        let mut queue = lock(&self.shared.queue);
+        queue.stop = true;
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        let unstarted = (std::mem::take(&mut queue.jobs), std::mem::take(&mut queue.copies));
+        drop(queue);
+        self.shared.work.notify_all();
+        drop(unstarted);
+    }
 }
 
 impl Engine for PoolEngine {
     fn submit(&mut self, tag: Tag, job: FileJob) {
         self.in_flight += 1;
-        lock(&self.shared.queue).jobs.push_back((tag, job));
+        let mut queue = lock(&self.shared.queue);
+        match job.kind() {
+            JobKind::Copy => queue.copies.push_back((tag, job)),
+            _ => queue.jobs.push_back((tag, job)),
+        }
+        drop(queue);
         self.shared.work.notify_one();
     }
 
@@ -95,7 +147,7 @@ impl Engine for PoolEngine {
 
     fn wait(&mut self, timeout: Option<Duration>) {
         // An earlier wait may have taken the wake-up of completions that nobody has reaped yet.
-        if !lock(&self.shared.done).is_empty() {
+        if !self.none_done() {
             return;
         }
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
@@ -119,10 +171,8 @@ impl Drop for PoolEngine {
     /// Waits for the calls in progress, but not for ever: a thread hung in the kernel is left behind with
     /// its job, whose buffer it thereby keeps.
     fn drop(&mut self) {
-        let mut queue = lock(&self.shared.queue);
-        queue.stop = true;
-        let unstarted = std::mem::take(&mut queue.jobs);
-        self.shared.work.notify_all();
+        self.stop();
+        let queue = lock(&self.shared.queue);
         let (queue, waited) = self
             .shared
             .idle
@@ -130,7 +180,6 @@ impl Drop for PoolEngine {
             .unwrap_or_else(PoisonError::into_inner);
         let alive = queue.alive;
         drop(queue);
-        drop(unstarted);
         if waited.timed_out() {
             log::warn!("{alive} threads hang in calls on an image; they are left behind");
             return;
@@ -145,7 +194,15 @@ impl Shared {
     fn run(&self) {
         while let Some((tag, mut job)) = self.take() {
             while let Some(call) = job.next_call() {
-                job.complete(make(job.fd(), call, job.iovecs()));
+                let result = make(&job, call);
+                job.complete(result);
+                // Nobody will hear of its end, and a copy can have many calls to go.
+                if self.stopping.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            if job.kind() == JobKind::Copy {
+                self.copy_ended();
             }
             let mut done = lock(&self.done);
             let first = done.is_empty();
@@ -163,17 +220,23 @@ impl Shared {
     fn take(&self) -> Option<(Tag, FileJob)> {
         let mut queue = self
             .work
-            .wait_while(lock(&self.queue), |queue| queue.jobs.is_empty() && !queue.stop)
+            .wait_while(lock(&self.queue), |queue| {
+                let copies = !queue.copies.is_empty() && queue.copying < queue.max_copying;
+                queue.jobs.is_empty() && !copies && !queue.stop
+            })
             .unwrap_or_else(PoisonError::into_inner);
-        if queue.stop {
-            return None;
-        }
-        queue.jobs.pop_front()
+        if queue.stop { None } else { queue.pop() }
+    }
+
+    /// This thread looks for work again itself, and finds the copy that waited for it, if there is one.
+    fn copy_ended(&self) {
+        lock(&self.queue).copying -= 1;
     }
 }
 
 /// Makes one call; its result as the kernel gives it to a ring, bytes or -errno.
-fn make(fd: RawFd, call: Call, iovecs: &[iovec]) -> i32 {
+fn make(job: &FileJob, call: Call) -> i64 {
+    let (fd, iovecs) = (job.fd(), job.iovecs());
     // A FileJob's window has at most UIO_MAXIOV iovecs, its offsets lie in a file.
     let (iov, count) = (iovecs.as_ptr(), iovecs.len() as c_int);
     // SAFETY: the job owns the memory of its iovecs and lives on this thread's stack during the call.
@@ -188,14 +251,16 @@ fn make(fd: RawFd, call: Call, iovecs: &[iovec]) -> i32 {
             Call::Fallocate { mode, offset, len } => {
                 i64::from(libc::fallocate(fd, mode, offset as i64, len as i64))
             }
+            Call::Seek { whence, offset } => libc::lseek64(fd, offset as i64, whence),
+            Call::CloneRange { from, offset, len } => {
+                return clone_range(job.source_fd(), from, fd, offset, len);
+            }
+            Call::CopyRange { from, offset, len } => {
+                return copy_range(job.source_fd(), from as i64, fd, offset as i64, len as usize);
+            }
         }
     };
-    if result < 0 {
-        -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
-    } else {
-        // One call moves less than 2 GiB.
-        result as i32
-    }
+    answer(result)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The io_uring engine: a job's calls are ring entries; one enter per turn hands over and collects.
 //!
-//! The eventfd of the waker is read through the ring itself, so that one wait covers everything.
+//! The eventfd of the waker is read through the ring itself, so that one wait covers everything. The ring has
+//! no opcodes for copies from file to file: these go to threads beside it, started for the first of them,
+//! which wake the same eventfd.
 #![expect(unsafe_code, reason = "ring entries carry raw pointers the kernel uses later")]
 
 use std::collections::VecDeque;
@@ -11,9 +13,9 @@ use std::time::{Duration, Instant};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 
-use super::{Engine, FileJob, Waker};
-use crate::backend::file_job::Call;
-use crate::backend::{Completion, Tag};
+use super::{Engine, FileJob, PoolEngine, Waker};
+use crate::backend::file_job::{Call, JobKind};
+use crate::backend::{BackendError, Completion, Tag};
 
 /// Entries of the submission ring: what one enter can hand over.
 const SQ_ENTRIES: u32 = 256;
@@ -39,6 +41,8 @@ pub struct UringEngine {
     waker: Waker,
     /// The read on the waker's eventfd is in the ring.
     armed: bool,
+    /// A wake-up was taken out of the ring and has not ended a wait yet: `reap` takes them too.
+    woken: bool,
     /// Boxed: the kernel holds pointers into a job while one of its calls is in the ring.
     #[expect(clippy::vec_box, reason = "a job must stay where it is")]
     slots: Vec<Box<Slot>>,
@@ -50,6 +54,8 @@ pub struct UringEngine {
     cqes: Vec<(u64, i32)>,
     /// Calls pushed to the ring or the backlog and not completed.
     calls: usize,
+    /// For copies.
+    beside: Option<PoolEngine>,
 }
 
 #[derive(Debug)]
@@ -72,12 +78,14 @@ impl UringEngine {
             enabled,
             waker: Waker::new()?,
             armed: false,
+            woken: false,
             slots: Vec::new(),
             free: Vec::new(),
             backlog: VecDeque::new(),
             done: Vec::new(),
             cqes: Vec::new(),
             calls: 0,
+            beside: None,
         })
     }
 
@@ -121,11 +129,19 @@ impl UringEngine {
             return;
         };
         let Some(job) = &mut slot.job else { return };
-        match job.next_call() {
-            Some(call) => {
-                let entry = entry(job, call).user_data(index as u64);
+        let entry = loop {
+            match job.next_call() {
+                Some(call) => match entry(job, call) {
+                    Some(entry) => break Some(entry),
+                    None => job.complete(-i64::from(libc::ENOSYS)),
+                },
+                None => break None,
+            }
+        };
+        match entry {
+            Some(entry) => {
                 self.calls += 1;
-                self.push(entry);
+                self.push(entry.user_data(index as u64));
             }
             None => {
                 if let Some(job) = slot.job.take() {
@@ -205,7 +221,10 @@ impl UringEngine {
         cqes.extend(self.ring.completion().map(|cqe| (cqe.user_data(), cqe.result())));
         for (user_data, result) in cqes.drain(..) {
             match user_data {
-                WAKER => self.armed = false,
+                WAKER => {
+                    self.armed = false;
+                    self.woken = true;
+                }
                 CANCEL => {}
                 index => {
                     self.calls -= 1;
@@ -220,6 +239,20 @@ impl UringEngine {
             }
         }
         self.cqes = cqes;
+    }
+
+    fn submit_beside(&mut self, tag: Tag, job: FileJob) {
+        let beside = match self.beside.take() {
+            Some(beside) => Ok(beside),
+            None => PoolEngine::beside(self.waker.clone()),
+        };
+        match beside {
+            Ok(beside) => self.beside.insert(beside).submit(tag, job),
+            Err(e) => {
+                log::warn!("no thread for a copy from file to file: {e}");
+                self.done.push(Completion { tag, result: Err(BackendError::NoShortcut), buf: None });
+            }
+        }
     }
 
     /// Entering fails for want of memory, or by a fault of ours; the jobs stay and are tried again.
@@ -255,6 +288,9 @@ impl UringEngine {
 
 impl Engine for UringEngine {
     fn submit(&mut self, tag: Tag, job: FileJob) {
+        if job.kind() == JobKind::Copy {
+            return self.submit_beside(tag, job);
+        }
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Box::new(Slot { tag, job: None }));
             self.slots.len() - 1
@@ -270,10 +306,17 @@ impl Engine for UringEngine {
         self.hand_over();
         self.collect();
         out.append(&mut self.done);
+        if let Some(beside) = &mut self.beside {
+            beside.reap(out);
+        }
     }
 
     fn wait(&mut self, timeout: Option<Duration>) {
-        if !self.done.is_empty() {
+        if !self.done.is_empty() || self.beside.as_ref().is_some_and(|beside| !beside.none_done()) {
+            return;
+        }
+        // The next sleep to come ends too: a reap may have taken the wake-up since the last one.
+        if std::mem::take(&mut self.woken) {
             return;
         }
         self.arm();
@@ -285,6 +328,7 @@ impl Engine for UringEngine {
             Self::report(&e);
         }
         self.collect();
+        self.woken = false;
     }
 
     fn waker(&self) -> Waker {
@@ -292,7 +336,8 @@ impl Engine for UringEngine {
     }
 
     fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len() + self.done.len()
+        let beside = self.beside.as_ref().map_or(0, |beside| beside.in_flight());
+        self.slots.len() - self.free.len() + self.done.len() + beside
     }
 }
 
@@ -300,6 +345,10 @@ impl Drop for UringEngine {
     /// The kernel may write to a buffer until its call is over: calls are cancelled and awaited, and what
     /// is hung even then keeps its memory for ever.
     fn drop(&mut self) {
+        // Its calls end while those of the ring do.
+        if let Some(beside) = &self.beside {
+            beside.stop();
+        }
         if self.calls == 0 {
             return;
         }
@@ -311,12 +360,13 @@ impl Drop for UringEngine {
     }
 }
 
-fn entry(job: &FileJob, call: Call) -> squeue::Entry {
+/// The call as a ring entry, if the ring has one for it.
+fn entry(job: &FileJob, call: Call) -> Option<squeue::Entry> {
     let fd = Fd(job.fd());
     let iovecs = job.iovecs();
     // A FileJob's window has at most UIO_MAXIOV iovecs.
     let (iov, count) = (iovecs.as_ptr(), iovecs.len() as u32);
-    match call {
+    Some(match call {
         Call::Preadv { offset } => opcode::Readv::new(fd, iov, count).offset(offset).build(),
         Call::Pwritev { offset, dsync } => opcode::Writev::new(fd, iov, count)
             .offset(offset)
@@ -326,7 +376,8 @@ fn entry(job: &FileJob, call: Call) -> squeue::Entry {
         Call::Fallocate { mode, offset, len } => {
             opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build()
         }
-    }
+        Call::Seek { .. } | Call::CloneRange { .. } | Call::CopyRange { .. } => return None,
+    })
 }
 
 /// The cheaper ways of running a ring, from those a new kernel has to those any has. DEFER_TASKRUN came with

@@ -285,11 +285,12 @@ impl Controller {
 
     /// Turning the cache off completes once everything written before is durable.
     fn set_write_cache(&mut self, sqe: &Sqe, on: bool) -> Result<Reply, Status> {
-        let was_on = std::mem::replace(&mut self.admin.features.write_cache, on);
+        self.admin.features.write_cache = on;
         self.apply_features();
-        if !was_on || on {
+        if on {
             return Ok(Status::SUCCESS.into());
         }
+        // Even where it was off before: the flush of that may not have ended yet.
         let token = self.await_admin(sqe, Then::CacheFlushed);
         self.send(0, ToWorker::Flush(token));
         Ok(Reply::Later)

@@ -7,7 +7,6 @@ use super::Reply;
 use super::abort::ACL;
 use super::features::WCTEMP;
 use super::log_pages::ELPE;
-use crate::copy;
 use crate::memory::DmaMap;
 use crate::namespace::Namespace;
 use crate::spec::identify::{
@@ -110,7 +109,7 @@ impl Controller {
             | oncs::COPY)
             .into();
         id.vwc = 1 | 3 << 1; // a cache, and Flush takes the broadcast NSID
-        id.ocfs = copy::OCFS.into();
+        id.ocfs = self.shared.limits.ocfs.into();
         // SGLs of any alignment, bit bucket, more length than needed.
         id.sgls = (1 | 1 << 16 | 1 << 18).into();
         for (to, from) in id.subnqn.iter_mut().take(223).zip(config.subnqn.bytes()) {

@@ -267,7 +267,12 @@ impl Controller {
                 Outcome { status: Status::SUCCESS, dw0: u32::from(!answer) }
             }
             Then::CacheFlushed if answer => Outcome::of(Status::SUCCESS),
-            Then::CacheFlushed => Outcome::of(Status::WRITE_FAULT),
+            Then::CacheFlushed => {
+                // A command that fails changes nothing.
+                self.admin.features.write_cache = true;
+                self.apply_features();
+                Outcome::of(Status::WRITE_FAULT)
+            }
         };
         (pending.cid, outcome)
     }

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Command, Issue, Outcome, Task};
-use crate::copy::{self, Capabilities, CopyTask, ExecOptions, Overlap, Reject};
+use crate::backend::{BackendError, IoBuf, Op};
+use crate::copy::{self, Capabilities, CopyTask, ExecOptions, Reject};
+use crate::namespace::Namespace;
 use crate::nvme_ctrl::shared::Shared;
+use crate::nvme_ctrl::status::{self, Direction};
 use crate::nvme_ctrl::transfer;
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
@@ -16,11 +19,7 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
         nsid: sqe.nsid.get(),
         cdw: [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15].map(|dword| dword.get()),
     };
-    let capabilities = Capabilities {
-        ocfs: shared.limits.ocfs,
-        cdfe: shared.cdfe.load(Ordering::SeqCst),
-        overlap: Overlap::default(),
-    };
+    let capabilities = Capabilities { ocfs: shared.limits.ocfs, cdfe: shared.cdfe.load(Ordering::SeqCst) };
     let refuse = |reject: Reject| {
         log::debug!("Copy cid {:#x} refused: {} (range {:?})", sqe.cid.get(), reject.what, reject.range);
         reject.status
@@ -31,10 +30,68 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
     let ranges = checked.decode(&list).map_err(refuse)?;
     let plan = copy::plan(&checked, &ranges, &shared.namespaces).map_err(refuse)?;
     let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
-    Ok(Task::Copy(Box::new(CopyTask::new(plan, ExecOptions::default(), cmd.bounce))))
+    let volatile = (!plan.fua()).then(|| Arc::clone(plan.dst_ns()));
+    let task = CopyTask::new(plan, ExecOptions::default(), cmd.bounce).map_err(refuse)?;
+    Ok(Task::Copy(Box::new(Copying { task, volatile, flushing: None })))
 }
 
-pub(super) fn poll(task: &mut CopyTask, _shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
-    task.poll(&mut |part, ns: &Arc<_>, op| issue(part, ns, op))
-        .map(|outcome| Outcome { status: outcome.status, dw0: outcome.dw0 })
+/// A Copy under way.
+#[derive(Debug)]
+pub struct Copying {
+    task: CopyTask,
+    /// The destination, where the Copy does not make it durable.
+    volatile: Option<Arc<Namespace>>,
+    /// The write cache was turned off meanwhile: the Copy is done but for a flush, which ends like this.
+    flushing: Option<Option<Outcome>>,
+}
+
+impl Copying {
+    pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
+        if let Some(flushing) = self.flushing {
+            return Some(self.counted(shared, flushing?));
+        }
+        let outcome = self.task.poll(&mut |part, ns: &Arc<_>, op| issue(part, ns, op))?;
+        let outcome = Outcome { status: outcome.status, dw0: outcome.dw0 };
+        if outcome.status.is_success()
+            && let Some(ns) = self.volatile.take()
+            && !shared.write_cache.load(Ordering::SeqCst)
+        {
+            self.flushing = Some(None);
+            issue(0, &ns, Op::Flush);
+            return None;
+        }
+        Some(self.counted(shared, outcome))
+    }
+
+    /// What succeeded is counted.
+    fn counted(&self, shared: &Shared, outcome: Outcome) -> Outcome {
+        if outcome.status.is_success() {
+            shared.counters.copied(self.task.len());
+        }
+        outcome
+    }
+
+    pub(super) fn moves_memory(&self) -> bool {
+        self.task.moves_memory()
+    }
+
+    pub(super) fn done(&mut self, part: u32, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+        if self.flushing.is_none() {
+            return self.task.done(part, result, buf);
+        }
+        let status = match result {
+            Ok(()) => Status::SUCCESS,
+            Err(error) => status::backend(&error, Direction::Write),
+        };
+        // DW0 after a failure: no range is durable.
+        self.flushing = Some(Some(Outcome::of(status)));
+    }
+
+    pub(super) fn abort(&mut self) {
+        self.task.abort();
+    }
+
+    pub(super) fn is_starved(&self) -> bool {
+        self.task.is_starved()
+    }
 }

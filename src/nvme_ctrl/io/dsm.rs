@@ -41,5 +41,8 @@ pub(super) fn dsm(cmd: &Command<'_>) -> Result<Task, Status> {
             }
         }
     }
-    Ok(Task::Group(Group::new(ops, Direction::Write, Account::Nothing)))
+    let changes = !ops.is_empty();
+    let group = Group::new(ops, Direction::Write, Account::Nothing);
+    // What the host has read as deallocated must not come back with its old content.
+    Ok(Task::Group(if changes { group.volatile(ns) } else { group }))
 }

@@ -1,6 +1,7 @@
 //! Operations that do not depend on each other and must all succeed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 
@@ -34,12 +35,21 @@ pub struct Group {
     status: Status,
     direction: Direction,
     account: Account,
+    /// Where it changes data that it does not make durable.
+    volatile: Option<Arc<Namespace>>,
 }
 
 impl Group {
     /// A group of `ops`; they are issued from the last to the first.
     pub fn new(ops: SmallVec<[(Arc<Namespace>, Op); 1]>, direction: Direction, account: Account) -> Self {
-        Self { todo: ops, in_flight: 0, status: Status::SUCCESS, direction, account }
+        Self { todo: ops, in_flight: 0, status: Status::SUCCESS, direction, account, volatile: None }
+    }
+
+    /// Changes data of `ns` without making it durable: should the volatile write cache be off when it ends, a flush
+    /// comes before its completion.
+    pub fn volatile(mut self, ns: &Arc<Namespace>) -> Self {
+        self.volatile = Some(Arc::clone(ns));
+        self
     }
 
     /// A group of one.
@@ -57,6 +67,13 @@ impl Group {
             return None;
         }
         if self.status.is_success() {
+            if let Some(ns) = self.volatile.take()
+                && !shared.write_cache.load(Ordering::SeqCst)
+            {
+                self.in_flight = 1;
+                issue(0, &ns, Op::Flush);
+                return None;
+            }
             match self.account {
                 Account::Read(bytes) => shared.counters.read(bytes),
                 Account::Wrote(bytes) => shared.counters.wrote(bytes),

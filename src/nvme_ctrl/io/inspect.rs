@@ -63,7 +63,10 @@ impl Inspect {
             return None;
         }
         if self.status.is_success() {
-            shared.counters.read(self.range.len);
+            match self.expected {
+                Some(_) => shared.counters.read(self.range.len),
+                None => shared.counters.verified(self.range.len),
+            }
         }
         Some(Outcome::of(self.status))
     }

@@ -14,13 +14,14 @@ mod write_zeroes;
 use std::sync::Arc;
 
 use crate::backend::{BackendError, IoBuf, Op};
-use crate::copy::{Bounce, CopyTask};
+use crate::copy::Bounce;
 use crate::memory::DmaMap;
 use crate::namespace::{ByteRange, Namespace};
 use crate::spec::opcode::io as opcode;
 use crate::spec::{Sqe, Status};
 
 use super::shared::Shared;
+use copy::Copying;
 use group::Group;
 use inspect::Inspect;
 
@@ -51,7 +52,7 @@ pub enum Task {
     /// Data read into our memory and looked at: Compare, Verify.
     Inspect(Inspect),
     /// Copy.
-    Copy(Box<CopyTask>),
+    Copy(Box<Copying>),
 }
 
 impl Task {
@@ -60,7 +61,7 @@ impl Task {
         match self {
             Self::Group(task) => task.poll(shared, issue),
             Self::Inspect(task) => task.poll(shared, issue),
-            Self::Copy(task) => copy::poll(task, shared, issue),
+            Self::Copy(task) => task.poll(shared, issue),
         }
     }
 
@@ -83,6 +84,11 @@ impl Task {
             // One transfer each, already with the kernel: it ends by itself, as quickly as it could be cancelled.
             Self::Group(_) | Self::Inspect(_) => false,
         }
+    }
+
+    /// Does a poll spend the worker's own time on moving bytes?
+    pub fn moves_memory(&self) -> bool {
+        matches!(self, Self::Copy(task) if task.moves_memory())
     }
 
     /// Does it wait, with nothing in flight, for bounce memory that other Copies hold?

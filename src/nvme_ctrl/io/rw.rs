@@ -22,8 +22,10 @@ pub(super) fn write(cmd: &Command<'_>) -> Result<Task, Status> {
     cmd.check_transfer(ns)?;
     let range = cmd.range(ns)?;
     let buf = IoBuf::Guest(data(cmd, range.len, Access::Read)?);
-    let op = Op::Write { offset: range.offset, buf, fua: cmd.durable() };
-    Ok(Task::Group(Group::one(ns, op, Direction::Write, Account::Wrote(range.len))))
+    let fua = cmd.durable();
+    let op = Op::Write { offset: range.offset, buf, fua };
+    let group = Group::one(ns, op, Direction::Write, Account::Wrote(range.len));
+    Ok(Task::Group(if fua { group } else { group.volatile(ns) }))
 }
 
 /// The data pointer of a transfer of `len` bytes, at most MDTS.

@@ -13,6 +13,8 @@ pub(super) fn write_zeroes(cmd: &Command<'_>) -> Result<Task, Status> {
     let ns = cmd.writable_namespace()?;
     let range = cmd.range(ns)?;
     let unmap = cmd.sqe.cdw12.get() & DEAC != 0;
-    let op = Op::WriteZeroes { offset: range.offset, len: range.len, unmap, fua: cmd.durable() };
-    Ok(Task::Group(Group::one(ns, op, Direction::Write, Account::Nothing)))
+    let fua = cmd.durable();
+    let op = Op::WriteZeroes { offset: range.offset, len: range.len, unmap, fua };
+    let group = Group::one(ns, op, Direction::Write, Account::Nothing);
+    Ok(Task::Group(if fua { group } else { group.volatile(ns) }))
 }

@@ -64,6 +64,8 @@ pub struct Core {
     done: Vec<Completion>,
     /// Commands to poll again.
     ready: VecDeque<u32>,
+    /// Commands to poll again whose polls take a while, for they move memory: one in a turn.
+    moving: VecDeque<u32>,
     /// Copies that wait for bounce memory which other Copies hold.
     starved: VecDeque<u32>,
     pub(super) bounce: Bounce,
@@ -104,6 +106,7 @@ impl Core {
             out,
             done: Vec::new(),
             ready: VecDeque::new(),
+            moving: VecDeque::new(),
             starved: VecDeque::new(),
             bounce: Bounce::default(),
             resetting: Vec::new(),
@@ -175,13 +178,26 @@ impl Core {
         }
         while let Some(index) = self.ready.pop_front() {
             busy = true;
+            match self.slots.get_mut(index) {
+                Some(command) if command.task.moves_memory() => {
+                    // Several completions of one task are one poll, so that no task has more than one turn in a round.
+                    if !self.moving.contains(&index) {
+                        self.moving.push_back(index);
+                    }
+                }
+                _ => self.poll(index),
+            }
+        }
+        // Between two of these, commands are fetched and all others go on: nothing waits for more than one poll.
+        if let Some(index) = self.moving.pop_front() {
+            busy = true;
             self.poll(index);
         }
         self.interrupt();
         if self.failed {
             self.end_reset();
         }
-        busy || !self.done.is_empty()
+        busy || !self.done.is_empty() || !self.ready.is_empty()
     }
 
     /// Waits for a completion, a doorbell or a message, or for `timeout` to pass.
@@ -214,6 +230,7 @@ impl Core {
             self.slots.remove(index);
         }
         self.ready.clear();
+        self.moving.clear();
         self.starved.clear();
         self.done.clear();
         for flushing in std::mem::take(&mut self.flushing) {

@@ -1,0 +1,227 @@
+//! Which way the bytes of a Copy go: the ladder of methods for each source, and what has been refused on the way.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::cut::{Stretch, piece};
+use super::plan::CopyPlan;
+use crate::backend::{Shortcut, Shortcuts};
+use crate::namespace::{ByteRange, Method, Namespace};
+
+/// From here on one operation of the file system costs less than what it saves: 256 scattered copies of 4 KiB took six
+/// times as long by copy_file_range as by one copy of their sum, by reads and one write 1.6 times.
+const WORTH_IT: u64 = 64 << 10;
+
+/// FICLONERANGE cannot be cancelled and first writes a dirty source back.
+const REFLINK_AT_ONCE: u64 = 256 << 20;
+
+/// A few milliseconds of copy_file_range; then an Abort is heard.
+const OFFLOAD_AT_ONCE: u64 = 16 << 20;
+
+/// One piece of work in memory, done in the worker's own time: 15 to 25 us.
+pub(super) const SLICE: u64 = 128 << 10;
+
+/// How a stretch is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Without a buffer of ours; the stretch is one piece.
+    Direct(Shortcut),
+    /// By reads and one write.
+    Bounce,
+}
+
+/// A stretch of the destination and its way. It is cut into segments later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub to: Stretch,
+    pub way: Way,
+}
+
+/// What leads from one source to the destination.
+#[derive(Debug)]
+struct Source {
+    nsid: u32,
+    shortcuts: Shortcuts,
+    memory: bool,
+}
+
+/// The ladder of one Copy. What the backend refuses on the way is taken out.
+#[derive(Debug)]
+pub(super) struct Ladder {
+    method: Method,
+    dst_memory: bool,
+    sources: SmallVec<[Source; 2]>,
+}
+
+impl Ladder {
+    pub fn new(plan: &CopyPlan) -> Self {
+        let dst = &plan.dst_ns;
+        let mut sources: SmallVec<[Source; 2]> = SmallVec::new();
+        for range in &plan.ranges {
+            if sources.iter().all(|source| source.nsid != range.ns.nsid) {
+                sources.push(Source {
+                    nsid: range.ns.nsid,
+                    shortcuts: dst.backend.shortcuts_from(&*range.ns.backend),
+                    memory: is_memory(&range.ns),
+                });
+            }
+        }
+        Self { method: dst.facts.policy.method, dst_memory: is_memory(dst), sources }
+    }
+
+    fn source(&self, nsid: u32) -> Option<&Source> {
+        self.sources.iter().find(|source| source.nsid == nsid)
+    }
+
+    /// Is an operation on this namespace done in the worker's own time, byte by byte?
+    pub fn is_memory(&self, nsid: u32, is_dst: bool) -> bool {
+        if is_dst { self.dst_memory } else { self.source(nsid).is_some_and(|source| source.memory) }
+    }
+
+    /// Does the Copy touch memory at all?
+    pub fn any_memory(&self) -> bool {
+        self.dst_memory || self.sources.iter().any(|source| source.memory)
+    }
+
+    /// Does the way still lead from the source `nsid`?
+    pub fn allows(&self, nsid: u32, how: Shortcut) -> bool {
+        let Some(Source { shortcuts, .. }) = self.source(nsid) else { return false };
+        match (how, self.method) {
+            (Shortcut::MemMove, Method::Auto) => shortcuts.memmove,
+            (Shortcut::Reflink, Method::Auto | Method::Reflink) => shortcuts.reflink.is_some(),
+            (Shortcut::Offload, Method::Auto) => shortcuts.offload && shortcuts.offload_pays,
+            (Shortcut::Offload, Method::Reflink | Method::Offload) => shortcuts.offload,
+            _ => false,
+        }
+    }
+
+    /// The backend has refused it.
+    pub fn refuse(&mut self, nsid: u32, how: Shortcut) {
+        let Some(source) = self.sources.iter_mut().find(|source| source.nsid == nsid) else { return };
+        match how {
+            Shortcut::MemMove => source.shortcuts.memmove = false,
+            Shortcut::Reflink => source.shortcuts.reflink = None,
+            Shortcut::Offload => source.shortcuts.offload = false,
+        }
+    }
+
+    /// Largest segment of a way; `bounce` is that of a bounce.
+    pub fn segment(&self, way: Way, bounce: u64) -> u64 {
+        match way {
+            Way::Direct(Shortcut::MemMove) => SLICE,
+            Way::Direct(Shortcut::Reflink) => REFLINK_AT_ONCE,
+            Way::Direct(Shortcut::Offload) => OFFLOAD_AT_ONCE,
+            Way::Bounce => bounce,
+        }
+    }
+
+    /// `stretch` in spans, in order, without gaps: for each run of ranges that continue each other the best way that
+    /// still leads there. Neighbouring bounces are one span, so that short ranges are gathered.
+    pub fn spans(&self, plan: &CopyPlan, stretch: Stretch) -> Vec<Span> {
+        let mut spans: Vec<Span> = Vec::new();
+        let mut pos = stretch.start;
+        while let Some(run) = piece(plan, pos, stretch.end) {
+            pos = run.to.end;
+            let fco = plan.ranges_in(run.to).any(|range| range.fco);
+            for span in self.ways(plan, run.ns, run.offset, run.to, fco) {
+                match spans.last_mut() {
+                    Some(last) if (last.way, span.way) == (Way::Bounce, Way::Bounce) => {
+                        last.to.end = span.to.end;
+                    }
+                    _ => spans.push(span),
+                }
+            }
+        }
+        spans
+    }
+
+    /// The ways of one run.
+    fn ways(
+        &self,
+        plan: &CopyPlan,
+        ns: &Arc<Namespace>,
+        from: u64,
+        to: Stretch,
+        fco: bool,
+    ) -> SmallVec<[Span; 3]> {
+        let mut spans = SmallVec::new();
+        if self.allows(ns.nsid, Shortcut::MemMove) && !fco {
+            spans.push(Span { to, way: Way::Direct(Shortcut::MemMove) });
+            return spans;
+        }
+        let shared = self.shared(plan, ns, from, to, fco).unwrap_or(Stretch { start: to.end, end: to.end });
+        let mut push = |start, end, way| {
+            if start < end {
+                spans.push(Span { to: Stretch { start, end }, way });
+            }
+        };
+        push(to.start, shared.start, self.below_reflink(ns.nsid, shared.start - to.start));
+        push(shared.start, shared.end, Way::Direct(Shortcut::Reflink));
+        push(shared.end, to.end, self.below_reflink(ns.nsid, to.end - shared.end));
+        spans
+    }
+
+    /// What of a run is shared: as much of it as is aligned, if the method is in force and it is long enough.
+    fn shared(
+        &self,
+        plan: &CopyPlan,
+        ns: &Arc<Namespace>,
+        from: u64,
+        to: Stretch,
+        fco: bool,
+    ) -> Option<Stretch> {
+        if !self.allows(ns.nsid, Shortcut::Reflink) {
+            return None;
+        }
+        let align = self.source(ns.nsid)?.shortcuts.reflink?;
+        if self.method == Method::Auto && !fco && to.len() < WORTH_IT {
+            return None;
+        }
+        let dst = ByteRange { offset: plan.dst.offset + to.start, len: to.len() };
+        let (head, end) = aligned(align, ns, from, &plan.dst_ns, dst)?;
+        Some(Stretch { start: to.start + head, end: to.start + end })
+    }
+
+    fn below_reflink(&self, nsid: u32, len: u64) -> Way {
+        let long = self.method != Method::Auto || len >= WORTH_IT;
+        if long && self.allows(nsid, Shortcut::Offload) {
+            Way::Direct(Shortcut::Offload)
+        } else {
+            Way::Bounce
+        }
+    }
+}
+
+/// A memory namespace says of itself that memmove leads from it to it.
+fn is_memory(ns: &Namespace) -> bool {
+    ns.backend.shortcuts_from(&*ns.backend).memmove
+}
+
+/// The part of a copy of `dst.len` bytes that a reflink with this alignment can do, as start and end within the copy.
+/// An end that is not aligned will do where both images end.
+fn aligned(
+    align: u64,
+    source: &Namespace,
+    from: u64,
+    dst_ns: &Namespace,
+    dst: ByteRange,
+) -> Option<(u64, u64)> {
+    if align == 0 || from % align != dst.offset % align {
+        return None;
+    }
+    let head = from.next_multiple_of(align) - from;
+    let ends = from + dst.len;
+    let at_end = ends == source.backend.len() && dst.offset + dst.len == dst_ns.backend.len();
+    let end = if at_end { dst.len } else { dst.len.checked_sub(ends % align)? };
+    (head < end).then_some((head, end))
+}
+
+/// Will all of `dst` be shared with what lies at `from` in `source`?
+pub(super) fn shares_whole(source: &Namespace, from: u64, dst_ns: &Namespace, dst: ByteRange) -> bool {
+    if !matches!(dst_ns.facts.policy.method, Method::Auto | Method::Reflink) {
+        return false;
+    }
+    let align = dst_ns.backend.shortcuts_from(&*source.backend).reflink;
+    align.and_then(|align| aligned(align, source, from, dst_ns, dst)) == Some((0, dst.len))
+}

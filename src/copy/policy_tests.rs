@@ -1,0 +1,973 @@
+//! Overlap policies and methods on simulated images, against a model that copies block by block: any order of
+//! completions, any refusal of a shortcut, any error, abort at any step.
+
+use proptest::prelude::*;
+
+use super::bounce::Bounce;
+use super::execute::{CopyTask, ExecOptions, Outcome};
+use super::execute_tests::{BLOCK, Dice, Images, images};
+use super::plan::{Capabilities, CopyPlan, check_command, plan};
+use super::range::SourceRange;
+use super::testing::{command, special};
+use crate::backend::{BackendError, IoBuf, Op, Shortcut, Shortcuts};
+use crate::namespace::{CopyPolicy, Method, Namespaces, Overlap};
+use crate::spec::Status;
+
+/// One Copy and the world it is done in.
+#[derive(Clone, Debug)]
+struct Case {
+    policy: CopyPolicy,
+    shortcuts: Shortcuts,
+    /// Blocks of each of the two namespaces.
+    blocks: u64,
+    sdlba: u64,
+    /// SNSID, SLBA, blocks, FCO. All of namespace 1 and no FCO: format 0.
+    ranges: Vec<(u32, u64, u32, bool)>,
+    fua: bool,
+    options: ExecOptions,
+}
+
+impl Case {
+    /// Within namespace 1, by bouncing.
+    fn overlapping(overlap: Overlap, sdlba: u64, ranges: &[(u64, u32)]) -> Self {
+        Self {
+            policy: CopyPolicy { overlap, method: Method::Auto },
+            shortcuts: Shortcuts::default(),
+            blocks: 400,
+            sdlba,
+            ranges: ranges.iter().map(|&(slba, nlb)| (1, slba, nlb, false)).collect(),
+            fua: false,
+            options: ExecOptions { segment_bytes: 4 * BLOCK, window: 4, budget: 32 * BLOCK },
+        }
+    }
+
+    /// Two runs from namespace 2, 400 and 20 blocks, the first of them aligned in the middle.
+    fn ladder(method: Method, shortcuts: Shortcuts) -> Self {
+        Self {
+            policy: CopyPolicy { method, ..CopyPolicy::default() },
+            shortcuts,
+            blocks: 1000,
+            sdlba: 11,
+            ranges: vec![(2, 3, 200, false), (2, 203, 200, false), (2, 800, 20, false)],
+            fua: false,
+            options: ExecOptions { segment_bytes: 64 * BLOCK, window: 8, budget: 512 * BLOCK },
+        }
+    }
+
+    fn images(&self) -> Images {
+        images(&[(1, self.blocks), (2, self.blocks)])
+    }
+
+    fn plan(&self) -> CopyPlan {
+        let list = [1, 2].map(|nsid| special(nsid, self.blocks, 9, self.shortcuts, self.policy));
+        let namespaces = Namespaces::new(list.into(), 2);
+        let own = self.ranges.iter().all(|range| range.0 == 1 && !range.3);
+        let ranges: Vec<_> = self
+            .ranges
+            .iter()
+            .map(|&(snsid, slba, nlb, fco)| SourceRange {
+                fco,
+                ..SourceRange::plain((!own).then_some(snsid), slba, nlb)
+            })
+            .collect();
+        let mut command = command(1, self.sdlba, if own { 0 } else { 2 }, ranges.len());
+        command.cdw[2] |= u32::from(self.fua) << 30;
+        let checked = check_command(&command, &namespaces, Capabilities { ocfs: 5, cdfe: 4 }).expect("sound");
+        plan(&checked, &ranges, &namespaces).expect("sound")
+    }
+
+    /// What the destination must hold in the end: block by block, as the policy says, without any cleverness.
+    fn expected(&self) -> Vec<u8> {
+        let mut images = self.images();
+        let before = images.clone();
+        let block = |images: &Images, nsid: u32, lba: u64| {
+            images[&nsid][(lba * BLOCK) as usize..((lba + 1) * BLOCK) as usize].to_vec()
+        };
+        let mut to = self.sdlba;
+        for &(nsid, slba, nlb, _) in &self.ranges {
+            let from = if self.policy.overlap == Overlap::InOrder { images.clone() } else { before.clone() };
+            for lba in slba..slba + u64::from(nlb) {
+                let data = block(&from, nsid, lba);
+                images.get_mut(&1).expect("known")[(to * BLOCK) as usize..][..BLOCK as usize]
+                    .copy_from_slice(&data);
+                to += 1;
+            }
+        }
+        images[&1][(self.sdlba * BLOCK) as usize..(to * BLOCK) as usize].to_vec()
+    }
+
+    /// Does some set of blocks exchange places?
+    fn has_true_cycle(&self) -> bool {
+        let sources: Vec<u64> =
+            self.ranges.iter().flat_map(|&(_, slba, nlb, _)| slba..slba + u64::from(nlb)).collect();
+        let next = |block: usize| {
+            let at = sources[block].checked_sub(self.sdlba)? as usize;
+            (at < sources.len() && at != block).then_some(at)
+        };
+        (0..sources.len()).any(|start| {
+            let mut at = next(start);
+            for _ in 0..sources.len() {
+                match at {
+                    Some(block) if block == start => return true,
+                    Some(block) => at = next(block),
+                    None => return false,
+                }
+            }
+            false
+        })
+    }
+}
+
+/// What goes wrong and when.
+#[derive(Clone, Debug, Default)]
+struct Trouble {
+    /// Operations, by order of submission, that fail.
+    fail: Vec<usize>,
+    /// That are refused, if they are shortcuts.
+    refuse: Vec<usize>,
+    abort_after: Option<usize>,
+}
+
+/// Bytes copied each way, and more. All rules have been asserted on the way.
+#[derive(Debug, Default)]
+struct Seen {
+    outcome: Option<Outcome>,
+    moved: u64,
+    reflinked: u64,
+    offloaded: u64,
+    written: u64,
+    reads: usize,
+    writes: usize,
+    operations: usize,
+    completions: usize,
+    /// Most bytes of bounce memory at any time.
+    memory: u64,
+    /// Destination blocks in the order in which their writes were handed out.
+    order: Vec<usize>,
+}
+
+struct Pending {
+    part: u32,
+    nsid: u32,
+    op: Op,
+    number: usize,
+    early: bool,
+}
+
+/// What an operation reads and writes: NSID, first byte, end.
+type Extent = Option<(u32, u64, u64)>;
+
+fn extents(nsid: u32, op: &Op) -> (Extent, Extent) {
+    match op {
+        Op::Read { offset, buf } => (Some((nsid, *offset, offset + buf.len() as u64)), None),
+        Op::Write { offset, buf, .. } => (None, Some((nsid, *offset, offset + buf.len() as u64))),
+        Op::CopyFrom { source, from, offset, len, .. } => {
+            (Some((source_nsid(source), *from, from + len)), Some((nsid, *offset, offset + len)))
+        }
+        _ => (None, None),
+    }
+}
+
+/// The images have no names; the plan's namespaces hold them.
+fn source_nsid(source: &crate::backend::SharedBackend) -> u32 {
+    SOURCES.with(|sources| {
+        let sources = sources.borrow();
+        let found = sources.iter().find(|(_, backend)| std::sync::Arc::ptr_eq(backend, source));
+        found.expect("a source of the plan").0
+    })
+}
+
+thread_local! {
+    static SOURCES: std::cell::RefCell<Vec<(u32, crate::backend::SharedBackend)>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+fn meet(a: Extent, b: Extent) -> bool {
+    matches!((a, b), (Some(a), Some(b)) if a.0 == b.0 && a.1 < b.2 && b.1 < a.2)
+}
+
+struct World {
+    images: Images,
+    expected: Vec<u8>,
+    plan: CopyPlan,
+    case: Case,
+    /// Blocks written with success, and durable.
+    written: Vec<bool>,
+    durable: Vec<bool>,
+    errors: Vec<Status>,
+    refused: Vec<(u32, Shortcut)>,
+}
+
+impl World {
+    fn blocks(&self, offset: u64, len: u64) -> std::ops::Range<usize> {
+        let at = offset.checked_sub(self.plan.dst().offset).expect("inside the destination");
+        assert!(at.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK) && len > 0);
+        assert!(at + len <= self.plan.dst().len);
+        (at / BLOCK) as usize..((at + len) / BLOCK) as usize
+    }
+
+    fn ranges_at(&self, blocks: &std::ops::Range<usize>) -> impl Iterator<Item = &super::PlannedRange> {
+        let (start, end) = (blocks.start as u64 * BLOCK, blocks.end as u64 * BLOCK);
+        self.plan.ranges().iter().filter(move |r| r.at < end && start < r.at + r.src.len)
+    }
+
+    fn inspect(&self, nsid: u32, op: &Op, pending: &[Pending]) {
+        let (reads, writes) = extents(nsid, op);
+        for other in pending {
+            let (other_reads, other_writes) = extents(other.nsid, &other.op);
+            assert!(
+                !meet(writes, other_writes) && !meet(writes, other_reads) && !meet(reads, other_writes),
+                "{op:?} races with {:?}",
+                other.op
+            );
+        }
+        match op {
+            Op::Write { offset, buf: IoBuf::Pool(buf), .. } => {
+                assert_eq!(nsid, 1);
+                let blocks = self.blocks(*offset, buf.len() as u64);
+                let at = blocks.start * BLOCK as usize;
+                assert!(buf[..] == self.expected[at..at + buf.len()], "wrong data for {blocks:?}");
+                assert!(blocks.clone().all(|block| !self.written[block]), "written twice");
+                assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
+            }
+            Op::CopyFrom { source, from, offset, len, how } => {
+                assert_eq!(nsid, 1);
+                let blocks = self.blocks(*offset, *len);
+                assert!(blocks.clone().all(|block| !self.written[block]), "written twice");
+                let from_nsid = source_nsid(source);
+                assert!(!self.refused.contains(&(from_nsid, *how)), "{how:?} has been refused");
+                let (shortcuts, method) = (self.case.shortcuts, self.case.policy.method);
+                match how {
+                    Shortcut::MemMove => {
+                        assert!(shortcuts.memmove && method == Method::Auto && *len <= 128 << 10);
+                        assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
+                    }
+                    Shortcut::Reflink => {
+                        let align = shortcuts.reflink.expect("offered");
+                        assert!(matches!(method, Method::Auto | Method::Reflink));
+                        let end = self.case.blocks * BLOCK;
+                        let ends = from + len == end && offset + len == end;
+                        assert!(from % align == 0 && offset % align == 0 && (len % align == 0 || ends));
+                        assert!(!meet(reads, writes), "no reflink onto itself");
+                    }
+                    Shortcut::Offload => {
+                        assert!(shortcuts.offload && method != Method::Bounce);
+                        assert!(method != Method::Auto || shortcuts.offload_pays && *len >= 64 << 10);
+                        assert!(!meet(reads, writes) && *len <= 16 << 20);
+                        assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
+                    }
+                }
+            }
+            Op::Read { buf: IoBuf::Pool(_), .. } => {}
+            Op::Flush => {
+                assert!(self.plan.fua() && pending.is_empty() && self.written.iter().all(|&w| w));
+            }
+            other => panic!("no business of a copy: {other:?}"),
+        }
+    }
+
+    fn act(&mut self, nsid: u32, op: &mut Op, fails: bool, refused: bool) {
+        let fate = |image: &mut [u8]| {
+            let half = image.len() / 2;
+            image[..half].fill(0xee);
+        };
+        match op {
+            Op::Read { buf: IoBuf::Pool(buf), .. } if fails => buf.fill(0xee),
+            Op::Read { offset, buf: IoBuf::Pool(buf) } => {
+                buf.copy_from_slice(&self.images[&nsid][*offset as usize..][..buf.len()]);
+            }
+            Op::Write { offset, buf: IoBuf::Pool(buf), .. } => {
+                let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..buf.len()];
+                if fails { fate(place) } else { place.copy_from_slice(buf) }
+            }
+            Op::CopyFrom { .. } if refused => {}
+            Op::CopyFrom { source, from, offset, len, .. } => {
+                let data = self.images[&source_nsid(source)][*from as usize..][..*len as usize].to_vec();
+                let place =
+                    &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..*len as usize];
+                if fails { fate(place) } else { place.copy_from_slice(&data) }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
+    let plan = case.plan();
+    SOURCES.with(|sources| {
+        *sources.borrow_mut() =
+            plan.ranges().iter().map(|range| (range.ns.nsid, range.ns.backend.clone())).collect();
+    });
+    let bounce = Bounce::new(1 << 20);
+    let bounds = case.options.effective(BLOCK, &bounce);
+    let before = case.images();
+    let mut task = match CopyTask::new(plan.clone(), case.options, &bounce) {
+        Ok(task) => task,
+        Err(reject) => {
+            assert_eq!(reject.status, Status(0x189));
+            assert!(bounds.budget < 3 * BLOCK && case.has_true_cycle(), "refused without need");
+            return Seen::default();
+        }
+    };
+    let blocks = (plan.dst().len / BLOCK) as usize;
+    let mut world = World {
+        images: before.clone(),
+        expected: case.expected(),
+        plan,
+        case: case.clone(),
+        written: vec![false; blocks],
+        durable: vec![false; blocks],
+        errors: Vec::new(),
+        refused: Vec::new(),
+    };
+    let mut dice = Dice(seed | 1);
+    let mut pending: Vec<Pending> = Vec::new();
+    let mut seen = Seen::default();
+    let mut aborted = false;
+    let outcome = loop {
+        if trouble.abort_after == Some(seen.completions) && !aborted {
+            task.abort();
+            aborted = true;
+        }
+        let stopped = aborted || !world.errors.is_empty();
+        let mut moved = 0;
+        let outcome = task.poll(&mut |part, ns, mut op| {
+            assert!(!stopped, "nothing starts after an error or an abort");
+            assert!(part < bounds.window && pending.iter().all(|p| p.part != part), "part numbers");
+            world.inspect(ns.nsid, &op, &pending);
+            match &op {
+                Op::Read { .. } => seen.reads += 1,
+                Op::Write { offset, buf, .. } => {
+                    seen.writes += 1;
+                    seen.written += buf.len() as u64;
+                    seen.order.extend(world.blocks(*offset, buf.len() as u64));
+                }
+                Op::CopyFrom { how, len, offset, .. } => {
+                    seen.order.extend(world.blocks(*offset, *len));
+                    *match how {
+                        Shortcut::MemMove => &mut moved,
+                        Shortcut::Reflink => &mut seen.reflinked,
+                        Shortcut::Offload => &mut seen.offloaded,
+                    } += len;
+                }
+                _ => {}
+            }
+            let number = seen.operations;
+            seen.operations += 1;
+            let early = dice.roll(2) == 0;
+            if early {
+                let fails = trouble.fail.contains(&number);
+                world.act(ns.nsid, &mut op, fails, trouble.refuse.contains(&number));
+            }
+            pending.push(Pending { part, nsid: ns.nsid, op, number, early });
+        });
+        assert!(moved <= 256 << 10, "a poll is short");
+        seen.moved += moved;
+        seen.memory = seen.memory.max(task.bounce_bytes());
+        assert!(pending.len() == task.in_flight() as usize && pending.len() <= bounds.window as usize);
+        let held: usize = pending
+            .iter()
+            .map(|p| match &p.op {
+                Op::Read { buf, .. } | Op::Write { buf, .. } => buf.len(),
+                _ => 0,
+            })
+            .sum();
+        assert!(held as u64 <= task.bounce_bytes() && task.bounce_bytes() <= bounds.budget, "budget");
+        assert_eq!(bounce.total() - bounce.left(), task.bounce_bytes());
+        assert!(!task.is_starved(), "alone it never waits");
+        if let Some(outcome) = outcome {
+            assert!(pending.is_empty(), "complete with operations in flight");
+            break outcome;
+        }
+        assert!(!pending.is_empty(), "nothing in flight and no end");
+        for _ in 0..=dice.roll(2) {
+            if pending.is_empty() {
+                break;
+            }
+            let mut next = pending.swap_remove(dice.roll(pending.len()));
+            let direct = matches!(next.op, Op::CopyFrom { .. });
+            let refused = direct && trouble.refuse.contains(&next.number);
+            let fails = !refused && trouble.fail.contains(&next.number);
+            if !next.early {
+                world.act(next.nsid, &mut next.op, fails, refused);
+            }
+            let mut result = Ok(());
+            if refused {
+                result = Err(BackendError::NoShortcut);
+            } else if fails {
+                result = Err(BackendError::Io(std::io::Error::from_raw_os_error(libc::EIO)));
+            }
+            let buf = match next.op {
+                Op::Read { buf, .. } => {
+                    if fails {
+                        world.errors.push(Status::UNRECOVERED_READ);
+                    }
+                    Some(buf)
+                }
+                Op::Write { offset, buf, fua } => {
+                    if fails {
+                        world.errors.push(Status::WRITE_FAULT);
+                    } else {
+                        for block in world.blocks(offset, buf.len() as u64) {
+                            (world.written[block], world.durable[block]) = (true, fua);
+                        }
+                    }
+                    Some(buf)
+                }
+                Op::CopyFrom { source, offset, len, how, .. } => {
+                    let blocks = world.blocks(offset, len);
+                    let fco = world.ranges_at(&blocks).any(|range| range.fco);
+                    if refused {
+                        world.refused.push((source_nsid(&source), how));
+                        if fco {
+                            world.errors.push(Status::FAST_COPY_NOT_POSSIBLE.dnr());
+                        }
+                    } else if fails {
+                        if fco || how == Shortcut::MemMove {
+                            world.errors.push(Status::WRITE_FAULT);
+                        }
+                    } else {
+                        world.written[blocks].fill(true);
+                    }
+                    None
+                }
+                _ => {
+                    if fails {
+                        world.errors.push(Status::WRITE_FAULT);
+                    } else {
+                        world.durable.fill(true);
+                    }
+                    None
+                }
+            };
+            task.done(next.part, result, buf);
+            seen.completions += 1;
+            if trouble.abort_after == Some(seen.completions) {
+                break;
+            }
+        }
+    };
+    assert_eq!(task.poll(&mut |_, _, op| panic!("after the end: {op:?}")), None);
+    drop(task);
+    assert_eq!(bounce.left(), bounce.total());
+    judge(&world, &before, outcome, aborted);
+    seen.outcome = Some(outcome);
+    seen
+}
+
+/// Is the outcome the truth about the images?
+fn judge(world: &World, before: &Images, outcome: Outcome, aborted: bool) {
+    let plan = &world.plan;
+    let dst = plan.dst().offset as usize..(plan.dst().offset + plan.dst().len) as usize;
+    let mut outside = world.images.clone();
+    outside.get_mut(&1).expect("known")[dst.clone()].copy_from_slice(&before[&1][dst.clone()]);
+    assert!(outside == *before, "changed outside the destination");
+    let got = &world.images[&1][dst];
+    let holds = |range: &super::PlannedRange| {
+        let bytes = range.at as usize..(range.at + range.src.len) as usize;
+        got[bytes.clone()] == world.expected[bytes]
+    };
+    let all = |range: &super::PlannedRange, flags: &[bool]| {
+        flags[(range.at / BLOCK) as usize..((range.at + range.src.len) / BLOCK) as usize].iter().all(|&f| f)
+    };
+    if outcome.status.is_success() {
+        assert_eq!(outcome.dw0, 0);
+        assert!(world.errors.is_empty());
+        assert!(plan.ranges().iter().all(holds), "not what it should be");
+        assert!(plan.ranges().iter().all(|range| all(range, &world.written)));
+        assert!(!plan.fua() || world.durable.iter().all(|&d| d), "not durable");
+        return;
+    }
+    let done = |range: &super::PlannedRange| {
+        all(range, &world.written) && (!plan.fua() || all(range, &world.durable))
+    };
+    let lowest = plan.ranges().iter().position(|range| !done(range)).unwrap_or(0);
+    assert_eq!(outcome.dw0 as usize, lowest, "DW0 with {:?}", outcome.status);
+    assert!(plan.ranges()[..lowest].iter().all(holds), "a range below DW0 is not copied");
+    if world.errors.is_empty() {
+        assert!(aborted);
+        assert_eq!(outcome.status, Status::ABORT_REQUESTED);
+    } else {
+        assert!(world.errors.contains(&outcome.status), "{:?} of {:?}", outcome.status, world.errors);
+    }
+}
+
+#[track_caller]
+fn good(case: &Case) -> Seen {
+    let mut last = None;
+    for seed in 1..12 {
+        let seen = run(case, seed * 7919, &Trouble::default());
+        assert_eq!(seen.outcome, Some(Outcome { status: Status::SUCCESS, dw0: 0 }), "{case:?}");
+        last = Some(seen);
+    }
+    last.expect("run")
+}
+
+const POLICIES: [Overlap; 2] = [Overlap::Snapshot, Overlap::InOrder];
+
+/// Memory of this process and files.
+const SIDES: [bool; 2] = [false, true];
+
+fn memory(mut case: Case) -> Case {
+    case.shortcuts.memmove = true;
+    case
+}
+
+#[test]
+fn one_range_is_a_memmove() {
+    for overlap in POLICIES {
+        for (from, to) in [(100, 101), (101, 100), (100, 103), (100, 100), (100, 139), (139, 100)] {
+            let case = Case::overlapping(overlap, to, &[(from, 40)]);
+            let seen = good(&case);
+            assert_eq!((seen.reads, seen.writes), (10, 10));
+            // By direction, and with no more memory than any other Copy needs.
+            let mut case =
+                Case { options: ExecOptions { budget: 8 * BLOCK, window: 1, ..case.options }, ..case };
+            let seen = good(&case);
+            let first = seen.order[0];
+            assert_eq!(first, if from < to { 36 } else { 0 });
+            case.options.segment_bytes = 1000 * BLOCK;
+            good(&case);
+            assert_eq!(good(&memory(case)).moved, 40 * BLOCK);
+        }
+    }
+}
+
+/// Peers' fault: a later range reads what an earlier one has written, with success.
+#[test]
+fn qemu_fault_2_a_snapshot_is_one() {
+    for memmove in SIDES {
+        for case in [
+            Case::overlapping(Overlap::Snapshot, 300, &[(0, 8), (296, 8)]),
+            Case::overlapping(Overlap::Snapshot, 300, &[(304, 4), (300, 4)]),
+            Case::overlapping(Overlap::Snapshot, 300, &[(304, 4), (300, 4), (301, 7)]),
+        ] {
+            good(&if memmove { memory(case) } else { case });
+        }
+    }
+}
+
+/// And where that is asked for, in list order as the peer does it.
+#[test]
+fn in_order_reads_what_was_written() {
+    let mut case = Case::overlapping(Overlap::InOrder, 100, &[(0, 8), (100, 8), (108, 8)]);
+    let expected = case.expected();
+    assert_eq!(expected[..8 * BLOCK as usize], expected[16 * BLOCK as usize..]);
+    good(&case);
+    good(&memory(case.clone()));
+    case.policy.overlap = Overlap::Snapshot;
+    assert_ne!(case.expected(), expected);
+    good(&case);
+}
+
+/// SPDK: eight children at a time, of which the second reads what the first has written.
+#[test]
+fn spdk_fault_2_parallel_parts_of_one_overlapping_range() {
+    for (from, to) in [(10, 14), (14, 10), (10, 11)] {
+        let mut case = Case::overlapping(Overlap::Snapshot, to, &[(from, 200)]);
+        case.options.window = 8;
+        case.options.budget = 64 * BLOCK;
+        let seen = good(&case);
+        assert!(seen.memory > 8 * BLOCK, "in parallel all the same");
+    }
+}
+
+/// SPDK: a split Copy that fails midway reports nothing of what it did.
+#[test]
+fn spdk_fault_8_dw0_is_true_in_the_middle() {
+    let case = Case::overlapping(Overlap::Snapshot, 100, &[(0, 8), (20, 8), (103, 8), (60, 8)]);
+    for seed in 1..20 {
+        let operations = good(&case).operations;
+        for step in 0..operations {
+            let seen = run(&case, seed, &Trouble { fail: vec![step], ..Trouble::default() });
+            assert!(!seen.outcome.expect("ran").status.is_success());
+        }
+    }
+}
+
+/// SPDK: every failure is an Internal Error. Here a medium's fault is one.
+#[test]
+fn spdk_fault_1_a_media_error_keeps_its_name() {
+    let case = Case::ladder(Method::Auto, Shortcuts::default());
+    for step in 0..good(&case).operations {
+        let seen = run(&case, 3, &Trouble { fail: vec![step], ..Trouble::default() });
+        let status = seen.outcome.expect("ran").status;
+        assert!([Status::UNRECOVERED_READ, Status::WRITE_FAULT].contains(&status), "{status:?}");
+    }
+}
+
+/// SPDK and QEMU: FUA ignored.
+#[test]
+fn spdk_fault_5_fua_is_kept_by_every_method() {
+    for shortcuts in [
+        Shortcuts::default(),
+        Shortcuts { memmove: true, ..Shortcuts::default() },
+        Shortcuts { reflink: Some(4096), offload: true, offload_pays: true, ..Shortcuts::default() },
+    ] {
+        good(&Case { fua: true, ..Case::ladder(Method::Auto, shortcuts) });
+        let case = Case::overlapping(Overlap::Snapshot, 100, &[(104, 4), (100, 4), (90, 20)]);
+        good(&Case { fua: true, shortcuts, ..case });
+    }
+}
+
+/// QEMU: one Copy may allocate what its largest range may have.
+#[test]
+fn qemu_fault_14_memory_is_bounded() {
+    let mut case = Case::overlapping(Overlap::Snapshot, 50, &[(150, 100), (50, 100)]);
+    case.options.budget = 12 * BLOCK;
+    assert!(good(&case).memory <= 12 * BLOCK);
+}
+
+#[test]
+fn only_what_is_a_cycle_is_held() {
+    for memmove in SIDES {
+        let with = |case| if memmove { memory(case) } else { case };
+        // Two halves change places: a cycle for each pair of segments, held in turn.
+        let mut case = with(Case::overlapping(Overlap::Snapshot, 0, &[(100, 100), (0, 100)]));
+        assert!(case.has_true_cycle());
+        case.options.budget = 12 * BLOCK;
+        good(&case);
+        // By one block only: one cycle through all of it, which is cut until one block of it fits.
+        let mut case = with(Case::overlapping(Overlap::Snapshot, 0, &[(1, 199), (0, 1)]));
+        case.options.budget = 3 * BLOCK;
+        good(&case);
+        let mut case = with(Case::overlapping(Overlap::Snapshot, 0, &[(101, 99), (0, 101)]));
+        case.options.budget = 3 * BLOCK;
+        good(&case);
+        // Segments of four blocks read each other here, blocks do not.
+        let mut case = with(Case::overlapping(Overlap::Snapshot, 0, &[(4, 1), (300, 3), (1, 1), (310, 3)]));
+        assert!(!case.has_true_cycle());
+        case.options.budget = 2 * BLOCK;
+        case.options.segment_bytes = BLOCK;
+        good(&case);
+        case.options.segment_bytes = 4 * BLOCK;
+        case.options.budget = 8 * BLOCK;
+        good(&case);
+    }
+}
+
+#[test]
+fn cycles_beyond_the_budget_are_refused_before_anything_moves() {
+    let mut case = Case::overlapping(Overlap::Snapshot, 0, &[(1, 1), (0, 1)]);
+    case.options.budget = 2 * BLOCK;
+    for memmove in SIDES {
+        let case = if memmove { memory(case.clone()) } else { case.clone() };
+        let reject = CopyTask::new(case.plan(), case.options, &Bounce::default()).expect_err("no room");
+        assert_eq!(reject.status, Status(0x189), "no DNR: a better time may come");
+        let in_order = Case {
+            policy: CopyPolicy { overlap: Overlap::InOrder, ..case.policy },
+            options: ExecOptions { segment_bytes: BLOCK, ..case.options },
+            ..case
+        };
+        good(&in_order);
+    }
+    case.options.budget = 3 * BLOCK;
+    good(&case);
+}
+
+/// The largest list, in which everything depends on everything: planned in no time, with bounded memory.
+#[test]
+fn many_ranges_do_not_blow_up() {
+    let mut ranges: Vec<(u64, u32)> = (0..256).map(|i| ((i * 167 + 5) % 256 * 128, 128)).collect();
+    ranges.reverse();
+    let mut case = Case::overlapping(Overlap::Snapshot, 0, &ranges);
+    case.blocks = 256 * 128;
+    case.options = ExecOptions::default();
+    let begin = std::time::Instant::now();
+    let task = CopyTask::new(case.plan(), case.options, &Bounce::default()).expect("it fits");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(1), "{:?}", begin.elapsed());
+    drop(task);
+    let seen = run(&case, 5, &Trouble::default());
+    assert_eq!(seen.outcome, Some(Outcome { status: Status::SUCCESS, dw0: 0 }));
+    // Every range reads the same whole destination.
+    let ranges: Vec<(u64, u32)> = (0..200).map(|i| (i, 100)).collect();
+    let mut case = Case::overlapping(Overlap::Snapshot, 0, &ranges);
+    case.blocks = 20_000;
+    run(&case, 5, &Trouble::default());
+}
+
+/// Copies whose cycles need memory together never wait for each other in a circle.
+#[test]
+fn held_cycles_of_many_copies_do_not_lock_each_other_out() {
+    let mut case = Case::overlapping(Overlap::Snapshot, 0, &[(100, 100), (0, 100)]);
+    case.options = ExecOptions { segment_bytes: 20 * BLOCK, window: 3, budget: 100 * BLOCK };
+    for seed in 1..8 {
+        let bounce = Bounce::new(64 << 10);
+        let mut dice = Dice(seed * 104_729);
+        let mut tasks: Vec<_> = (0..6)
+            .map(|_| Some(CopyTask::new(case.plan(), case.options, &bounce).expect("it fits")))
+            .collect();
+        let (mut idle, mut pending) = (0, Vec::<(usize, u32, Op)>::new());
+        while tasks.iter().any(Option::is_some) {
+            for (who, slot) in tasks.iter_mut().enumerate() {
+                let Some(task) = slot else { continue };
+                if let Some(outcome) = task.poll(&mut |part, _, op| pending.push((who, part, op))) {
+                    assert_eq!(outcome.status, Status::SUCCESS);
+                    *slot = None;
+                }
+            }
+            idle = if pending.is_empty() { idle + 1 } else { 0 };
+            assert!(idle < 8, "all wait for each other");
+            if pending.is_empty() {
+                continue;
+            }
+            let (who, part, op) = pending.swap_remove(dice.roll(pending.len()));
+            let (Op::Read { buf, .. } | Op::Write { buf, .. }) = op else { panic!("{op:?}") };
+            tasks[who].as_mut().expect("in flight").done(part, Ok(()), Some(buf));
+        }
+        assert_eq!(bounce.left(), bounce.total());
+    }
+}
+
+const RUN: u64 = 400 * BLOCK;
+const SHORT: u64 = 20 * BLOCK;
+
+/// Which rung takes how much, by method and what the images can.
+#[test]
+fn rungs() {
+    let all = Shortcuts {
+        memmove: false,
+        reflink: Some(4096),
+        offload: true,
+        offload_pays: true,
+        offload_clones: false,
+    };
+    let tally = |method, shortcuts| {
+        let seen = good(&Case::ladder(method, shortcuts));
+        [seen.moved, seen.reflinked, seen.offloaded, seen.written]
+    };
+    let (head, tail) = (5 * BLOCK, 3 * BLOCK);
+    let middle = RUN - head - tail;
+    assert_eq!(tally(Method::Auto, all), [0, middle, 0, head + tail + SHORT]);
+    assert_eq!(tally(Method::Reflink, all), [0, middle, head + tail + SHORT, 0]);
+    assert_eq!(tally(Method::Offload, all), [0, 0, RUN + SHORT, 0]);
+    assert_eq!(tally(Method::Bounce, all), [0, 0, 0, RUN + SHORT]);
+    let no_reflink = Shortcuts { reflink: None, ..all };
+    assert_eq!(tally(Method::Auto, no_reflink), [0, 0, RUN, SHORT]);
+    assert_eq!(tally(Method::Reflink, no_reflink), [0, 0, RUN + SHORT, 0]);
+    let dear = Shortcuts { offload_pays: false, ..no_reflink };
+    assert_eq!(tally(Method::Auto, dear), [0, 0, 0, RUN + SHORT]);
+    assert_eq!(tally(Method::Offload, dear), [0, 0, RUN + SHORT, 0]);
+    let memory = Shortcuts { memmove: true, ..Shortcuts::default() };
+    assert_eq!(tally(Method::Auto, memory), [RUN + SHORT, 0, 0, 0]);
+    for method in [Method::Reflink, Method::Offload, Method::Bounce] {
+        assert_eq!(tally(method, memory), [0, 0, 0, RUN + SHORT]);
+    }
+    assert_eq!(tally(Method::Auto, Shortcuts { reflink: Some(1 << 20), ..dear }), [0, 0, 0, RUN + SHORT]);
+}
+
+/// Source and destination not congruent: nothing is aligned, nothing is shared.
+#[test]
+fn a_run_out_of_step_is_not_shared() {
+    let shortcuts = Shortcuts { reflink: Some(4096), ..Shortcuts::default() };
+    let case = Case { sdlba: 12, ..Case::ladder(Method::Reflink, shortcuts) };
+    assert_eq!(good(&case).reflinked, 0);
+}
+
+#[test]
+fn a_refused_rung_falls_to_the_next_and_nothing_is_lost() {
+    let all = Shortcuts {
+        memmove: false,
+        reflink: Some(4096),
+        offload: true,
+        offload_pays: true,
+        offload_clones: false,
+    };
+    for (method, shortcuts) in [
+        (Method::Auto, all),
+        (Method::Reflink, all),
+        (Method::Offload, all),
+        (Method::Auto, Shortcuts { memmove: true, ..Shortcuts::default() }),
+    ] {
+        for fua in [false, true] {
+            let case = Case { fua, ..Case::ladder(method, shortcuts) };
+            for refuse in [vec![0], vec![1], vec![0, 1], (0..30).collect()] {
+                for seed in 1..10 {
+                    let trouble = Trouble { refuse: refuse.clone(), ..Trouble::default() };
+                    let seen = run(&case, seed * 7919, &trouble);
+                    assert_eq!(seen.outcome, Some(Outcome { status: Status::SUCCESS, dw0: 0 }));
+                }
+            }
+        }
+    }
+}
+
+/// A shortcut that fails says neither which side nor where: reads and writes tell, or do it.
+#[test]
+fn a_shortcut_that_fails_is_bounced() {
+    let shortcuts = Shortcuts { reflink: Some(4096), ..Shortcuts::default() };
+    let case = Case { ranges: vec![(2, 3, 400, false)], ..Case::ladder(Method::Auto, shortcuts) };
+    let direct = (0..4).find(|&step| {
+        let seen = run(&case, 7, &Trouble { fail: vec![step], ..Trouble::default() });
+        seen.outcome.is_some_and(|outcome| outcome.status.is_success())
+    });
+    assert!(direct.is_some(), "the reflink is among the first operations");
+}
+
+#[test]
+fn fast_copy_only_is_fast_or_fails() {
+    let shortcuts = Shortcuts {
+        reflink: Some(4096),
+        offload: true,
+        offload_pays: true,
+        memmove: true,
+        offload_clones: false,
+    };
+    let case = Case {
+        ranges: vec![(2, 0, 8, false), (2, 64, 8, true), (2, 80, 3, false)],
+        sdlba: 16,
+        ..Case::ladder(Method::Auto, shortcuts)
+    };
+    let seen = good(&case);
+    assert_eq!((seen.reflinked, seen.moved), (8 * BLOCK, 11 * BLOCK), "short, and shared all the same");
+    for refuse in 0..3 {
+        let seen = run(&case, 9, &Trouble { refuse: vec![refuse], ..Trouble::default() });
+        let outcome = seen.outcome.expect("ran");
+        if !outcome.status.is_success() {
+            assert_eq!(outcome.status, Status(0x4186));
+            assert!(outcome.dw0 <= 1);
+            return;
+        }
+    }
+    panic!("one of them was the reflink");
+}
+
+/// The memory that a poll moves is bounded whatever the Copy is.
+#[test]
+fn a_poll_is_short() {
+    let shortcuts = Shortcuts { memmove: true, ..Shortcuts::default() };
+    let mut case =
+        Case { ranges: vec![(2, 0, 8000, false)], blocks: 20_000, ..Case::ladder(Method::Auto, shortcuts) };
+    case.options = ExecOptions::default();
+    assert_eq!(good(&case).moved, 8000 * BLOCK);
+    for method in [Method::Auto, Method::Bounce] {
+        case.policy.method = method;
+        let mut task = CopyTask::new(case.plan(), case.options, &Bounce::default()).expect("sound");
+        let mut bytes = 0;
+        task.poll(&mut |_, _, op| match op {
+            Op::Read { buf, .. } => bytes += buf.len(),
+            Op::CopyFrom { len, .. } => bytes += len as usize,
+            other => panic!("{other:?}"),
+        });
+        assert!(task.moves_memory() && bytes > 0 && bytes <= 256 << 10, "{method:?}: {bytes}");
+    }
+}
+
+fn shortcuts() -> impl Strategy<Value = Shortcuts> {
+    let reflink = prop_oneof![1 => Just(None), 2 => Just(Some(4096)), 1 => Just(Some(1024))];
+    (prop::bool::weighted(0.3), reflink, any::<bool>(), any::<bool>()).prop_map(
+        |(memmove, reflink, offload, offload_pays)| Shortcuts {
+            memmove,
+            reflink,
+            offload,
+            offload_pays,
+            offload_clones: false,
+        },
+    )
+}
+
+fn options() -> impl Strategy<Value = ExecOptions> {
+    (0..40u64, 0..7u32, 0..120u64).prop_map(|(segment, window, budget)| ExecOptions {
+        segment_bytes: segment * BLOCK,
+        window,
+        budget: budget * BLOCK,
+    })
+}
+
+fn method() -> impl Strategy<Value = Method> {
+    prop_oneof![Just(Method::Auto), Just(Method::Reflink), Just(Method::Offload), Just(Method::Bounce)]
+}
+
+prop_compose! {
+    /// Ranges of one namespace that lie on and about their destination; often they are each other's places.
+    fn overlapping()(
+        overlap in prop_oneof![2 => Just(Overlap::Snapshot), 1 => Just(Overlap::InOrder)],
+        method in method(),
+        shortcuts in shortcuts(),
+        raw in prop::collection::vec((0..120u64, 1..30u32, 0..4u8), 1..12),
+        sdlba in 0..60u64,
+        fua in any::<bool>(),
+        options in options(),
+    ) -> Case {
+        let mut ranges: Vec<(u32, u64, u32, bool)> = Vec::new();
+        let mut at = sdlba;
+        for (slba, nlb, kind) in raw {
+            let range = match (kind, ranges.last()) {
+                (0, Some(&(_, from, len, _))) => (from + u64::from(len)).min(500),
+                // The place where an earlier one went.
+                (1, Some(_)) => sdlba + slba % (at - sdlba).max(1),
+                (2, _) => at + slba % 20,
+                _ => slba,
+            };
+            ranges.push((1, range, nlb, false));
+            at += u64::from(nlb);
+        }
+        Case { policy: CopyPolicy { overlap, method }, shortcuts, blocks: 900, sdlba, ranges, fua, options }
+    }
+}
+
+prop_compose! {
+    /// Ranges of another namespace, in step with the destination or not.
+    fn apart()(
+        method in method(),
+        shortcuts in shortcuts(),
+        raw in prop::collection::vec((0..600u64, prop_oneof![2 => 1..20u32, 1 => 120..300u32], 0..4u8), 1..8),
+        sdlba in 0..40u64,
+        fco in prop::bool::weighted(0.3),
+        fua in any::<bool>(),
+        options in options(),
+    ) -> Case {
+        let mut ranges: Vec<(u32, u64, u32, bool)> = Vec::new();
+        let mut at = sdlba;
+        for (slba, nlb, kind) in raw {
+            let slba = match (kind, ranges.last()) {
+                (0, Some(&(_, from, len, _))) => from + u64::from(len),
+                (1 | 2, _) => slba / 8 * 8 + at % 8,
+                _ => slba,
+            };
+            let align = shortcuts.reflink.unwrap_or(0) / BLOCK;
+            let whole = align > 0
+                && matches!(method, Method::Auto | Method::Reflink)
+                && [slba, at, u64::from(nlb)].iter().all(|n| n % align == 0);
+            ranges.push((2, slba, nlb, fco && whole));
+            at += u64::from(nlb);
+        }
+        let policy = CopyPolicy { method, ..CopyPolicy::default() };
+        Case { policy, shortcuts, blocks: 3000, sdlba, ranges, fua, options }
+    }
+}
+
+fn troubles() -> impl Strategy<Value = Trouble> {
+    let steps = || prop_oneof![2 => Just(vec![]), 2 => prop::collection::vec(0..40usize, 1..6)];
+    (steps(), steps(), prop::option::of(0..40usize)).prop_map(|(fail, refuse, abort_after)| Trouble {
+        fail,
+        refuse,
+        abort_after,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn any_overlap_ends_as_its_policy_says(case in overlapping(), seed in any::<u64>()) {
+        if let Some(outcome) = run(&case, seed, &Trouble::default()).outcome {
+            prop_assert_eq!(outcome.status, Status::SUCCESS);
+        }
+    }
+
+    #[test]
+    fn trouble_with_overlap_is_told_as_it_is(case in overlapping(), seed in any::<u64>(), trouble in troubles()) {
+        run(&case, seed, &trouble);
+    }
+
+    #[test]
+    fn any_method_ends_in_the_same_blocks(case in apart(), seed in any::<u64>()) {
+        let seen = run(&case, seed, &Trouble::default());
+        prop_assert_eq!(seen.outcome, Some(Outcome { status: Status::SUCCESS, dw0: 0 }));
+    }
+
+    #[test]
+    fn trouble_with_any_method_is_told_as_it_is(case in apart(), seed in any::<u64>(), trouble in troubles()) {
+        run(&case, seed, &trouble);
+    }
+}
