@@ -9,14 +9,20 @@ use std::time::{Duration, Instant};
 
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG_REGION;
 
-use crate::memory::{DmaSpace, Rights, Unmapping};
+use crate::memory::{DmaSpace, Rights, SharedPage, Unmapping};
 use crate::nvme_ctrl::{Controller, InterruptSink};
 use crate::pci::{self, ConfigEvent, Function};
-use crate::vfio_user::{Answer, Device, DmaMap, DmaUnmap, Errno, Interrupts, IrqInfo, RegionInfo, SetIrqs};
+use crate::spec::registers::offset::DOORBELLS;
+use crate::vfio_user::{
+    Answer, Device, DmaMap, DmaUnmap, Errno, Interrupts, IrqInfo, RegionInfo, RegionMmap, SetIrqs, SparseArea,
+};
 
 /// Longest wait for commands in flight before an unmap or reset is answered. QEMU gives up at 5 s, and with it its
 /// guest.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What clients may map of BAR0, if anything: the doorbells. SPDK's initiator takes exactly one area.
+const MAPPED: [SparseArea; 1] = [SparseArea { offset: DOORBELLS, size: SharedPage::SIZE as u64 }];
 
 impl InterruptSink for Interrupts {
     fn raise(&self, vector: u16) {
@@ -101,6 +107,7 @@ impl NvmeDevice {
         self.controller.reset();
         let unmapping = self.memory.unmap_all();
         self.controller.fence();
+        self.controller.renew_doorbells();
         self.leaving = Some(Instant::now() + PATIENCE);
         // Nobody is there to hand the pages to others; what is still in flight keeps them mapped until it ends.
         drop(unmapping);
@@ -120,7 +127,11 @@ impl Device for NvmeDevice {
             CONFIG_REGION => RegionInfo::trapped(pci::CONFIG_SIZE as u64),
             bar => match self.function.bar_size(bar) {
                 0 => RegionInfo::ABSENT,
-                size => RegionInfo::trapped(size),
+                size => {
+                    let fd = self.controller.doorbell_file().filter(|_| bar == pci::BAR_REGISTERS);
+                    let mmap = fd.map(|fd| RegionMmap { fd, offset: 0, areas: &MAPPED });
+                    RegionInfo { mmap, ..RegionInfo::trapped(size) }
+                }
             },
         }
     }
@@ -160,7 +171,9 @@ impl Device for NvmeDevice {
         let rights = Rights { read: request.read, write: request.write };
         self.memory
             .map(request.iova, request.size, rights, request.offset, fd)
-            .map_err(|error| refused("DMA_MAP", &request, &error))
+            .map_err(|error| refused("DMA_MAP", &request, &error))?;
+        self.controller.memory_added();
+        Ok(())
     }
 
     fn dma_unmap(&mut self, request: DmaUnmap) -> Answer {

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::config::{Config, ConfigError, NvmeConfig, start_line};
+use crate::config::{self, Config, ConfigError, NvmeConfig, start_line};
 use crate::copy;
 use crate::device::NvmeDevice;
 use crate::memory::{DmaLimits, DmaSpace};
 use crate::namespace::Namespaces;
-use crate::nvme_ctrl::{Controller, ControllerConfig, EngineFactory};
+use crate::nvme_ctrl::{Controller, ControllerConfig, EngineFactory, Poll};
 use crate::pci::{Function, FunctionConfig, Ids};
 use crate::vfio_user::{Interrupts, Listener, Pumped, Session};
 use guarded::Guarded;
@@ -276,5 +276,11 @@ fn controller_config(nvme: &NvmeConfig, ids: Ids) -> ControllerConfig {
         ocfs: nvme.ocfs,
         cdfe: nvme.cdfe,
         iothreads: nvme.iothreads.into(),
+        doorbell_buffers: nvme.dbcs,
+        map_doorbells: nvme.doorbells == config::Doorbells::Mmap,
+        poll: match nvme.poll {
+            config::Poll::Adaptive => Poll::Adaptive,
+            config::Poll::Always => Poll::Always,
+        },
     }
 }

@@ -11,7 +11,7 @@ use vfio_user_nvme::backend::SharedBackend;
 use vfio_user_nvme::backend::engine::{self, EngineKind};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, CopyPolicy, Identity, Method, Namespace, Namespaces};
-use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink};
+use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Poll};
 
 const RAM: u64 = 16 << 20;
 const ASQ: u64 = 0;
@@ -81,6 +81,9 @@ impl Driver {
             cdfe: 0,
             ocfs: 0xf,
             iothreads: 1,
+            doorbell_buffers: true,
+            map_doorbells: false,
+            poll: Poll::Adaptive,
         };
         let factory: vfio_user_nvme::nvme_ctrl::EngineFactory = Arc::new(move || engine::create(engine));
         let bell = Arc::new(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")));

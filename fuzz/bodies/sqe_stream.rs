@@ -15,7 +15,7 @@ use vfio_user_nvme::backend::MemoryBackend;
 use vfio_user_nvme::backend::engine::{EngineKind, create};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
-use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink};
+use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Poll};
 
 /// Data pages, written by the device.
 const DATA: u64 = 0x10_0000;
@@ -85,6 +85,10 @@ impl Rig {
             cdfe: 0xc,
             ocfs: 0xf,
             iothreads: 1,
+            // The commands would move the queues' doorbells into data pages.
+            doorbell_buffers: false,
+            map_doorbells: false,
+            poll: Poll::Adaptive,
         };
         let controller = Controller::new(
             config,

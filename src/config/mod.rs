@@ -58,6 +58,46 @@ impl Aio {
     }
 }
 
+/// How a host's doorbells get here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Doorbells {
+    /// By messages, and by shadow doorbells if the guest offers them. Idle costs nothing.
+    #[default]
+    Trap,
+    /// Clients map them, and they are polled.
+    Mmap,
+}
+
+impl Doorbells {
+    fn parse(given: &OsStr) -> Result<Self, value::Reject> {
+        match given.to_str() {
+            Some("trap") => Ok(Self::Trap),
+            Some("mmap") => Ok(Self::Mmap),
+            _ => Err(value::Reject::new("must be trap or mmap")),
+        }
+    }
+}
+
+/// How a worker waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Poll {
+    /// Looks for a moment while that pays, then sleeps.
+    #[default]
+    Adaptive,
+    /// Never sleeps: each worker occupies a processor.
+    Always,
+}
+
+impl Poll {
+    fn parse(given: &OsStr) -> Result<Self, value::Reject> {
+        match given.to_str() {
+            Some("adaptive") => Ok(Self::Adaptive),
+            Some("always") => Ok(Self::Always),
+            _ => Err(value::Reject::new("must be adaptive or always")),
+        }
+    }
+}
+
 /// Bytes of a path in a UNIX socket address, less its final NUL.
 pub const SUN_PATH_MAX: usize = 107;
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::error::ConfigError;
 use super::table::{Default as Def, Property, Table};
 use super::value::{self, Reject};
-use super::{Aio, identity};
+use super::{Aio, Doorbells, Poll, identity};
 
 /// The controller as configured. All values are checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +41,12 @@ pub struct NvmeConfig {
     pub iothreads: u16,
     /// Engine of namespaces that name none.
     pub aio: Aio,
+    /// Doorbell Buffer Config is offered. Without effect where doorbells are mapped.
+    pub dbcs: bool,
+    /// How doorbells get here.
+    pub doorbells: Doorbells,
+    /// How workers wait for them.
+    pub poll: Poll,
 }
 
 /// What `--nvme` said so far; `None` where the default depends on something else.
@@ -61,6 +67,9 @@ pub(super) struct NvmeDraft {
     device_id: u16,
     iothreads: u16,
     aio: Aio,
+    dbcs: bool,
+    doorbells: Doorbells,
+    poll: Poll,
 }
 
 /// Identify FR has 8 bytes.
@@ -91,6 +100,9 @@ impl Default for NvmeDraft {
             device_id: 0x4e56,
             iothreads: 1,
             aio: Aio::Auto,
+            dbcs: true,
+            doorbells: Doorbells::Trap,
+            poll: Poll::Adaptive,
         }
     }
 }
@@ -116,6 +128,9 @@ impl NvmeDraft {
             device_id: self.device_id,
             iothreads: self.iothreads,
             aio: self.aio,
+            dbcs: self.dbcs,
+            doorbells: self.doorbells,
+            poll: self.poll,
         }
     }
 }
@@ -167,7 +182,8 @@ macro_rules! properties {
 }
 pub(super) use properties;
 
-/// Properties of `--nvme`. Names and meanings are QEMU's; `ocfs`, `cdfe`, `subnqn`, `iothreads` and `aio` are ours.
+/// Properties of `--nvme`. Names and meanings are QEMU's; `ocfs`, `cdfe`, `subnqn`, `iothreads`, `aio`, `doorbells`
+/// and `poll` are ours.
 pub(super) const TABLE: Table<NvmeDraft> = Table {
     option: "--nvme",
     properties: properties! {
@@ -219,6 +235,15 @@ pub(super) const TABLE: Table<NvmeDraft> = Table {
         "aio" = "auto|io_uring|threads", Def::Value("auto"), "threads",
             "How files are read and written. auto: io_uring if the kernel allows, else threads",
             |d, v| { d.aio = Aio::parse(v)?; Ok(()) };
+        "dbcs" = "on|off", Def::Value("on"), "off",
+            "Offer shadow doorbells (Doorbell Buffer Config); never with doorbells=mmap",
+            |d, v| { d.dbcs = value::switch(v)?; Ok(()) };
+        "doorbells" = "trap|mmap", Def::Value("trap"), "mmap",
+            "trap: by messages, free when idle. mmap: clients map them (SPDK must), they are polled",
+            |d, v| { d.doorbells = Doorbells::parse(v)?; Ok(()) };
+        "poll" = "adaptive|always", Def::Value("adaptive"), "always",
+            "adaptive: look while it pays, then sleep (mmap: for 4 ms). always: a processor per worker",
+            |d, v| { d.poll = Poll::parse(v)?; Ok(()) };
     },
     not_ours: &[
         ("drive", "give it to --nvme-ns"),
@@ -231,7 +256,6 @@ pub(super) const TABLE: Table<NvmeDraft> = Table {
         ("cmb_size_mb", NOT_YET),
         ("legacy-cmb", NOT_YET),
         ("pmrdev", NOT_YET),
-        ("dbcs", NOT_YET),
         ("ioeventfd", NOT_YET),
         ("ctratt.mem", NOT_YET),
         ("atomic.dn", NOT_YET),
@@ -305,7 +329,7 @@ mod tests {
         let c = config(
             "serial=a,,b,model=M 1,firmware-version=9,mdts=5,max_ioqpairs=511,mqes=1,aerl=0,\
              ocfs=5,cdfe=28,subnqn=nqn.2026-11.org.example:x,x-pci-vendor-id=0x1b36,\
-             x-pci-device-id=0x11,iothreads=16,aio=io_uring",
+             x-pci-device-id=0x11,iothreads=16,aio=io_uring,dbcs=off,doorbells=mmap,poll=always",
         );
         assert_eq!(
             c,
@@ -325,6 +349,9 @@ mod tests {
                 device_id: 0x11,
                 iothreads: 16,
                 aio: Aio::IoUring,
+                dbcs: false,
+                doorbells: Doorbells::Mmap,
+                poll: Poll::Always,
             }
         );
         assert_eq!(config("max_ioqpairs=4,msix_qsize=2048").msix_qsize, 2048);
@@ -369,14 +396,16 @@ mod tests {
                 "--nvme x-pci-vendor-id=0xffff: must be 0x1 to 0xfffe, written with 0x; leave it out for 0x1234",
             ),
             ("aio=native", "--nvme aio=native: must be auto, io_uring or threads; leave it out for auto"),
+            ("doorbells=shadow", "--nvme doorbells=shadow: must be trap or mmap; leave it out for trap"),
+            ("poll=on", "--nvme poll=on: must be adaptive or always; leave it out for adaptive"),
             ("drive=a.img", "--nvme drive: QEMU's property, not one of this device; give it to --nvme-ns"),
             (
                 "addr=3",
                 "--nvme addr: QEMU's property, not one of this device; give it to -device vfio-user-pci in QEMU",
             ),
             (
-                "dbcs=on",
-                "--nvme dbcs: QEMU's property, not one of this device; leave it out, it is not supported yet",
+                "ocp=on",
+                "--nvme ocp: QEMU's property, not one of this device; leave it out, it is not supported yet",
             ),
             ("mdts", "--nvme mdts: has no value; write mdts=5"),
             ("mdts=7,mdts=8", "--nvme mdts=8: given a second time in one list; keep one of them"),
@@ -396,7 +425,7 @@ mod tests {
             ),
             "{message}"
         );
-        assert!(message.ends_with(", iothreads, aio"), "{message}");
+        assert!(message.ends_with(", iothreads, aio, dbcs, doorbells, poll"), "{message}");
         assert!(error("colour=red").starts_with("--nvme colour: unknown property; valid: "));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::region::Mapping;
-use super::{Access, DmaError, GuestBuf, Region};
+use super::{Access, DmaError, GuestBuf, Region, Words};
 
 /// One region's address range beside its pointer, so that a lookup touches the table alone.
 #[derive(Debug)]
@@ -146,6 +146,23 @@ impl DmaMap {
             }
             Ok(())
         })
+    }
+
+    /// `count` dwords at `iova` (4-byte aligned, else `Denied`) for repeated use. Rights are checked at each use.
+    /// `Unmapped` unless all of them lie in one region.
+    pub fn words(&self, iova: u64, count: usize) -> Result<Words, DmaError> {
+        if !iova.is_multiple_of(4) {
+            return Err(DmaError::Denied(iova));
+        }
+        let index = self.entries.partition_point(|entry| entry.last < iova);
+        let entry = self.entries.get(index).filter(|entry| entry.first <= iova);
+        let entry = entry.ok_or(DmaError::Unmapped(iova))?;
+        let last = count.checked_mul(4).and_then(|len| iova.checked_add((len as u64).checked_sub(1)?));
+        if last.is_none_or(|last| last > entry.last) {
+            return Err(DmaError::Unmapped(iova));
+        }
+        let offset = usize::try_from(iova - entry.first).map_err(|_| DmaError::Unmapped(iova))?;
+        Ok(Words::new(Arc::clone(&entry.region), iova, offset, count))
     }
 
     /// Appends the host memory behind `iova..iova + len` to `buf` and pins it. After an error `buf` may hold a

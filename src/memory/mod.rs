@@ -20,9 +20,11 @@ mod guest_buf;
 pub mod prp;
 mod region;
 pub mod sgl;
+mod shared_page;
 mod sigbus;
 #[cfg(test)]
 pub(crate) mod testing;
+mod words;
 
 pub use dma_map::DmaMap;
 pub use dma_space::{DmaLimits, DmaSpace, MapError, Unmapping};
@@ -30,6 +32,8 @@ pub use guest_buf::{GuestBuf, MAX_IOVECS};
 pub use prp::PrpError;
 pub use region::{Region, Rights};
 pub use sgl::SglError;
+pub use shared_page::SharedPage;
+pub use words::Words;
 
 /// What the controller is about to do with guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -150,6 +150,11 @@ impl Region {
         if self.removed.load(Ordering::Acquire) {
             return Err(DmaError::Unmapped(address));
         }
+        self.check_even_removed(address, access)
+    }
+
+    /// As [`check`](Self::check), also when the region has left the table. For who was not fenced since.
+    pub(super) fn check_even_removed(&self, address: u64, access: Access) -> Result<&Mapping, DmaError> {
         if !self.rights.allow(access) {
             return Err(DmaError::Denied(address));
         }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -13,12 +14,13 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::admin::Admin;
+use super::doorbell_buffers::BufferConfig;
 use super::doorbells::Doorbells;
 use super::queue_table::QueueTable;
 use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
-use super::worker::{EngineFactory, FromWorker, Mailbox, ToWorker, Token, Worker};
-use crate::memory::DmaMap;
+use super::worker::{EngineFactory, FromWorker, Mailbox, Poll, ToWorker, Token, Worker};
+use crate::memory::{DmaMap, SharedPage};
 use crate::namespace::Namespaces;
 use crate::spec::registers::{DOORBELL_STRIDE, csts, offset};
 
@@ -53,6 +55,12 @@ pub struct ControllerConfig {
     pub cdfe: u16,
     /// Worker threads.
     pub iothreads: usize,
+    /// Doorbell Buffer Config is offered.
+    pub doorbell_buffers: bool,
+    /// Clients may map the doorbells: they are polled, and Doorbell Buffer Config is not offered.
+    pub map_doorbells: bool,
+    /// How workers wait for doorbells.
+    pub poll: Poll,
 }
 
 /// Why an acknowledgement is awaited.
@@ -78,6 +86,10 @@ pub struct Controller {
     pub(super) workers: Vec<Worker>,
     pub(super) queues: QueueTable,
     pub(super) admin: Admin,
+    /// What Doorbell Buffer Config said since the last reset.
+    pub(super) buffers: Option<BufferConfig>,
+    /// The file of the doorbells' page, if clients may map it.
+    doorbell_file: Option<OwnedFd>,
     messages: Receiver<FromWorker>,
     awaited: HashMap<Token, Awaited>,
     last_token: Token,
@@ -107,26 +119,38 @@ impl Controller {
         engine: &EngineFactory,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> io::Result<Self> {
+        let (doorbells, doorbell_file) = if config.map_doorbells {
+            // The file is laid out as BAR0 is; registers are not in it.
+            let (page, file) = SharedPage::new(offset::DOORBELLS)?;
+            (Doorbells::mapped(page), Some(file))
+        } else {
+            (Doorbells::new(usize::from(config.max_ioqpairs) + 1), None)
+        };
         let shared = Arc::new(Shared {
             memory,
-            doorbells: Doorbells::new(usize::from(config.max_ioqpairs) + 1),
+            doorbells,
             namespaces,
             interrupts,
             write_cache: AtomicBool::new(true),
             cdfe: AtomicU16::new(config.cdfe),
             mps: AtomicU16::new(0),
+            invalid_doorbell: AtomicBool::new(false),
             counters: Counters::default(),
             limits: Limits { max_transfer: 4096 << config.mdts, ocfs: config.ocfs & crate::copy::OCFS },
         });
         let (sender, messages) = channel();
         let out = Mailbox { sender, wake };
         let workers = (0..config.iothreads.max(1))
-            .map(|index| Worker::spawn(index, Arc::clone(&shared), Arc::clone(engine), out.clone()))
+            .map(|index| {
+                Worker::spawn(index, Arc::clone(&shared), Arc::clone(engine), config.poll, out.clone())
+            })
             .collect::<io::Result<_>>()?;
         Ok(Self {
             regs: Registers::new(config.mqes),
             queues: QueueTable::new(config.max_ioqpairs),
             admin: Admin::new(&config),
+            buffers: None,
+            doorbell_file,
             config,
             shared,
             workers,
@@ -141,13 +165,38 @@ impl Controller {
         })
     }
 
-    /// Reads BAR0. Doorbells read as 0.
+    /// Reads BAR0. Doorbells read as 0, or as what is in their page if clients may map it.
     pub fn bar_read(&self, at: u64, data: &mut [u8]) {
-        if at >= offset::DOORBELLS {
-            data.fill(0);
-        } else {
-            self.regs.read(at, data);
+        let Some(at) = at.checked_sub(offset::DOORBELLS) else { return self.regs.read(at, data) };
+        data.fill(0);
+        if self.doorbell_file.is_some() {
+            for (byte, at) in data.iter_mut().zip(at..) {
+                let index = usize::try_from(at / DOORBELL_STRIDE).unwrap_or(usize::MAX);
+                *byte = (self.shared.doorbells.get(index) >> (8 * (at % DOORBELL_STRIDE))) as u8;
+            }
         }
+    }
+
+    /// The file that a client may map: from [`offset::DOORBELLS`] on for [`SharedPage::SIZE`] bytes it is what BAR0 is
+    /// there.
+    pub fn doorbell_file(&self) -> Option<BorrowedFd<'_>> {
+        self.doorbell_file.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The client has gone, or is about to come: what it has mapped is not what the next one will map.
+    pub fn renew_doorbells(&mut self) {
+        if let Some(page) = self.shared.doorbells.page() {
+            match page.renew() {
+                Ok(file) => self.doorbell_file = Some(file),
+                Err(error) => log::error!("the last client keeps its part in the doorbells: {error}"),
+            }
+        }
+    }
+
+    /// Guest memory was added.
+    pub fn memory_added(&self) {
+        // The page with the shadow doorbells may be back.
+        self.tell_buffers();
     }
 
     /// Writes BAR0.
@@ -241,14 +290,15 @@ impl Controller {
                 },
                 // Before the acknowledgement of a reset comes only what the worker met before it: the queues it speaks
                 // of are gone, with their client perhaps.
-                FromWorker::InvalidHead(cqid) if self.draining > 0 => {
-                    log::debug!("the head of completion queue {cqid}, which is gone, was past its tail");
+                FromWorker::InvalidDoorbell if self.draining > 0 => {
+                    self.shared.invalid_doorbell.store(false, Ordering::Release);
+                    log::debug!("a queue that is gone had a doorbell value it could not have");
                 }
                 FromWorker::Fatal(why) if self.draining > 0 => {
                     log::info!("on the way to a reset: {why}");
                 }
-                FromWorker::InvalidHead(cqid) => {
-                    log::warn!("guest moved the head of completion queue {cqid} past its tail");
+                FromWorker::InvalidDoorbell => {
+                    self.shared.invalid_doorbell.store(false, Ordering::Release);
                     self.invalid_doorbell_value();
                 }
                 FromWorker::Fatal(why) => self.fatal(&why),
@@ -258,11 +308,12 @@ impl Controller {
 
     /// When [`Self::on_time`] wants to be called, if at all.
     pub fn deadline(&self) -> Option<Instant> {
-        self.admin.keep_alive_deadline()
+        [self.admin.keep_alive_deadline(), self.watch_deadline()].into_iter().flatten().min()
     }
 
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant) {
+        self.watch(now);
         if self.admin.keep_alive_deadline().is_some_and(|at| now >= at) {
             self.admin.disarm_keep_alive();
             self.fatal("the Keep Alive timer expired");
@@ -335,6 +386,7 @@ impl Controller {
         self.admin.reset(&self.config);
         self.apply_features();
         self.queues.clear();
+        self.buffers = None;
         for worker in 0..self.workers.len() {
             let token = self.await_ack(Awaited::Reset);
             self.draining += 1;
@@ -342,7 +394,19 @@ impl Controller {
         }
     }
 
+    fn clear_doorbells(&self) {
+        match self.shared.doorbells.page() {
+            Some(page) => page.clear(),
+            // The others are set when their queues are created.
+            None => {
+                self.shared.doorbells.set_tail(0, 0);
+                self.shared.doorbells.set_head(0, 0);
+            }
+        }
+    }
+
     fn drained(&mut self) {
+        self.clear_doorbells();
         if std::mem::take(&mut self.disabling) {
             self.regs.csts = 0;
         } else if !self.regs.cc.en() {
@@ -364,9 +428,10 @@ impl Controller {
         match self.regs.check_enable() {
             Ok(queues) => {
                 self.shared.mps.store(self.regs.cc.mps().into(), Ordering::Relaxed);
-                self.shared.doorbells.set_tail(0, 0);
-                self.shared.doorbells.set_head(0, 0);
+                // Not while a worker still had queues: it would have taken a zero for a tail.
+                self.clear_doorbells();
                 self.admin.start(&queues);
+                self.begin_watch();
                 // EN went from 0 to 1: what was fatal before is over.
                 self.regs.csts = self.regs.csts & !csts::CFS | csts::RDY;
             }

@@ -1,10 +1,11 @@
 //! The NVMe controller: registers, doorbells, queues, admin commands, I/O commands, workers.
 //!
 //! Never sees the wire: interrupts leave by [`InterruptSink`], guest memory is a [`crate::memory::DmaMap`].
-//! Not here yet: shadow doorbells, Format NVM, Namespace Management, protection information, fused commands.
+//! Not here yet: Format NVM, Namespace Management, protection information, fused commands.
 
 mod admin;
 mod controller;
+mod doorbell_buffers;
 mod doorbells;
 mod io;
 mod queue;
@@ -17,4 +18,4 @@ mod worker;
 
 pub use controller::{Controller, ControllerConfig};
 pub use shared::InterruptSink;
-pub use worker::EngineFactory;
+pub use worker::{EngineFactory, Poll};

@@ -31,6 +31,8 @@ pub struct Shared {
     pub cdfe: AtomicU16,
     /// CC.MPS while the controller is enabled: log2 of the page size minus 12.
     pub mps: AtomicU16,
+    /// A worker has reported an invalid doorbell value, and the control thread has not seen it yet.
+    pub invalid_doorbell: AtomicBool,
     /// For the SMART log.
     pub counters: Counters,
     /// Fixed limits.

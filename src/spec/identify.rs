@@ -25,6 +25,12 @@ pub mod cns {
     pub const INDEPENDENT_NAMESPACE: u8 = 0x08;
 }
 
+/// Optional Admin Command Support (OACS) bits.
+pub mod oacs {
+    /// Doorbell Buffer Config.
+    pub const DOORBELL_BUFFER_CONFIG: u16 = 1 << 8;
+}
+
 /// Optional NVM command support (ONCS) bits.
 pub mod oncs {
     /// Compare.

@@ -10,6 +10,7 @@ mod cli;
 mod commands;
 mod copy_methods;
 mod copying;
+mod doorbells;
 mod life;
 mod pointers;
 mod queues;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -11,7 +12,7 @@ use super::client::{BAR0, CONFIG, irq};
 use super::le::{u16_at, u32_at};
 use super::nvme::{admin, io};
 use super::ram::PAGE;
-use super::{Answer, Client, Cqe, DEADLINE, Daemon, Data, Ns, Ram, Sqe};
+use super::{Answer, Client, Cqe, DEADLINE, Daemon, Data, Ns, Page, Ram, Sqe};
 
 pub mod reg {
     pub const CAP: u64 = 0x00;
@@ -53,6 +54,22 @@ pub struct Sq {
     pub cqid: u16,
 }
 
+/// How doorbells are rung.
+pub enum Bells {
+    /// By messages.
+    Registers,
+    /// Doorbell Buffer Config: shadow doorbells, event indices. The admin queue goes by messages.
+    Shadow(Page, Page),
+    /// By plain stores to the mapped registers.
+    Mapped(Page),
+}
+
+/// Does a doorbell that goes from `old` to `new` have to be rung in BAR0? As the specification's hosts decide it.
+pub fn must_ring(new: u32, old: u32, event: u32) -> bool {
+    let (new, old, event) = (new as u16, old as u16, event as u16);
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
 pub struct Host {
     pub client: Client,
     pub ram: Ram,
@@ -64,6 +81,9 @@ pub struct Host {
     next_cid: u16,
     /// Doorbells as posted writes (as QEMU sends them) or with a reply.
     pub posted: bool,
+    pub bells: Bells,
+    /// Doorbells rung by message.
+    pub rung: u64,
 }
 
 impl Host {
@@ -86,6 +106,8 @@ impl Host {
             // The controller must not take the CID for an index.
             next_cid: 0xeffe,
             posted: true,
+            bells: Bells::Registers,
+            rung: 0,
         };
         h.connect_interrupts();
         h
@@ -153,6 +175,9 @@ impl Host {
     pub fn disable(&mut self) {
         self.client.w32(reg::CC, 0);
         self.wait_csts(RDY, 0);
+        if matches!(self.bells, Bells::Shadow(..)) {
+            self.bells = Bells::Registers;
+        }
         self.cqs.clear();
         self.sqs.clear();
         self.in_flight.clear();
@@ -251,6 +276,19 @@ impl Host {
     }
 
     pub fn doorbell(&mut self, index: u64, value: u32) {
+        match &self.bells {
+            Bells::Mapped(page) => return page.word(index as usize).store(value, Ordering::Release),
+            Bells::Shadow(shadow, events) if index >= 2 => {
+                let old = shadow.word(index as usize).swap(value, Ordering::AcqRel);
+                fence(Ordering::SeqCst);
+                let event = events.word(index as usize).load(Ordering::Relaxed);
+                if !must_ring(value, old, event) {
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.rung += 1;
         let at = reg::DOORBELLS + 4 * index;
         if self.posted {
             self.client.post(BAR0, at, &value.to_le_bytes());
@@ -454,6 +492,14 @@ impl Host {
     }
 
     // Admin commands.
+
+    /// Doorbell Buffer Config with fresh pages, used from now on. As Linux: zeroed first.
+    pub fn use_shadow_doorbells(&mut self) -> (u64, u64) {
+        let (shadow, events) = (self.ram.pages(1), self.ram.pages(1));
+        self.admin(Sqe::new(admin::DOORBELL_BUFFER).prp(shadow, events)).ok();
+        self.bells = Bells::Shadow(self.ram.page(shadow), self.ram.page(events));
+        (shadow, events)
+    }
 
     pub fn identify_sqe(&mut self, cns: u8, nsid: u32) -> (Sqe, Data) {
         let d = Data::prp(&mut self.ram, 4096);

@@ -10,6 +10,7 @@ pub mod data;
 pub mod le;
 pub mod ns;
 pub mod nvme;
+pub mod page;
 pub mod ram;
 pub mod rng;
 pub mod storm;
@@ -20,6 +21,7 @@ pub use daemon::Daemon;
 pub use data::{Data, Prp, Sgl};
 pub use ns::Ns;
 pub use nvme::{Cqe, Sqe};
+pub use page::Page;
 pub use ram::Ram;
 pub use rng::Rng;
 

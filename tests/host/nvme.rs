@@ -15,6 +15,7 @@ pub mod admin {
     pub const GET_FEATURES: u8 = 0x0a;
     pub const AER: u8 = 0x0c;
     pub const KEEP_ALIVE: u8 = 0x18;
+    pub const DOORBELL_BUFFER: u8 = 0x7c;
 }
 
 pub mod io {

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::MemfdFlags;
 
+use super::Page;
+
 pub const PAGE: u64 = 4096;
 
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +56,12 @@ impl Ram {
 
     pub fn end(&self) -> u64 {
         self.pieces.iter().map(|p| p.iova + p.len).max().unwrap()
+    }
+
+    /// The page at a guest address, mapped.
+    pub fn page(&self, iova: u64) -> Page {
+        let p = self.pieces.iter().find(|p| (p.iova..p.iova + p.len).contains(&iova)).expect("guest memory");
+        Page::map(self.fd(), p.offset + (iova - p.iova))
     }
 
     /// Shrinks (or grows again) the file under everybody's mappings.

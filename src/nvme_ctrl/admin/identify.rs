@@ -11,7 +11,7 @@ use crate::memory::DmaMap;
 use crate::namespace::Namespace;
 use crate::spec::identify::{
     IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat, NvmController, PowerState, ascii,
-    cns, nidt, oncs,
+    cns, nidt, oacs, oncs,
 };
 use crate::spec::registers::VERSION;
 use crate::spec::{IDENTIFY_SIZE, Sqe, Status};
@@ -84,6 +84,9 @@ impl Controller {
         // Namespace Attribute Notices: Linux sends Asynchronous Event Requests only if one of its bits is set.
         id.oaes = (1 << 8).into();
         id.cntrltype = 1;
+        if self.offers_doorbell_buffers() {
+            id.oacs = oacs::DOORBELL_BUFFER_CONFIG.into();
+        }
         id.acl = ACL;
         id.aerl = config.aerl;
         id.frmw = 0x03; // one slot, read only

@@ -64,7 +64,7 @@ impl Controller {
             lid::SMART => self.smart(sqe.nsid.get())?,
             lid::FIRMWARE => self.firmware(),
             lid::CHANGED_NS => vec![0; 4096], // namespaces do not change yet
-            lid::EFFECTS if csi == 0 => effects(),
+            lid::EFFECTS if csi == 0 => effects(self.offers_doorbell_buffers()),
             lid::FEATURE_EFFECTS => feature_effects(),
             // QEMU, SPDK and Linux's target answer Invalid Field; the specification has a status of its own.
             lid::EFFECTS => return Err(Status::INVALID_FIELD.dnr()),
@@ -125,8 +125,9 @@ fn supported() -> Vec<u8> {
     dwords(256, PAGES.map(|page| (usize::from(page), 1)))
 }
 
-/// Commands Supported and Effects: admin commands from 0, I/O commands from dword 256.
-fn effects() -> Vec<u8> {
+/// Commands Supported and Effects: admin commands from 0, I/O commands from dword 256. `buffers`: Doorbell Buffer
+/// Config is one of them.
+fn effects(buffers: bool) -> Vec<u8> {
     const READS: u32 = effect::CSUPP;
     const WRITES: u32 = effect::CSUPP | effect::LBCC;
     let admin = [
@@ -154,7 +155,8 @@ fn effects() -> Vec<u8> {
         (io::COPY, WRITES),
     ]
     .map(|(opcode, effects)| (256 + usize::from(opcode), effects));
-    dwords(1024, admin.into_iter().chain(io))
+    let buffers = buffers.then_some((usize::from(admin::DOORBELL_BUFFER_CONFIG), READS));
+    dwords(1024, admin.into_iter().chain(buffers).chain(io))
 }
 
 /// Feature Identifiers Supported and Effects: bit 0 supported, scope namespace (20) or controller (21).

@@ -1,6 +1,7 @@
 //! Admin commands and the admin queue pair, on the control thread.
 
 mod abort;
+mod doorbell_buffer;
 mod events;
 mod features;
 mod identify;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::time::Instant;
 
 use super::controller::{Controller, ControllerConfig};
+use super::doorbells::{Bell, Tick};
 use super::io::Outcome;
 use super::queue::{CompletionQueue, Post, SubmissionQueue};
 use super::registers::AdminQueues;
@@ -33,6 +35,8 @@ pub struct Admin {
     pub(super) events: Events,
     pub(super) errors: ErrorLog,
     keep_alive: KeepAlive,
+    /// When to look at the admin doorbells again, where nobody is told that they change.
+    watch: Option<(Instant, Tick)>,
     started: Instant,
     aborts: u8,
 }
@@ -41,6 +45,8 @@ pub struct Admin {
 struct Rings {
     sq: SubmissionQueue,
     cq: CompletionQueue,
+    tail: Bell,
+    head: Bell,
 }
 
 /// An admin command that waits for a worker.
@@ -85,7 +91,7 @@ impl From<Status> for Reply {
 impl fmt::Display for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.rings {
-            Some(Rings { sq, cq }) => write!(f, "admin {sq:?}, {cq:?}")?,
+            Some(Rings { sq, cq, .. }) => write!(f, "admin {sq:?}, {cq:?}")?,
             None => write!(f, "no admin queues")?,
         }
         write!(f, "; {:?}; aborts in flight {}", self.events, self.aborts)
@@ -101,6 +107,7 @@ impl Admin {
             events: Events::new(config.aerl),
             errors: ErrorLog::default(),
             keep_alive: KeepAlive::default(),
+            watch: None,
             started: Instant::now(),
             aborts: 0,
         }
@@ -111,17 +118,20 @@ impl Admin {
         self.rings = Some(Rings {
             sq: SubmissionQueue::new(0, 0, queues.asq, queues.asq_size),
             cq: CompletionQueue::new(0, Some(0), queues.acq, queues.acq_size),
+            tail: Bell::default(),
+            head: Bell::default(),
         });
     }
 
     /// No admin command is taken any more.
     pub fn stop(&mut self) {
         self.rings = None;
+        self.watch = None;
     }
 
     /// Controller reset: queues, events and current feature values go; the error log stays.
     pub fn reset(&mut self, config: &ControllerConfig) {
-        self.rings = None;
+        self.stop();
         self.features = Features::new(config);
         self.events = Events::new(config.aerl);
         self.keep_alive = KeepAlive::default();
@@ -146,18 +156,56 @@ impl Controller {
         if u32::from(value) >= size || (is_head && rings.cq.set_head(value).is_err()) {
             return self.invalid_doorbell_value();
         }
-        if !is_head {
+        if is_head {
+            self.shared.doorbells.set_head(0, value);
+        } else {
             self.shared.doorbells.set_tail(0, value);
         }
         self.run_admin();
     }
 
+    /// When to look at the admin doorbells without having been told.
+    pub(super) fn watch_deadline(&self) -> Option<Instant> {
+        self.admin.watch.map(|(at, _)| at)
+    }
+
+    /// The admin queues have begun: their doorbells are watched, if they can change unseen.
+    pub(super) fn begin_watch(&mut self) {
+        self.watch_again(Tick::default());
+    }
+
+    /// Looks at the admin doorbells, if that is due.
+    pub(super) fn watch(&mut self, now: Instant) {
+        let Some((_, tick)) = self.admin.watch.filter(|(at, _)| now >= *at) else { return };
+        let before = self.admin.rings.as_ref().map(|rings| (rings.tail, rings.head));
+        self.run_admin();
+        let after = self.admin.rings.as_ref().map(|rings| (rings.tail, rings.head));
+        self.watch_again(if before == after { tick } else { Tick::default() });
+    }
+
+    fn watch_again(&mut self, mut tick: Tick) {
+        let watched = self.shared.doorbells.page().is_some() && self.admin.rings.is_some();
+        self.admin.watch = watched.then(|| (Instant::now() + tick.pause(), tick));
+    }
+
+    /// Takes in what the admin doorbells hold.
+    fn look_at_admin(&mut self) {
+        let Some(Rings { sq, cq, tail, head }) = &mut self.admin.rings else { return };
+        let size = sq.size();
+        let good = tail.take(self.shared.doorbells.tail(0), |tail| u32::from(tail) < size).is_ok()
+            & head.take(self.shared.doorbells.head(0), |head| cq.set_head(head).is_ok()).is_ok();
+        if !good {
+            self.invalid_doorbell_value();
+        }
+    }
+
     /// Takes admin commands while there are any and their completions have room.
     pub(super) fn run_admin(&mut self) {
+        self.look_at_admin();
         let memory = self.shared.memory.load_full();
         self.deliver_events();
         while let Some(rings) = &mut self.admin.rings {
-            if rings.sq.is_empty(self.shared.doorbells.tail(0)) || !rings.cq.reserve() {
+            if rings.sq.is_empty(rings.tail.value()) || !rings.cq.reserve() {
                 break;
             }
             let sqe = match rings.sq.fetch(&memory) {
@@ -246,6 +294,7 @@ impl Controller {
             opcode::GET_FEATURES => self.get_features(memory, sqe),
             opcode::ASYNC_EVENT => self.async_event_request(sqe),
             opcode::KEEP_ALIVE => Ok(Status::SUCCESS.into()),
+            opcode::DOORBELL_BUFFER_CONFIG => self.doorbell_buffer_config(memory, sqe),
             _ => Err(Status::INVALID_OPCODE.dnr()),
         }
     }

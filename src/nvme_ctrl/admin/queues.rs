@@ -3,10 +3,12 @@
 //! Order of the checks: identifier, size, base, then what the queue refers to.
 
 use super::super::controller::{Awaited, Controller};
+use super::super::doorbell_buffers::Buffers;
 use super::super::queue::{CompletionQueue, SubmissionQueue};
 use super::super::queue_table::{CqEntry, SqEntry};
 use super::super::worker::ToWorker;
 use super::{Pending, Reply, Then};
+use crate::memory::DmaError;
 use crate::spec::{Sqe, Status, ZeroBased};
 
 /// CDW11 bit 0: physically contiguous. CAP.CQR demands it.
@@ -27,6 +29,7 @@ impl Controller {
         }
         let vector = (sqe.cdw11.get() & IEN != 0).then_some(vector);
         self.shared.doorbells.set_head(qid, 0);
+        self.shadow(|buffers| buffers.set_head(qid, 0));
         self.queues.set_cq(qid, Some(CqEntry { size, deleting: false }));
         let ring = CompletionQueue::new(qid, vector, sqe.prp1.get(), size);
         self.send(self.worker_of(qid), ToWorker::CreateCq(ring));
@@ -47,6 +50,7 @@ impl Controller {
             return Err(Status::CQ_INVALID.dnr());
         }
         self.shared.doorbells.set_tail(qid, 0);
+        self.shadow(|buffers| buffers.set_tail(qid, 0));
         self.queues.set_sq(qid, Some(SqEntry { size, cqid, deleting: false }));
         let ring = SubmissionQueue::new(qid, cqid, sqe.prp1.get(), size);
         self.send(self.worker_of(cqid), ToWorker::CreateSq(ring));
@@ -79,6 +83,15 @@ impl Controller {
     /// A token for a worker's part of the admin command `sqe`.
     pub(super) fn await_admin(&mut self, sqe: &Sqe, then: Then) -> u64 {
         self.await_ack(Awaited::Admin(Pending { cid: sqe.cid.get(), then }))
+    }
+
+    /// Writes to the shadow doorbells, if the host has given any. Should their memory be gone, BAR0 counts.
+    fn shadow(&self, write: impl FnOnce(&Buffers) -> Result<(), DmaError>) {
+        if let Some(config) = self.buffers
+            && let Err(error) = config.find(&self.shared.memory.load()).and_then(|buffers| write(&buffers))
+        {
+            log::debug!("shadow doorbells: {error}");
+        }
     }
 
     fn check_ring(&self, sqe: &Sqe, size: u32, entry_size_set: bool) -> Result<(), Status> {

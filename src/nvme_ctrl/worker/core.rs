@@ -2,15 +2,18 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 
+use super::shadow::Shadow;
 use super::slots::{Command, Slots, untag};
 use super::{FromWorker, Mailbox, ToWorker, Token, fetch};
 use crate::backend::engine::Engine;
 use crate::backend::{Completion, Op};
 use crate::copy::Bounce;
 use crate::memory::DmaMap;
+use crate::nvme_ctrl::doorbells::Bell;
 use crate::nvme_ctrl::io::{Issue, Outcome};
 use crate::nvme_ctrl::queue::{CompletionQueue, Post, SubmissionQueue};
 use crate::nvme_ctrl::shared::Shared;
@@ -24,6 +27,12 @@ pub(super) struct Sq {
     pub in_flight: u32,
     /// The message to acknowledge when none is in flight; nothing is fetched from now on.
     pub deleting: Option<Token>,
+    /// Tail.
+    pub tail: Bell,
+    /// The register when the shadow of the tail was last looked at.
+    pub register: u32,
+    /// What its event index says, if that is known.
+    pub event: Option<u16>,
 }
 
 /// A completion queue and whether something was posted to it in this turn.
@@ -31,6 +40,12 @@ pub(super) struct Sq {
 pub(super) struct Cq {
     pub ring: CompletionQueue,
     pub posted: bool,
+    /// Head. The ring has its value too.
+    pub head: Bell,
+    /// The register when the shadow of the head was last looked at.
+    pub register: u32,
+    /// What its event index says, if that is known.
+    pub event: Option<u16>,
 }
 
 /// See the module docs.
@@ -38,6 +53,7 @@ pub struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) memory: Cache<Arc<ArcSwap<DmaMap>>, Arc<DmaMap>>,
     pub(super) engine: Box<dyn Engine>,
+    pub(super) shadow: Shadow,
     pub(super) sqs: Vec<Sq>,
     pub(super) cqs: Vec<Cq>,
     pub(super) slots: Slots,
@@ -82,6 +98,7 @@ impl Core {
             shared,
             memory,
             engine,
+            shadow: Shadow::default(),
             sqs: Vec::new(),
             cqs: Vec::new(),
             slots: Slots::default(),
@@ -103,8 +120,13 @@ impl Core {
     /// Takes one message of the control thread.
     pub fn message(&mut self, message: ToWorker) {
         match message {
-            ToWorker::CreateCq(ring) => self.cqs.push(Cq { ring, posted: false }),
-            ToWorker::CreateSq(ring) => self.sqs.push(Sq { ring, in_flight: 0, deleting: None }),
+            ToWorker::CreateCq(ring) => {
+                self.cqs.push(Cq { ring, posted: false, head: Bell::default(), register: 0, event: None });
+            }
+            ToWorker::CreateSq(ring) => {
+                let tail = Bell::default();
+                self.sqs.push(Sq { ring, in_flight: 0, deleting: None, tail, register: 0, event: None });
+            }
             ToWorker::DeleteSq(qid, token) => match self.sqs.iter_mut().find(|sq| sq.ring.qid == qid) {
                 Some(sq) => {
                     sq.deleting = Some(token);
@@ -123,8 +145,10 @@ impl Core {
             }
             ToWorker::Fence(token) => {
                 self.memory.load();
+                self.find_buffers();
                 self.ack(token, true);
             }
+            ToWorker::Buffers(config) => self.set_buffers(config),
             ToWorker::Reset(token) => {
                 self.forget_queues();
                 self.resetting.push(token);
@@ -176,14 +200,14 @@ impl Core {
         busy || !self.done.is_empty() || !self.ready.is_empty()
     }
 
-    /// Is there something to fetch? Asked after `sleeping` was stored.
-    pub fn has_work(&mut self) -> bool {
-        !self.failed && fetch::has_work(self)
+    /// Waits for a completion, a doorbell or a message, or for `timeout` to pass.
+    pub fn sleep(&mut self, timeout: Option<Duration>) {
+        self.engine.wait(timeout);
     }
 
-    /// Waits for a completion, a doorbell or a message.
-    pub fn sleep(&mut self) {
-        self.engine.wait(None);
+    /// Do doorbells change without anybody waking this worker?
+    pub fn must_watch(&self) -> bool {
+        self.shared.doorbells.page().is_some() && !self.sqs.is_empty()
     }
 
     /// Has the thread nothing left to do?
@@ -245,6 +269,7 @@ impl Core {
             self.out.send(FromWorker::Ack(token, false));
         }
         self.cqs.clear();
+        self.shadow.clear();
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -387,8 +412,7 @@ impl Core {
             log::info!("{:?}", cq.ring);
         }
         for sq in &self.sqs {
-            let tail = self.shared.doorbells.tail(sq.ring.qid);
-            log::info!("{:?}, tail {tail}, {} in flight", sq.ring, sq.in_flight);
+            log::info!("{:?}, {:?}, event {:?}, {} in flight", sq.ring, sq.tail, sq.event, sq.in_flight);
         }
         for (index, command) in self.slots.iter_mut() {
             log::info!(

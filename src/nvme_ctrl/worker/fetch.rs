@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::FromWorker;
 use super::core::Core;
 use super::slots::Command;
 use crate::nvme_ctrl::io::{self, Outcome};
@@ -18,6 +17,10 @@ pub(super) fn fetch(core: &mut Core) -> bool {
     for step in 0..queues {
         // A failure on the way forgets all queues, so the count is looked at anew.
         let at = core.rotation.wrapping_add(step) % queues;
+        if let Some(cqid) = waiting(core, at) {
+            // Once for all of them: the host's cache line.
+            core.look_at_head(cqid);
+        }
         for _ in 0..BURST {
             if at >= core.sqs.len() || !fetch_one(core, at) {
                 break;
@@ -33,20 +36,23 @@ pub(super) fn has_work(core: &mut Core) -> bool {
     (0..core.sqs.len()).any(|at| can_fetch(core, at)) && !core.slots.is_full()
 }
 
+/// The completion queue of the SQ at `at`, if a command waits in that one.
+fn waiting(core: &mut Core, at: usize) -> Option<u16> {
+    let sq = core.sqs.get(at).filter(|sq| sq.deleting.is_none())?;
+    if sq.ring.is_empty(sq.tail.value()) {
+        core.look_at_tail(at);
+    }
+    let sq = core.sqs.get(at)?;
+    (!sq.ring.is_empty(sq.tail.value())).then_some(sq.ring.cqid)
+}
+
 fn can_fetch(core: &mut Core, at: usize) -> bool {
-    let Some(sq) = core.sqs.get(at) else { return false };
-    if sq.deleting.is_some() || sq.ring.is_empty(core.shared.doorbells.tail(sq.ring.qid)) {
-        return false;
+    let Some(cqid) = waiting(core, at) else { return false };
+    let has_room = |core: &Core| core.cqs.iter().any(|cq| cq.ring.qid == cqid && cq.ring.has_room());
+    if !has_room(core) {
+        core.look_at_head(cqid);
     }
-    let cqid = sq.ring.cqid;
-    let Some(cq) = core.cqs.iter_mut().find(|cq| cq.ring.qid == cqid) else { return false };
-    let head = core.shared.doorbells.head(cqid);
-    if cq.ring.set_head(head).is_err() {
-        // Take the bad value back, so that it is reported once and a good one is heard.
-        core.shared.doorbells.retract_head(cqid, head, cq.ring.head());
-        core.out.send(FromWorker::InvalidHead(cqid));
-    }
-    cq.ring.has_room()
+    has_room(core)
 }
 
 /// Fetches one command from queue `at`. False when there is none, or no room for it or its completion.

@@ -5,21 +5,32 @@
 
 mod core;
 mod fetch;
+mod park;
+mod shadow;
+mod sleeper;
 mod slots;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::doorbell_buffers::BufferConfig;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::Shared;
 use crate::backend::engine::{Engine, Waker};
 
 pub use self::core::Core;
+pub use self::park::Poll;
+use self::park::{Look, Park};
+use self::sleeper::Sleeper;
+
+/// What `sleeper` is made of; its test has others in this place.
+mod sync {
+    pub use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
 
 /// Names a message that wants an acknowledgement.
 pub type Token = u64;
@@ -39,6 +50,8 @@ pub enum ToWorker {
     Abort(u16, u16, Token),
     /// Look at the DMA table anew; acknowledge at once: no new transfer uses an older table.
     Fence(Token),
+    /// Doorbell Buffer Config: your queues use these buffers, if they can be found in guest memory; look for them anew.
+    Buffers(BufferConfig),
     /// Forget all queues; acknowledge when no command is in flight. Nothing is posted from now on.
     Reset(Token),
     /// Make everything completed durable; acknowledge with whether that succeeded.
@@ -54,8 +67,8 @@ pub enum ToWorker {
 pub enum FromWorker {
     /// The message with this token is done; the flag is its answer.
     Ack(Token, bool),
-    /// The host wrote a head past the tail of this completion queue.
-    InvalidHead(u16),
+    /// The host gave a doorbell of a queue a value that this cannot have.
+    InvalidDoorbell,
     /// The controller cannot go on: queue memory is gone, or the worker failed.
     Fatal(String),
 }
@@ -84,7 +97,7 @@ pub type EngineFactory = Arc<dyn Fn() -> io::Result<Box<dyn Engine>> + Send + Sy
 pub struct Worker {
     inbox: Sender<ToWorker>,
     waker: Waker,
-    sleeping: Arc<AtomicBool>,
+    sleeper: Arc<Sleeper>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -93,11 +106,18 @@ impl Worker {
     ///
     /// # Errors
     /// The thread or the engine cannot be made.
-    pub fn spawn(index: usize, shared: Arc<Shared>, engine: EngineFactory, out: Mailbox) -> io::Result<Self> {
+    pub fn spawn(
+        index: usize,
+        shared: Arc<Shared>,
+        engine: EngineFactory,
+        poll: Poll,
+        out: Mailbox,
+    ) -> io::Result<Self> {
         let (inbox, messages) = channel();
         let (ready, started) = channel();
-        let sleeping = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&sleeping);
+        let sleeper = Arc::new(Sleeper::new());
+        let own = Arc::clone(&sleeper);
+        let park = Park::new(poll, shared.doorbells.page().is_some());
         let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
             let engine = match engine() {
                 Ok(engine) => engine,
@@ -108,10 +128,10 @@ impl Worker {
             };
             let _ = ready.send(Ok(engine.waker()));
             drop(ready);
-            run(Core::new(shared, engine, out.clone()), &messages, &flag, &out);
+            run(Core::new(shared, engine, out.clone()), park, &messages, &own, &out);
         })?;
         let waker = started.recv().map_err(|_| io::Error::other("the worker ended at once"))??;
-        Ok(Self { inbox, waker, sleeping, thread: Some(thread) })
+        Ok(Self { inbox, waker, sleeper, thread: Some(thread) })
     }
 
     /// Sends one message.
@@ -122,7 +142,7 @@ impl Worker {
 
     /// A doorbell of one of the worker's queues was stored.
     pub fn doorbell(&self) {
-        if self.sleeping.swap(false, Ordering::SeqCst) {
+        if self.sleeper.ring() {
             self.waker.wake();
         }
     }
@@ -152,8 +172,8 @@ impl Drop for Worker {
     }
 }
 
-fn run(mut core: Core, messages: &Receiver<ToWorker>, sleeping: &AtomicBool, out: &Mailbox) {
-    while catch_unwind(AssertUnwindSafe(|| live(&mut core, messages, sleeping))).is_err() {
+fn run(mut core: Core, mut park: Park, messages: &Receiver<ToWorker>, sleeper: &Sleeper, out: &Mailbox) {
+    while catch_unwind(AssertUnwindSafe(|| live(&mut core, &mut park, messages, sleeper))).is_err() {
         // The panic message is in the log already. The controller goes to CFS; what the kernel still does for this
         // worker must end before its memory may, so go on answering without touching any queue.
         out.send(FromWorker::Fatal("a worker failed".into()));
@@ -165,7 +185,7 @@ fn run(mut core: Core, messages: &Receiver<ToWorker>, sleeping: &AtomicBool, out
     }
 }
 
-fn live(core: &mut Core, messages: &Receiver<ToWorker>, sleeping: &AtomicBool) {
+fn live(core: &mut Core, park: &mut Park, messages: &Receiver<ToWorker>, sleeper: &Sleeper) {
     loop {
         let mut busy = false;
         while let Ok(message) = messages.try_recv() {
@@ -177,14 +197,19 @@ fn live(core: &mut Core, messages: &Receiver<ToWorker>, sleeping: &AtomicBool) {
             return;
         }
         if busy {
+            park.busy();
             continue;
         }
-        // Dekker: "I sleep" is stored before the last look at the doorbells, and a doorbell is stored before the
-        // look at "sleeping"; one of the two sees the other. Messages always write the waker.
-        sleeping.store(true, Ordering::SeqCst);
-        if !core.has_work() {
-            core.sleep();
+        match park.look_again() {
+            Look::First => core.disarm(),
+            Look::Again => std::hint::spin_loop(),
+            Look::Sleep => {
+                // Messages always write the waker.
+                if sleeper.may_sleep(core) {
+                    core.sleep(core.must_watch().then(|| park.tick()));
+                }
+                sleeper.awake();
+            }
         }
-        sleeping.store(false, Ordering::SeqCst);
     }
 }
