@@ -175,7 +175,8 @@ impl CopyTask {
     /// memory comes out of `bounce`, which all Copies of a worker share.
     ///
     /// # Errors
-    /// Insufficient Resources: source and destination overlap in cycles which need more memory than the budget.
+    /// Insufficient Resources: source and destination overlap in cycles which need more memory than the budget. Fast
+    /// Copy Not Possible: it was when the plan was made, and has been refused to another Copy since.
     pub fn new(plan: CopyPlan, options: ExecOptions, bounce: &Bounce) -> Result<Self, Reject> {
         let block = plan.dst_ns.facts.block_size();
         let mut options = options.effective(block, bounce);
@@ -188,6 +189,17 @@ impl CopyTask {
             range: None,
             what: "sources and destination overlap in cycles beyond the bounce budget",
         })?;
+        let slow = stages.iter().filter_map(|stage| match stage {
+            Stage::Free(spans) => Some(spans),
+            Stage::Ordered(_) => None,
+        });
+        if slow.flatten().any(|span| slow_fco(&plan, span.to, span.way).is_some()) {
+            return Err(Reject {
+                status: Status::FAST_COPY_NOT_POSSIBLE.dnr(),
+                range: None,
+                what: "fast copy only, and no fast copy is possible any more",
+            });
+        }
         let barrier = plan.fua && !is_one_write(&stages, &ladder, options);
         Ok(Self {
             account: Account::new(&plan),
@@ -371,6 +383,11 @@ impl CopyTask {
         let Some(next) = self.next() else {
             return false;
         };
+        if let Some(at) = slow_fco(&self.plan, next.to, next.way) {
+            // The way was refused meanwhile, for another stretch.
+            self.fail(at, Status::FAST_COPY_NOT_POSSIBLE.dnr());
+            return false;
+        }
         match next.way {
             Way::Direct(how) => self.start_direct(how, next, submit),
             Way::Bounce => self.open(next) && self.start_read(submit),
@@ -620,6 +637,12 @@ impl CopyTask {
             (Some(dw0), None) => Outcome { status: Status::INTERNAL_ERROR, dw0 },
         }
     }
+}
+
+/// Where in a stretch that is not to be shared a range begins that must be.
+fn slow_fco(plan: &CopyPlan, to: Stretch, way: Way) -> Option<u64> {
+    let fco = plan.ranges_in(to).find(|range| range.fco)?;
+    (way != Way::Direct(Shortcut::Reflink)).then(|| fco.at.max(to.start))
 }
 
 /// The stages of a plan; `None` when cycles do not fit into the budget.

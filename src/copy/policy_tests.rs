@@ -483,7 +483,13 @@ fn judge(world: &World, before: &Images, outcome: Outcome, aborted: bool) {
     let lowest = plan.ranges().iter().position(|range| !done(range)).unwrap_or(0);
     assert_eq!(outcome.dw0 as usize, lowest, "DW0 with {:?}", outcome.status);
     assert!(plan.ranges()[..lowest].iter().all(holds), "a range below DW0 is not copied");
-    if world.errors.is_empty() {
+    // A refusal for one stretch is one for all, those that must be shared included.
+    let fco = |range: &super::PlannedRange| range.fco && !all(range, &world.written);
+    let not_fast = outcome.status == Status::FAST_COPY_NOT_POSSIBLE.dnr()
+        && world.refused.iter().any(|(_, how)| *how == Shortcut::Reflink)
+        && plan.ranges().iter().any(fco);
+    if not_fast {
+    } else if world.errors.is_empty() {
         assert!(aborted);
         assert_eq!(outcome.status, Status::ABORT_REQUESTED);
     } else {
@@ -829,6 +835,34 @@ fn fast_copy_only_is_fast_or_fails() {
         }
     }
     panic!("one of them was the reflink");
+}
+
+/// The first run is refused: what must be shared and comes later is not bounced for that, but fails.
+#[test]
+fn a_refusal_counts_for_all_that_must_be_fast() {
+    let shortcuts = Shortcuts { reflink: Some(4096), ..Shortcuts::default() };
+    let case = Case {
+        ranges: vec![(2, 0, 200, false), (2, 400, 8, true), (2, 800, 200, false)],
+        sdlba: 0,
+        options: ExecOptions { window: 1, ..ExecOptions::default() },
+        ..Case::ladder(Method::Auto, shortcuts)
+    };
+    good(&case);
+    let seen = run(&case, 9, &Trouble { refuse: vec![0], ..Trouble::default() });
+    let outcome = seen.outcome.expect("ran");
+    assert_eq!((outcome.status, seen.written), (Status(0x4186), RUN / 2));
+    assert_eq!(outcome.dw0, 1, "the first range is there, by reads and writes");
+}
+
+/// And when another Copy was refused between the check and the start, nothing moves at all.
+#[test]
+fn a_way_that_closes_before_the_start_refuses_the_copy() {
+    let shortcuts = Shortcuts { reflink: Some(4096), ..Shortcuts::default() };
+    let case = Case { ranges: vec![(2, 3, 8, false)], ..Case::ladder(Method::Auto, shortcuts) };
+    let mut plan = case.plan();
+    plan.ranges[0].fco = true;
+    let reject = CopyTask::new(plan, case.options, &Bounce::default()).expect_err("not aligned");
+    assert_eq!(reject.status, Status(0x4186));
 }
 
 /// The memory that a poll moves is bounded whatever the Copy is.
