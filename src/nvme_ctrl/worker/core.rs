@@ -179,13 +179,9 @@ impl Core {
         while let Some(index) = self.ready.pop_front() {
             busy = true;
             match self.slots.get_mut(index) {
-                Some(command) if command.task.moves_memory() => {
-                    // Several completions of one task are one poll, so that no task has more than one turn in a round.
-                    if !self.moving.contains(&index) {
-                        self.moving.push_back(index);
-                    }
-                }
-                _ => self.poll(index),
+                Some(command) if command.task.moves_memory() => self.moving.push_back(index),
+                Some(_) => self.poll(index),
+                None => {}
             }
         }
         // Between two of these, commands are fetched and all others go on: nothing waits for more than one poll.
@@ -240,7 +236,24 @@ impl Core {
 
     /// Runs a command that was just fetched.
     pub(super) fn admit(&mut self, command: Command) {
-        self.ready.extend(self.slots.insert(command));
+        if let Some(index) = self.slots.insert(command) {
+            self.make_ready(index);
+        }
+    }
+
+    /// Has the command polled in this turn or the next: once, however many of its operations have ended.
+    fn make_ready(&mut self, index: u32) {
+        if let Some(command) = self.slots.get_mut(index)
+            && !std::mem::replace(&mut command.ready, true)
+        {
+            self.ready.push_back(index);
+        }
+    }
+
+    fn feed_starved(&mut self) {
+        while let Some(index) = self.starved.pop_front() {
+            self.make_ready(index);
+        }
     }
 
     /// Writes a completion into the entry that was reserved for it.
@@ -283,14 +296,15 @@ impl Core {
                 log::debug!("operation {part} of cid {:#x} failed: {error}", command.cid);
             }
             command.task.done(part, completion.result, completion.buf);
-            self.ready.push_back(index);
+            self.make_ready(index);
             // Whatever ended may have given bounce memory back.
-            self.ready.extend(self.starved.drain(..));
+            self.feed_starved();
         }
     }
 
     fn poll(&mut self, index: u32) {
         let Some(command) = self.slots.get_mut(index) else { return };
+        command.ready = false;
         let (engine, done) = (&mut self.engine, &mut self.done);
         let issue: &mut Issue<'_> = &mut |part, ns, op| {
             let tag = super::slots::tag(index, part);
@@ -319,7 +333,7 @@ impl Core {
                 outcome.status
             );
         }
-        self.ready.extend(self.starved.drain(..));
+        self.feed_starved();
         if !command.orphan {
             self.post(command.sqid, command.cqid, command.cid, outcome);
             if let Some(sq) = self.sqs.iter_mut().find(|sq| sq.ring.qid == command.sqid) {
@@ -336,7 +350,9 @@ impl Core {
         for (index, command) in self.slots.iter_mut() {
             if matches(command.sqid, command.cid) {
                 aborted |= command.task.abort();
-                self.ready.push_back(index);
+                if !std::mem::replace(&mut command.ready, true) {
+                    self.ready.push_back(index);
+                }
             }
         }
         aborted

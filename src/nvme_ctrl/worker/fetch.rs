@@ -87,6 +87,7 @@ fn fetch_one(core: &mut Core, at: usize) -> bool {
                 slba: sqe.slba(),
                 since: Instant::now(),
                 task,
+                ready: false,
                 orphan: false,
             };
             core.admit(command);

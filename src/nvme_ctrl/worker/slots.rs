@@ -27,6 +27,8 @@ pub struct Command {
     pub since: Instant,
     /// Its state machine.
     pub task: Task,
+    /// It is on the list of those to be polled.
+    pub ready: bool,
     /// Its queue is gone: it runs to its end and posts nothing.
     pub orphan: bool,
 }
