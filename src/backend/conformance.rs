@@ -136,6 +136,7 @@ pub(super) fn guest(bytes: &[u8], pieces: &[usize]) -> IoBuf {
 pub(super) fn bytes_of(buf: &IoBuf) -> Vec<u8> {
     match buf {
         IoBuf::Pool(bytes) => bytes.to_vec(),
+        IoBuf::Part(part) => part.to_vec(),
         IoBuf::Guest(buf) => {
             let mut bytes = vec![0; buf.len()];
             buf.copy_out(0, &mut bytes).expect("the memory is there");
@@ -146,9 +147,20 @@ pub(super) fn bytes_of(buf: &IoBuf) -> Vec<u8> {
 
 const LEN: u64 = 1 << 20;
 
+/// `bytes` as a part of a larger buffer.
+fn part(bytes: &[u8]) -> IoBuf {
+    let mut gather = Gather::new(vec![0xee; bytes.len() + 6].into_boxed_slice());
+    let before = gather.split(3);
+    let mut part = gather.split(bytes.len()).expect("there is room, and a byte at least");
+    drop((before, gather));
+    part.copy_from_slice(bytes);
+    IoBuf::Part(part)
+}
+
 fn random_buf(random: &mut Random, bytes: Vec<u8>) -> IoBuf {
-    match random.below(3) {
+    match random.below(4) {
         0 => pool(bytes),
+        3 if !bytes.is_empty() => part(&bytes),
         1 => guest(&bytes, &[4096]),
         _ => {
             let pieces: Vec<usize> = (0..5).map(|_| random.below(700) as usize + 1).collect();

@@ -480,10 +480,6 @@ impl FileJob {
         // `done` is at most the length of a buffer in memory.
         let skip = self.done as usize;
         match &mut self.buf {
-            Some(IoBuf::Pool(buf)) => {
-                let left = buf.get_mut(skip..).unwrap_or_default();
-                self.iovecs.aim_at(left.as_mut_ptr(), left.len());
-            }
             Some(IoBuf::Guest(buf)) => {
                 let all = buf.iovecs();
                 if skip == 0 && all.len() <= MAX_IOV && self.len <= MAX_RW as u64 {
@@ -492,6 +488,10 @@ impl FileJob {
                     window_of(all, skip, &mut self.iovecs.built);
                     self.iovecs.window = Window::Built;
                 }
+            }
+            Some(buf) => {
+                let left = buf.ours_mut().and_then(|buf| buf.get_mut(skip..)).unwrap_or_default();
+                self.iovecs.aim_at(left.as_mut_ptr(), left.len());
             }
             None => {}
         }

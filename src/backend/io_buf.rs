@@ -3,7 +3,7 @@
 
 use vm_memory::volatile_memory::VolatileSlice;
 
-use super::BackendError;
+use super::{BackendError, Part};
 use crate::memory::GuestBuf;
 
 /// Memory of a transfer: the guest's own, or ours. The operation owns it until it completes.
@@ -13,6 +13,8 @@ pub enum IoBuf {
     Guest(GuestBuf),
     /// A bounce buffer; the transfer covers all of it.
     Pool(Box<[u8]>),
+    /// Part of a buffer that several reads fill at once ([`super::Gather`]); the transfer covers all of the part.
+    Part(Part),
 }
 
 impl IoBuf {
@@ -21,6 +23,7 @@ impl IoBuf {
         match self {
             IoBuf::Guest(buf) => buf.len(),
             IoBuf::Pool(buf) => buf.len(),
+            IoBuf::Part(part) => part.len(),
         }
     }
 
@@ -29,12 +32,30 @@ impl IoBuf {
         self.len() == 0
     }
 
+    /// The bytes, when the memory is ours.
+    pub fn ours(&self) -> Option<&[u8]> {
+        match self {
+            IoBuf::Guest(_) => None,
+            IoBuf::Pool(buf) => Some(buf),
+            IoBuf::Part(part) => Some(part),
+        }
+    }
+
+    /// The bytes, to be changed, when the memory is ours.
+    pub fn ours_mut(&mut self) -> Option<&mut [u8]> {
+        match self {
+            IoBuf::Guest(_) => None,
+            IoBuf::Pool(buf) => Some(buf),
+            IoBuf::Part(part) => Some(part),
+        }
+    }
+
     /// Fails when the pages of guest memory were lost on the way: then the transfer went to or came from pages
     /// of ours that stand in for them. To be asked when the transfer is over.
     pub(super) fn check(&self) -> Result<(), BackendError> {
         match self {
             IoBuf::Guest(buf) => buf.check().map_err(|_| BackendError::GuestMemory),
-            IoBuf::Pool(_) => Ok(()),
+            IoBuf::Pool(_) | IoBuf::Part(_) => Ok(()),
         }
     }
 
@@ -52,6 +73,7 @@ impl IoBuf {
                 }
             }
             IoBuf::Pool(buf) => each(0, VolatileSlice::from(&mut buf[..])),
+            IoBuf::Part(part) => each(0, VolatileSlice::from(&mut part[..])),
         }
     }
 }

@@ -9,6 +9,7 @@
 mod copy_steps;
 pub mod engine;
 mod file_job;
+mod gather;
 mod image_file;
 mod io_buf;
 mod lock;
@@ -29,6 +30,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 pub use file_job::{Call, FileJob, JobKind};
+pub use gather::{Gather, Part};
 pub use image_file::Tap;
 pub use io_buf::IoBuf;
 pub use memory::MemoryBackend;

@@ -1,13 +1,44 @@
-//! Bounce memory: a bound for all Copies of a worker together, and a share of it for each.
+//! Bounce memory: a bound for all Copies of a worker together, a share of it for each, and buffers kept between them.
+//!
+//! Kept buffers are not cleared: what an older Copy read lies in them until a read of the next one overwrites it. None
+//! of it gets out, because a segment is written only after successful reads have filled all of its buffer, which the
+//! executor sees to (as it must anyway: no write before its reads). Clearing would cost a tenth of a Copy of short
+//! ranges, and allocating anew the page faults besides.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bounce memory of one worker. Cheap to clone; all clones are the same memory.
 #[derive(Clone, Debug)]
 pub struct Bounce {
     total: u64,
-    left: Arc<AtomicU64>,
+    shelf: Arc<Mutex<Shelf>>,
+}
+
+/// What no Copy holds.
+#[derive(Debug)]
+struct Shelf {
+    /// Bytes that no Copy holds.
+    left: u64,
+    /// Of these the buffers that lie ready; the one used last is the last.
+    kept: VecDeque<Box<[u8]>>,
+    /// Bytes in `kept`, at most `left`.
+    kept_bytes: u64,
+}
+
+/// Buffers kept at most, so that a search among them is short: for the whole default in slices of memory.
+const KEPT: usize = 256;
+
+impl Shelf {
+    /// Kept buffers make way, the longest unused first.
+    fn trim(&mut self) {
+        while self.kept_bytes > self.left || self.kept.len() > KEPT {
+            match self.kept.pop_front() {
+                Some(buf) => self.kept_bytes -= buf.len() as u64,
+                None => return,
+            }
+        }
+    }
 }
 
 impl Default for Bounce {
@@ -18,10 +49,12 @@ impl Default for Bounce {
 }
 
 impl Bounce {
-    /// At most `total` bytes at any time; 64 KiB at least, so that the largest block fits.
+    /// At most `total` bytes at any time, those kept for reuse included; 64 KiB at least, so that the largest block
+    /// fits.
     pub fn new(total: u64) -> Self {
         let total = total.max(64 << 10);
-        Self { total, left: Arc::new(AtomicU64::new(total)) }
+        let shelf = Shelf { left: total, kept: VecDeque::new(), kept_bytes: 0 };
+        Self { total, shelf: Arc::new(Mutex::new(shelf)) }
     }
 
     /// Bytes in all.
@@ -31,74 +64,97 @@ impl Bounce {
 
     /// Bytes that no Copy holds.
     pub fn left(&self) -> u64 {
-        self.left.load(Ordering::Relaxed)
+        self.shelf().left
+    }
+
+    /// Bytes of buffers that lie ready for the next Copy; part of what is left.
+    pub fn kept(&self) -> u64 {
+        self.shelf().kept_bytes
     }
 
     fn take(&self, bytes: u64) -> bool {
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+        let mut shelf = self.shelf();
+        let Some(left) = shelf.left.checked_sub(bytes) else {
+            return false;
+        };
+        shelf.left = left;
+        shelf.trim();
+        true
     }
 
     fn give(&self, bytes: u64) {
-        self.left.fetch_add(bytes, Ordering::Relaxed);
+        self.shelf().left += bytes;
+    }
+
+    /// A kept buffer of this length.
+    fn find(&self, len: u64) -> Option<Box<[u8]>> {
+        let mut shelf = self.shelf();
+        let at = shelf.kept.iter().rposition(|buf| buf.len() as u64 == len)?;
+        let buf = shelf.kept.remove(at)?;
+        shelf.kept_bytes -= len;
+        Some(buf)
+    }
+
+    fn keep(&self, buf: Box<[u8]>) {
+        let mut shelf = self.shelf();
+        shelf.kept_bytes += buf.len() as u64;
+        shelf.kept.push_back(buf);
+        shelf.trim();
+    }
+
+    /// Nothing that panics is done under the lock.
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One Copy's share: what its segments have reserved, and buffers that lie ready for the next ones. All of it counts
-/// against the share and against the whole.
+/// One Copy's share: what its segments have reserved.
 #[derive(Debug)]
 pub(super) struct Pool {
     bounce: Bounce,
     share: u64,
     reserved: u64,
-    free: Vec<Box<[u8]>>,
 }
 
 impl Pool {
     pub fn new(bounce: &Bounce, share: u64) -> Self {
-        Self { bounce: bounce.clone(), share, reserved: 0, free: Vec::new() }
+        Self { bounce: bounce.clone(), share, reserved: 0 }
     }
 
-    /// Bytes reserved or kept.
+    /// Bytes reserved.
     pub fn held(&self) -> u64 {
-        self.reserved + self.free.iter().map(|buf| buf.len() as u64).sum::<u64>()
+        self.reserved
     }
 
-    /// Reserves `bytes` and gives a buffer of `len` of them; the rest is the caller's to allocate. `None`: not now.
-    ///
-    /// Kept buffers make way if they must. When the whole is exhausted none is left, so that Copies which wait hold
-    /// nothing that another one waits for.
-    pub fn reserve(&mut self, bytes: u64, len: u64) -> Option<Box<[u8]>> {
+    /// Reserves `bytes` and gives a buffer of them, which may hold what an older Copy left. `None`: not now.
+    pub fn reserve(&mut self, bytes: u64) -> Option<Box<[u8]>> {
         if self.reserved.saturating_add(bytes) > self.share {
             return None;
         }
-        let kept = self.free.iter().position(|buf| buf.len() as u64 == len).map(|i| self.free.swap_remove(i));
-        let kept_bytes = kept.as_ref().map_or(0, |buf| buf.len() as u64);
-        while self.held() + bytes > self.share || !self.bounce.take(bytes - kept_bytes) {
-            match self.free.pop() {
-                Some(buf) => self.bounce.give(buf.len() as u64),
-                None => {
-                    self.bounce.give(kept_bytes);
-                    return None;
-                }
+        // Found before the taking, which could make it give way.
+        let kept = self.bounce.find(bytes);
+        if !self.bounce.take(bytes) {
+            if let Some(buf) = kept {
+                self.bounce.keep(buf);
             }
+            return None;
         }
         self.reserved += bytes;
-        Some(kept.unwrap_or_else(|| vec![0; len as usize].into_boxed_slice()))
+        Some(kept.unwrap_or_else(|| fresh(bytes)))
     }
 
-    /// Reserves `bytes` without a buffer. `false`: not now. Kept buffers make way.
+    /// Reserves `bytes` without a buffer. `false`: not now.
     pub fn claim(&mut self, bytes: u64) -> bool {
-        if self.reserved.saturating_add(bytes) > self.share {
+        if self.reserved.saturating_add(bytes) > self.share || !self.bounce.take(bytes) {
             return false;
-        }
-        while self.held() + bytes > self.share || !self.bounce.take(bytes) {
-            match self.free.pop() {
-                Some(buf) => self.bounce.give(buf.len() as u64),
-                None => return false,
-            }
         }
         self.reserved += bytes;
         true
+    }
+
+    /// A buffer out of what has been claimed; it may hold what an older Copy left.
+    pub fn buffer(&self, bytes: u64) -> Box<[u8]> {
+        self.bounce.find(bytes).unwrap_or_else(|| fresh(bytes))
     }
 
     /// Ends a reservation.
@@ -107,10 +163,9 @@ impl Pool {
         self.bounce.give(bytes);
     }
 
-    /// Ends the reservation of a buffer and keeps it for the next segment.
-    pub fn keep(&mut self, buf: Box<[u8]>) {
-        self.reserved = self.reserved.saturating_sub(buf.len() as u64);
-        self.free.push(buf);
+    /// Keeps a buffer whose bytes are no longer used for the next segment, of this Copy or another, if there is room.
+    pub fn keep(&self, buf: Box<[u8]>) {
+        self.bounce.keep(buf);
     }
 
     /// No segment has anything reserved?
@@ -125,6 +180,10 @@ impl Drop for Pool {
     }
 }
 
+fn fresh(bytes: u64) -> Box<[u8]> {
+    vec![0; bytes as usize].into_boxed_slice()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,11 +194,11 @@ mod tests {
     fn a_share_ends_before_the_whole() {
         let bounce = Bounce::new(100 * KIB);
         let mut pool = Pool::new(&bounce, 60 * KIB);
-        assert!(pool.reserve(40 * KIB, 20 * KIB).is_some_and(|buf| buf.len() == 20 << 10));
-        assert!(pool.reserve(21 * KIB, 21 * KIB).is_none());
+        assert!(pool.reserve(40 * KIB).is_some_and(|buf| buf.len() == 40 << 10));
+        assert!(pool.reserve(21 * KIB).is_none());
         assert_eq!((pool.held(), bounce.left()), (40 * KIB, 60 * KIB));
         pool.release(20 * KIB);
-        assert!(pool.reserve(40 * KIB, 40 * KIB).is_some());
+        assert!(pool.reserve(40 * KIB).is_some());
         drop(pool);
         assert_eq!(bounce.left(), bounce.total());
     }
@@ -148,45 +207,80 @@ mod tests {
     fn the_whole_ends_before_a_share() {
         let bounce = Bounce::new(64 * KIB);
         let (mut one, mut two) = (Pool::new(&bounce, 64 * KIB), Pool::new(&bounce, 64 * KIB));
-        let buf = one.reserve(40 * KIB, 40 * KIB).expect("all is free");
-        assert!(two.reserve(30 * KIB, 30 * KIB).is_none());
+        let buf = one.reserve(40 * KIB).expect("all is free");
+        assert!(two.reserve(30 * KIB).is_none());
+        one.release(40 * KIB);
         one.keep(buf);
-        assert!(two.reserve(30 * KIB, 30 * KIB).is_none(), "kept is held");
-        assert!(one.reserve(65 * KIB, 40 * KIB).is_none(), "more than its share");
-        assert_eq!(one.held(), 40 * KIB);
-        assert!(two.reserve(24 * KIB, 24 * KIB).is_some());
-        assert!(one.reserve(41 * KIB, 40 * KIB).is_none(), "more than there is");
-        assert_eq!((one.held(), bounce.left()), (0, 40 * KIB), "who waits holds nothing");
+        assert!(one.reserve(65 * KIB).is_none(), "more than its share");
+        assert!(two.reserve(30 * KIB).is_some(), "kept is nobody's");
+        assert!(one.reserve(40 * KIB).is_none(), "more than there is");
+        assert_eq!((one.held(), bounce.left()), (0, 34 * KIB), "who waits holds nothing");
     }
 
     #[test]
     fn a_claim_is_all_or_nothing() {
         let bounce = Bounce::new(100 * KIB);
         let (mut one, mut two) = (Pool::new(&bounce, 80 * KIB), Pool::new(&bounce, 80 * KIB));
-        let buf = one.reserve(60 * KIB, 60 * KIB).expect("all is free");
+        let buf = one.reserve(60 * KIB).expect("all is free");
         assert!(!two.claim(41 * KIB) && !one.claim(21 * KIB));
+        one.release(60 * KIB);
         one.keep(buf);
-        assert!(one.claim(80 * KIB), "a kept buffer makes way");
-        assert_eq!((one.held(), bounce.left()), (80 * KIB, 20 * KIB));
+        assert!(one.claim(80 * KIB));
+        assert_eq!((one.held(), bounce.left(), bounce.kept()), (80 * KIB, 20 * KIB, 0), "kept makes way");
+        let buf = one.buffer(30 * KIB);
+        one.keep(buf);
+        assert_eq!(bounce.kept(), 0, "no room while it is claimed");
         one.release(80 * KIB);
         assert!(one.is_idle() && two.claim(80 * KIB));
     }
 
     #[test]
-    fn buffers_are_used_again_and_make_way() {
+    fn buffers_outlive_their_copy_and_make_way() {
         let bounce = Bounce::new(100 * KIB);
         let mut pool = Pool::new(&bounce, 100 * KIB);
-        let bufs = [0; 3].map(|_| pool.reserve(30 * KIB, 30 * KIB).expect("fits"));
+        let bufs = [0; 3].map(|_| pool.reserve(30 * KIB).expect("fits"));
         let places = bufs.each_ref().map(|buf| buf.as_ptr());
         for buf in bufs {
+            pool.release(30 * KIB);
             pool.keep(buf);
         }
         assert!(pool.is_idle());
-        let again = pool.reserve(30 * KIB, 30 * KIB).expect("kept");
-        assert!(places.contains(&again.as_ptr()));
-        assert_eq!(pool.held(), 90 * KIB);
-        assert!(pool.reserve(40 * KIB, 40 * KIB).is_some());
-        assert_eq!((pool.held(), bounce.left()), (100 * KIB, 0));
+        drop(pool);
+        assert_eq!((bounce.left(), bounce.kept()), (100 * KIB, 90 * KIB));
+        let mut next = Pool::new(&bounce, 100 * KIB);
+        let again = next.reserve(30 * KIB).expect("fits");
+        assert_eq!(again.as_ptr(), places[2], "the one whose pages are most likely in the cache");
+        assert!(next.reserve(40 * KIB).is_some(), "another length");
+        assert_eq!((bounce.left(), bounce.kept()), (30 * KIB, 30 * KIB));
+        assert!(next.claim(10 * KIB));
+        assert_eq!((bounce.left(), bounce.kept()), (20 * KIB, 0));
+    }
+
+    #[test]
+    fn a_refused_reservation_loses_no_buffer() {
+        let bounce = Bounce::new(100 * KIB);
+        let (mut one, mut two) = (Pool::new(&bounce, 100 * KIB), Pool::new(&bounce, 100 * KIB));
+        let buf = one.reserve(30 * KIB).expect("fits");
+        one.release(30 * KIB);
+        one.keep(buf);
+        assert!(two.claim(70 * KIB));
+        assert_eq!(bounce.kept(), 30 * KIB);
+        assert!(two.reserve(31 * KIB).is_none());
+        assert_eq!(bounce.kept(), 30 * KIB);
+        assert!(one.reserve(30 * KIB).is_some());
+        assert_eq!((bounce.left(), bounce.kept()), (0, 0));
+    }
+
+    #[test]
+    fn few_small_buffers_are_kept() {
+        let bounce = Bounce::default();
+        let mut pool = Pool::new(&bounce, 4 << 20);
+        let bufs: Vec<_> = (0..KEPT + 10).map(|_| pool.reserve(512).expect("fits")).collect();
+        for buf in bufs {
+            pool.release(512);
+            pool.keep(buf);
+        }
+        assert_eq!(bounce.kept(), KEPT as u64 * 512);
     }
 
     #[test]

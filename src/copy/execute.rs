@@ -10,7 +10,7 @@ use super::ladder::{Ladder, SLICE, Span, Way};
 use super::order::{self, Bounds, Gates, Group};
 use super::plan::{CopyPlan, Reject};
 use super::status::{Side, status};
-use crate::backend::{BackendError, IoBuf, Op, Shortcut};
+use crate::backend::{BackendError, Gather, IoBuf, Op, Shortcut};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 
@@ -33,8 +33,8 @@ impl Default for ExecOptions {
 }
 
 impl ExecOptions {
-    /// The bounds that are kept for blocks of this size out of `bounce`: as asked for, but a gathered block (once in
-    /// its own buffer, once in the joined one) always fits.
+    /// The bounds that are kept for blocks of this size out of `bounce`: as asked for, but two segments always fit, so
+    /// that one can be read while another is written.
     pub fn effective(self, block_size: u64, bounce: &Bounce) -> Self {
         let budget = self.budget.max(2 * block_size).min(bounce.total());
         let segment = self.segment_bytes.min(budget / 2);
@@ -135,10 +135,10 @@ struct Next {
 #[derive(Debug)]
 struct Segment {
     to: Stretch,
-    /// What will be written: absent while the one read or the write holds it.
+    /// What will be written: absent while the one read or the write holds it, or while it is gathered.
     buf: Option<Box<[u8]>>,
-    /// Several pieces, each read into a buffer of its own first.
-    gathered: bool,
+    /// The same while several reads fill it, each its part.
+    gather: Option<Gather>,
     grouped: bool,
     reads_in_flight: u32,
 }
@@ -249,10 +249,6 @@ impl CopyTask {
             return;
         };
         self.in_flight -= 1;
-        let buf = match buf {
-            Some(IoBuf::Pool(buf)) => Some(buf),
-            _ => None,
-        };
         match what {
             Part::Read { slot, to } => match result {
                 Ok(()) => self.read_done(slot, to, buf),
@@ -363,15 +359,19 @@ impl CopyTask {
             return false;
         };
         let (to, offset, ns) = (piece.to, piece.offset, piece.ns.clone());
-        let buf = match segment.buf.take_if(|_| !segment.gathered) {
-            Some(whole) => whole,
-            None => vec![0; to.len() as usize].into_boxed_slice(),
+        let buf = match &mut segment.gather {
+            Some(gather) => gather.split(to.len() as usize).map(IoBuf::Part),
+            None => segment.buf.take().map(IoBuf::Pool),
+        };
+        let Some(buf) = buf else {
+            self.fail(to.start, Status::INTERNAL_ERROR);
+            return false;
         };
         segment.reads_in_flight += 1;
         self.filling = (to.end < segment.to.end).then_some((slot, to.end));
         let part = self.part(Part::Read { slot, to });
         self.spend(ns.nsid, false, to.len());
-        submit(part, &ns, Op::Read { offset, buf: IoBuf::Pool(buf) });
+        submit(part, &ns, Op::Read { offset, buf });
         true
     }
 
@@ -433,16 +433,16 @@ impl CopyTask {
     fn open(&mut self, next: Next) -> bool {
         let to = next.to;
         let gathered = piece(&self.plan, to.start, to.end).is_none_or(|piece| piece.to != to);
-        let bytes = reservation(to, gathered);
+        let bytes = to.len();
         let buf = if next.grouped {
             let claimed = match self.stages.front_mut() {
                 Some(Stage::Ordered(Ordered { claimed: Some(claimed), .. })) if *claimed >= bytes => claimed,
                 _ => return false,
             };
             *claimed -= bytes;
-            vec![0; to.len() as usize].into_boxed_slice()
+            self.pool.buffer(bytes)
         } else {
-            match self.pool.reserve(bytes, to.len()) {
+            match self.pool.reserve(bytes) {
                 Some(buf) => buf,
                 None => {
                     self.starved = true;
@@ -452,7 +452,8 @@ impl CopyTask {
         };
         let slot = free_slot(&mut self.segments);
         let grouped = next.grouped;
-        self.segments[slot] = Some(Segment { to, buf: Some(buf), gathered, grouped, reads_in_flight: 0 });
+        let (buf, gather) = if gathered { (None, Some(Gather::new(buf))) } else { (Some(buf), None) };
+        self.segments[slot] = Some(Segment { to, buf, gather, grouped, reads_in_flight: 0 });
         self.filling = Some((slot, to.start));
         self.take(next);
         true
@@ -522,28 +523,35 @@ impl CopyTask {
         true
     }
 
-    fn read_done(&mut self, slot: usize, to: Stretch, buf: Option<Box<[u8]>>) {
+    /// The buffer may have held another Copy's data, of whatever namespace. What makes that safe: a segment is written
+    /// from a buffer all of whose bytes a successful read has overwritten, each of its own. So nothing but a success
+    /// leads here, a short buffer or a strange one is refused, and what is gathered comes together of parts that all
+    /// came back.
+    fn read_done(&mut self, slot: usize, to: Stretch, buf: Option<IoBuf>) {
         let buf = buf.filter(|buf| buf.len() as u64 == to.len());
         let (Some(Some(segment)), Some(buf)) = (self.segments.get_mut(slot), buf) else {
             return self.fail(to.start, Status::INTERNAL_ERROR);
         };
         segment.reads_in_flight -= 1;
         let whole = segment.to;
-        if !segment.gathered {
-            segment.buf = Some(buf);
-            return self.was_read(whole, to);
-        }
-        let from = (to.start - segment.to.start) as usize;
-        let place = segment.buf.as_mut().and_then(|joined| joined.get_mut(from..from + buf.len()));
-        match place {
-            Some(place) => place.copy_from_slice(&buf),
-            None => return self.fail(to.start, Status::INTERNAL_ERROR),
+        let taken = match (buf, &mut segment.gather) {
+            (IoBuf::Part(part), Some(gather)) => gather.join(part),
+            (IoBuf::Pool(buf), None) => {
+                segment.buf = Some(buf);
+                true
+            }
+            _ => false,
+        };
+        if !taken {
+            return self.fail(to.start, Status::INTERNAL_ERROR);
         }
         let complete =
             segment.reads_in_flight == 0 && self.filling.is_none_or(|(filling, _)| filling != slot);
-        let grouped = segment.grouped;
-        if complete {
-            self.give_back(grouped, whole.len());
+        if let Some(gather) = segment.gather.take_if(|_| complete) {
+            segment.buf = gather.whole();
+            if segment.buf.is_none() {
+                return self.fail(to.start, Status::INTERNAL_ERROR);
+            }
         }
         self.was_read(whole, to);
     }
@@ -557,15 +565,15 @@ impl CopyTask {
         }
     }
 
-    fn write_done(&mut self, slot: usize, to: Stretch, buf: Option<Box<[u8]>>) {
+    fn write_done(&mut self, slot: usize, to: Stretch, buf: Option<IoBuf>) {
         self.account.written(&self.plan, to);
         let grouped = match self.segments.get_mut(slot).and_then(Option::take) {
             Some(segment) => segment.grouped,
             None => false,
         };
-        match buf {
-            Some(buf) if buf.len() as u64 == to.len() && !grouped => self.pool.keep(buf),
-            _ => self.give_back(grouped, to.len()),
+        self.give_back(grouped, to.len());
+        if let Some(IoBuf::Pool(buf)) = buf {
+            self.pool.keep(buf);
         }
     }
 
@@ -734,11 +742,6 @@ impl Ordered {
             self.next = 0;
         }
     }
-}
-
-/// Bytes that a segment may need at once: gathered, each byte lies in its piece's buffer and in the joined one.
-fn reservation(to: Stretch, gathered: bool) -> u64 {
-    if gathered { 2 * to.len() } else { to.len() }
 }
 
 /// The first free slot, made if need be.

@@ -119,7 +119,7 @@ impl Simulator {
     /// What must hold of any operation when it is handed out.
     fn inspect(&mut self, nsid: u32, op: &Op, in_flight: usize) {
         match op {
-            Op::Read { offset, buf: IoBuf::Pool(buf) } => {
+            Op::Read { offset, buf } => {
                 let end = *offset as usize + buf.len();
                 let holds = |r: &super::PlannedRange| {
                     r.ns.nsid == nsid && r.src.offset <= *offset && *offset < r.src.offset + r.src.len
@@ -147,8 +147,9 @@ impl Simulator {
     fn act(&mut self, nsid: u32, op: &mut Op, fails: bool) {
         let image = self.images.get_mut(&nsid).expect("known");
         match op {
-            Op::Read { buf: IoBuf::Pool(buf), .. } if fails => buf.fill(0xee),
-            Op::Read { offset, buf: IoBuf::Pool(buf) } => {
+            Op::Read { buf, .. } if fails => buf.ours_mut().expect("a bounce buffer").fill(0xee),
+            Op::Read { offset, buf } => {
+                let buf = buf.ours_mut().expect("a bounce buffer");
                 buf.copy_from_slice(&image[*offset as usize..*offset as usize + buf.len()]);
             }
             // What a failed write leaves behind is anybody's guess.
@@ -251,7 +252,7 @@ fn run(plan: &CopyPlan, before: &Images, options: ExecOptions, seed: u64, troubl
         let in_flight: usize = pending
             .iter()
             .map(|p| match &p.op {
-                Op::Read { buf: IoBuf::Pool(buf), .. } | Op::Write { buf: IoBuf::Pool(buf), .. } => buf.len(),
+                Op::Read { buf, .. } | Op::Write { buf, .. } => buf.len(),
                 _ => 0,
             })
             .sum();

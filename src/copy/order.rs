@@ -76,8 +76,7 @@ impl Group {
         Self { held, rest, need: 0, held_bytes, largest }
     }
 
-    /// The least memory it can be done with: what is held, and room to read the largest segment (gathered, its bytes
-    /// lie in memory twice).
+    /// The least memory it is done with: what is held, and room for one segment to be read while another is written.
     fn least(&self) -> u64 {
         self.held_bytes + 2 * self.largest
     }

@@ -257,7 +257,7 @@ impl World {
                     }
                 }
             }
-            Op::Read { buf: IoBuf::Pool(_), .. } => {}
+            Op::Read { buf: IoBuf::Pool(_) | IoBuf::Part(_), .. } => {}
             Op::Flush => {
                 assert!(self.plan.fua() && pending.is_empty() && self.written.iter().all(|&w| w));
             }
@@ -271,8 +271,9 @@ impl World {
             image[..half].fill(0xee);
         };
         match op {
-            Op::Read { buf: IoBuf::Pool(buf), .. } if fails => buf.fill(0xee),
-            Op::Read { offset, buf: IoBuf::Pool(buf) } => {
+            Op::Read { buf, .. } if fails => buf.ours_mut().expect("a bounce buffer").fill(0xee),
+            Op::Read { offset, buf } => {
+                let buf = buf.ours_mut().expect("a bounce buffer");
                 buf.copy_from_slice(&self.images[&nsid][*offset as usize..][..buf.len()]);
             }
             Op::Write { offset, buf: IoBuf::Pool(buf), .. } => {
