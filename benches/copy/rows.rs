@@ -215,21 +215,22 @@ impl Row {
     fn latency(&self) {
         let mut image = Image::memory(2 * GIB, 12);
         let (mut during, mut alone) = beside(&mut image.driver, 1);
-        let p99 = |runs: &mut [Reads]| {
-            let micros = |time: Duration| time.as_secs_f64() * 1e6;
-            micros(median(runs.iter_mut().map(|run| {
-                run.latencies.sort();
-                run.latencies.get(run.latencies.len() * 99 / 100).copied().unwrap_or(run.elapsed)
-            })))
+        for run in during.iter_mut().chain(&mut alone) {
+            run.latencies.sort();
+        }
+        let micros = |runs: &[Reads], percent: usize| {
+            let of = |run: &Reads| run.latencies.get(run.latencies.len() * percent / 100).copied();
+            1e6 * median(runs.iter().map(|run| of(run).unwrap_or(run.elapsed))).as_secs_f64()
         };
-        let (ours, theirs) = (p99(&mut during), p99(&mut alone));
+        let (ours, theirs) = (micros(&during, 99), micros(&alone, 99));
         println!(
-            "{:<44} {:>9.0} us {:>9.0} us {:>+7.0}  us, against idle; goal +200; the Copy took {:.0} ms, {} reads",
+            "{:<44} {:>9.0} us {:>9.0} us {:>+7.0}  us, against idle; goal +200; p50 {:.0} against {:.0}, {} reads",
             self.name(),
             ours,
             theirs,
             ours - theirs,
-            1000.0 * median(during.iter().map(|run| run.elapsed)).as_secs_f64(),
+            micros(&during, 50),
+            micros(&alone, 50),
             during.iter().map(|run| run.latencies.len()).sum::<usize>(),
         );
     }
