@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::event::EventfdFlags;
 use vfio_user_nvme::backend::SharedBackend;
@@ -16,12 +17,19 @@ use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Pol
 const RAM: u64 = 16 << 20;
 const ASQ: u64 = 0;
 const ACQ: u64 = 0x1000;
+/// Of queue pair 1; the second's is the page behind.
 const SQ: u64 = 0x2000;
 const CQ: u64 = 0x4000;
 /// Range lists, 16 KiB for each command in flight.
 const LISTS: u64 = 0x10_0000;
 const LIST: u64 = 16 << 10;
+/// Where reads go, a page for each in flight.
+const PAGES: u64 = 0x40_0000;
+const PAGE: u64 = 4096;
 const ENTRIES: u16 = 64;
+/// Indices of [`Driver::pairs`].
+const COPIES: usize = 0;
+const READS: usize = 1;
 
 /// Interrupts as a client gets them: an eventfd. A host that span instead would take a core from the device.
 struct Bell(OwnedFd);
@@ -34,7 +42,7 @@ impl InterruptSink for Bell {
     }
 }
 
-/// A controller with one queue pair.
+/// A controller with two queue pairs: one for Copies, one for reads beside them. One worker serves both.
 pub struct Driver {
     controller: Controller,
     ram: File,
@@ -43,9 +51,47 @@ pub struct Driver {
     _space: DmaSpace,
     bell: Arc<Bell>,
     admin: (u16, u16),
+    pairs: [Pair; 2],
+}
+
+struct Pair {
+    qid: u16,
     tail: u16,
     head: u16,
     phase: bool,
+}
+
+impl Pair {
+    fn new(qid: u16) -> Self {
+        Self { qid, tail: 0, head: 0, phase: true }
+    }
+
+    fn sq(&self) -> u64 {
+        SQ + PAGE * u64::from(self.qid - 1)
+    }
+
+    fn cq(&self) -> u64 {
+        CQ + PAGE * u64::from(self.qid - 1)
+    }
+
+    /// The register of the submission queue's doorbell; the completion queue's is 4 bytes on.
+    fn doorbell(&self) -> u64 {
+        0x1000 + 8 * u64::from(self.qid)
+    }
+}
+
+/// What became of the reads of one run.
+pub struct Reads {
+    /// Of each that ended in time, unsorted.
+    pub latencies: Vec<Duration>,
+    pub elapsed: Duration,
+}
+
+/// How long to read.
+pub enum Until<'a> {
+    Elapsed(Duration),
+    /// Until all of these have ended, one after the other.
+    Copied(&'a [Copy]),
 }
 
 /// One Copy: (source block, blocks) and the destination block.
@@ -56,7 +102,7 @@ pub struct Copy {
 
 impl Driver {
     /// A controller whose namespace 1 is `backend`.
-    pub fn new(backend: SharedBackend, lbads: u8, engine: EngineKind) -> Self {
+    pub fn new(backend: SharedBackend, lbads: u8, engine: EngineKind, method: Method) -> Self {
         let ram = File::from(memfd());
         ram.set_len(RAM).expect("size of guest memory");
         let map = map(&ram);
@@ -65,7 +111,7 @@ impl Driver {
         space.map(0, RAM, Rights::READ_WRITE, 0, Some(fd)).expect("DMA map");
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
         let ns = Namespace::new(1, backend, lbads, limits, Identity::default())
-            .with_policy(CopyPolicy { method: method(), ..CopyPolicy::default() });
+            .with_policy(CopyPolicy { method, ..CopyPolicy::default() });
         let config = ControllerConfig {
             serial: "BENCH".into(),
             model: "bench".into(),
@@ -74,7 +120,7 @@ impl Driver {
             vid: 1,
             ssvid: 1,
             mdts: 7,
-            max_ioqpairs: 1,
+            max_ioqpairs: 2,
             mqes: 1023,
             aerl: 3,
             vectors: 2,
@@ -96,15 +142,17 @@ impl Driver {
             Arc::new(|| {}),
         )
         .expect("controller");
-        let mut this =
-            Self { controller, ram, map, _space: space, bell, admin: (0, 0), tail: 0, head: 0, phase: true };
+        let pairs = [1, 2].map(Pair::new);
+        let mut this = Self { controller, ram, map, _space: space, bell, admin: (0, 0), pairs };
         this.controller.bar_write(0x24, &0x001f_001f_u32.to_le_bytes());
         this.controller.bar_write(0x28, &ASQ.to_le_bytes());
         this.controller.bar_write(0x30, &ACQ.to_le_bytes());
         this.controller.bar_write(0x14, &0x0046_0001_u32.to_le_bytes());
-        let size = u32::from(ENTRIES - 1) << 16 | 1;
-        this.admin_command(0x05, CQ, size, 1 << 16 | 3); // contiguous, interrupt vector 1
-        this.admin_command(0x01, SQ, size, 1 << 16 | 1);
+        for (qid, page) in [(1, 0), (2, PAGE)] {
+            let size = u32::from(ENTRIES - 1) << 16 | qid;
+            this.admin_command(0x05, CQ + page, size, 1 << 16 | 3); // contiguous, interrupt vector 1
+            this.admin_command(0x01, SQ + page, size, qid << 16 | 1);
+        }
         this
     }
 
@@ -145,22 +193,94 @@ impl Driver {
                 rung = true;
             }
             if rung {
-                self.controller.bar_write(0x1008, &u32::from(self.tail).to_le_bytes());
+                self.ring(COPIES);
             }
             if in_flight == 0 {
                 return;
             }
             let before = in_flight;
-            while let Some(cid) = self.take() {
+            while let Some(cid) = self.take(COPIES) {
                 free.push(cid);
                 in_flight -= 1;
             }
             if in_flight < before {
-                self.controller.bar_write(0x100c, &u32::from(self.head).to_le_bytes());
+                self.acknowledge(COPIES);
             } else {
-                let _ = rustix::io::read(&self.bell.0, &mut [0; 8]);
+                self.sleep();
             }
         }
+    }
+
+    /// Reads single blocks of 4 KiB at random places among `blocks`, `depth` in flight, and copies meanwhile if
+    /// that is asked for.
+    pub fn reads(&mut self, depth: u16, blocks: u64, until: &Until<'_>) -> Reads {
+        let (copies, span) = match until {
+            Until::Elapsed(span) => (&[][..], *span),
+            Until::Copied(copies) => (*copies, Duration::ZERO),
+        };
+        let mut copies = copies.iter();
+        let mut copying = self.start_next(&mut copies);
+        let mut free: Vec<u16> = (0..depth).collect();
+        let start = Instant::now();
+        let mut sent = vec![start; usize::from(depth)];
+        let mut latencies = Vec::new();
+        let mut over = None;
+        let mut dice = 0x9e37_79b9_7f4a_7c15_u64;
+        loop {
+            if over.is_none() && !copying && start.elapsed() >= span {
+                over = Some(start.elapsed());
+            }
+            match over {
+                Some(elapsed) if free.len() == usize::from(depth) => return Reads { latencies, elapsed },
+                None if !free.is_empty() => {
+                    while let Some(slot) = free.pop() {
+                        dice = dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                        sent[usize::from(slot)] = Instant::now();
+                        self.submit_read(slot, (dice >> 24) % blocks);
+                    }
+                    self.ring(READS);
+                }
+                _ => {}
+            }
+            let before = free.len();
+            while let Some(slot) = self.take(READS) {
+                free.push(slot);
+                if over.is_none() {
+                    latencies.push(sent[usize::from(slot)].elapsed());
+                }
+            }
+            if free.len() > before {
+                self.acknowledge(READS);
+            }
+            if self.take(COPIES).is_some() {
+                self.acknowledge(COPIES);
+                copying = self.start_next(&mut copies);
+            } else if free.len() == before {
+                self.sleep();
+            }
+        }
+    }
+
+    fn start_next<'a>(&mut self, copies: &mut impl Iterator<Item = &'a Copy>) -> bool {
+        let Some(copy) = copies.next() else { return false };
+        self.submit(0, copy);
+        self.ring(COPIES);
+        true
+    }
+
+    fn ring(&mut self, pair: usize) {
+        let pair = &self.pairs[pair];
+        self.controller.bar_write(pair.doorbell(), &u32::from(pair.tail).to_le_bytes());
+    }
+
+    fn acknowledge(&mut self, pair: usize) {
+        let pair = &self.pairs[pair];
+        self.controller.bar_write(pair.doorbell() + 4, &u32::from(pair.head).to_le_bytes());
+    }
+
+    /// Until something completes on either queue, or has since it was last looked at.
+    fn sleep(&self) {
+        let _ = rustix::io::read(&self.bell.0, &mut [0; 8]);
     }
 
     fn submit(&mut self, slot: u16, copy: &Copy) {
@@ -180,20 +300,36 @@ impl Driver {
         sqe[32..40].copy_from_slice(&(list + 4096).to_le_bytes());
         sqe[40..48].copy_from_slice(&copy.sdlba.to_le_bytes());
         sqe[48..52].copy_from_slice(&(copy.ranges.len() as u32 - 1).to_le_bytes());
-        self.put(SQ + 64 * u64::from(self.tail), &sqe);
-        self.tail = (self.tail + 1) % ENTRIES;
+        self.push(COPIES, &sqe);
     }
 
-    fn take(&mut self) -> Option<u16> {
-        let status = self.status(CQ, self.head);
-        if (status & 1 == 1) != self.phase {
+    fn submit_read(&mut self, slot: u16, slba: u64) {
+        let mut sqe = [0; 64];
+        sqe[0] = 0x02;
+        sqe[2..4].copy_from_slice(&slot.to_le_bytes());
+        sqe[4] = 1;
+        sqe[24..32].copy_from_slice(&(PAGES + PAGE * u64::from(slot)).to_le_bytes());
+        sqe[40..48].copy_from_slice(&slba.to_le_bytes());
+        self.push(READS, &sqe);
+    }
+
+    fn push(&mut self, pair: usize, sqe: &[u8; 64]) {
+        let (sq, tail) = (self.pairs[pair].sq(), self.pairs[pair].tail);
+        self.put(sq + 64 * u64::from(tail), sqe);
+        self.pairs[pair].tail = (tail + 1) % ENTRIES;
+    }
+
+    fn take(&mut self, pair: usize) -> Option<u16> {
+        let (cq, head) = (self.pairs[pair].cq(), self.pairs[pair].head);
+        let status = self.status(cq, head);
+        let pair = &mut self.pairs[pair];
+        if (status & 1 == 1) != pair.phase {
             return None;
         }
-        assert_eq!(status >> 1, 0, "Copy failed");
-        let cid = self.half(CQ + 16 * u64::from(self.head) + 12);
-        self.head = (self.head + 1) % ENTRIES;
-        self.phase ^= self.head == 0;
-        Some(cid)
+        assert_eq!(status >> 1, 0, "a command failed");
+        pair.head = (head + 1) % ENTRIES;
+        pair.phase ^= pair.head == 0;
+        Some(self.half(cq + 16 * u64::from(head) + 12))
     }
 
     fn status(&self, cq: u64, index: u16) -> u16 {
@@ -219,7 +355,7 @@ impl Drop for Driver {
 }
 
 /// BENCH_METHOD, as `copy_method=`.
-fn method() -> Method {
+pub fn method() -> Method {
     match std::env::var("BENCH_METHOD").as_deref() {
         Ok("reflink") => Method::Reflink,
         Ok("offload") => Method::Offload,

@@ -3,6 +3,8 @@
 //! In process, through a worker and a real backend, four commands in flight; no wire and no guest, which cost the
 //! same with every method. Each row is the median of five runs of either side, taken in turns, and the ratio
 //! ours / theirs (above 1: we are faster). The machine's absolute speed does not matter, its quiet does.
+//! The last rows (`-- during`) are of fairness: reads on a second queue of the same worker while a Copy runs, against
+//! the same reads alone.
 //!
 //! Arguments: words that a row's name must contain (`cargo bench --bench copy -- memory`). `BENCH_DIR` names the
 //! folder of the plain-file rows (its file system is the one measured); XFS and btrfs rows mount loop files and

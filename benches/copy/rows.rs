@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use vfio_user_nvme::backend::engine::EngineKind;
 use vfio_user_nvme::backend::{MemoryBackend, RawBackend, RawOptions, SharedBackend};
+use vfio_user_nvme::namespace::Method;
 
 use super::baseline;
-use super::driver::{Copy, Driver};
+use super::driver::{Copy, Driver, Reads, Until, method};
 use super::fs::{self, Place};
 
 const RUNS: usize = 5;
@@ -28,6 +29,11 @@ pub enum Row {
     Scattered { medium: Medium, lbads: u8 },
     /// 1 GiB on a file system that shares blocks: time, and space it took.
     Shared { kind: &'static str, dirty: bool },
+    /// The rate of 4 KiB reads, 32 in flight on a queue of their own, while 1 GiB is bounced within a plain file;
+    /// against their rate alone.
+    Rate,
+    /// The latency of 4 KiB reads, one at a time, while 1 GiB is moved within memory; against the idle one.
+    Latency,
 }
 
 /// What the image is.
@@ -62,6 +68,7 @@ pub fn all() -> Vec<Row> {
     for kind in ["xfs", "btrfs"] {
         rows.extend([false, true].map(|dirty| Row::Shared { kind, dirty }));
     }
+    rows.extend([Row::Rate, Row::Latency]);
     rows
 }
 
@@ -78,6 +85,8 @@ impl Row {
             Self::Shared { kind, dirty } => {
                 format!("{kind} 1 GiB reflink, {} source", if *dirty { "dirty" } else { "clean" })
             }
+            Self::Rate => "file 4 KiB reads during a 1 GiB bounce".to_owned(),
+            Self::Latency => "memory 4 KiB read p99 during a 1 GiB Copy".to_owned(),
         }
     }
 
@@ -89,6 +98,8 @@ impl Row {
             }
             Self::Scattered { medium, lbads } => self.scattered(*medium, *lbads),
             Self::Shared { kind, dirty } => self.shared(kind, *dirty),
+            Self::Rate => self.rate(),
+            Self::Latency => self.latency(),
         }
     }
 
@@ -179,6 +190,50 @@ impl Row {
         let grown = place.used() as i64 - before as i64;
         println!("{:<44} {:>9.1} ms; space {:+.1} MiB", "", millis(&pair.ours), grown as f64 / MIB as f64);
     }
+
+    fn rate(&self) {
+        let place = Place::plain();
+        let mut image = Image::file_by(&place, 2 * GIB, 12, Method::Bounce);
+        let (during, alone) = beside(&mut image.driver, 32);
+        let rate = |runs: &[Reads]| {
+            let mut rates: Vec<f64> =
+                runs.iter().map(|run| run.latencies.len() as f64 / run.elapsed.as_secs_f64()).collect();
+            rates.sort_by(f64::total_cmp);
+            rates[rates.len() / 2]
+        };
+        let (ours, theirs) = (rate(&during), rate(&alone));
+        println!(
+            "{:<44} {:>8.0} r/s {:>8.0} r/s {:>7.2}  against alone; goal 0.50; the Copy took {:.0} ms",
+            self.name(),
+            ours,
+            theirs,
+            ours / theirs,
+            1000.0 * median(during.iter().map(|run| run.elapsed)).as_secs_f64(),
+        );
+    }
+
+    fn latency(&self) {
+        let mut image = Image::memory(2 * GIB, 12);
+        let (mut during, mut alone) = beside(&mut image.driver, 1);
+        for run in during.iter_mut().chain(&mut alone) {
+            run.latencies.sort();
+        }
+        let micros = |runs: &[Reads], percent: usize| {
+            let of = |run: &Reads| run.latencies.get(run.latencies.len() * percent / 100).copied();
+            1e6 * median(runs.iter().map(|run| of(run).unwrap_or(run.elapsed))).as_secs_f64()
+        };
+        let (ours, theirs) = (micros(&during, 99), micros(&alone, 99));
+        println!(
+            "{:<44} {:>9.0} us {:>9.0} us {:>+7.0}  us, against idle; goal +200; p50 {:.0} against {:.0}, {} reads",
+            self.name(),
+            ours,
+            theirs,
+            ours - theirs,
+            micros(&during, 50),
+            micros(&alone, 50),
+            during.iter().map(|run| run.latencies.len()).sum::<usize>(),
+        );
+    }
 }
 
 impl Medium {
@@ -199,7 +254,7 @@ struct Image {
 impl Image {
     fn memory(len: u64, lbads: u8) -> Self {
         let backend: SharedBackend = Arc::new(MemoryBackend::new(len).expect("memory"));
-        let mut driver = Driver::new(backend, lbads, EngineKind::Auto);
+        let mut driver = Driver::new(backend, lbads, EngineKind::Auto, method());
         // Written once, so that neither side pays for first touches.
         driver.run(1, &sweep(lbads, MIB.min(len / 2), 1, len / 2));
         touch(&mut driver, len, lbads);
@@ -207,6 +262,10 @@ impl Image {
     }
 
     fn file(place: &Place, len: u64, lbads: u8) -> Self {
+        Self::file_by(place, len, lbads, method())
+    }
+
+    fn file_by(place: &Place, len: u64, lbads: u8, method: Method) -> Self {
         let path = place.path().join("image");
         let file = File::create(&path).expect("image");
         file.set_len(len).expect("length");
@@ -214,8 +273,19 @@ impl Image {
         fs::sync(&place.path());
         let backend =
             RawBackend::open(RawOptions { locking: false, ..RawOptions::new(&path) }).expect("open");
-        Self { driver: Driver::new(Arc::new(backend), lbads, EngineKind::Auto), path }
+        Self { driver: Driver::new(Arc::new(backend), lbads, EngineKind::Auto, method), path }
     }
+}
+
+/// Reads from the lower GiB of an image while it is copied up, and while nothing else is done, in turns.
+fn beside(driver: &mut Driver, depth: u16) -> (Vec<Reads>, Vec<Reads>) {
+    let copies = sweep(12, GIB, 16, GIB);
+    let (copying, idle) = (Until::Copied(&copies), Until::Elapsed(Duration::from_millis(500)));
+    let mut read = |until| driver.reads(depth, GIB >> 12, until);
+    // Once each to warm up.
+    read(&copying);
+    read(&idle);
+    (0..RUNS).map(|_| (read(&copying), read(&idle))).unzip()
 }
 
 /// Copies the (never written) upper half down, which writes the lower half.

@@ -376,6 +376,43 @@ fn qemu_fault_1_each_range_reads_its_own_namespace() {
     assert_eq!((plan.dst_ns().nsid, plan.dst().offset, plan.dst().len), (1, 100 * 512, 7 * 512));
 }
 
+/// QEMU checks a range when those before it are written. What can be known fails here before there is a plan.
+#[test]
+fn qemu_fault_3_nothing_is_planned_of_what_fails_late() {
+    let faults: [(Fault, u16, Option<u8>); 6] = [
+        (|s| s.set_sdlba(BLOCKS - 71), 0x4080, None),
+        (|s| s.ranges[8].slba = BLOCKS - 7, 0x4080, Some(8)),
+        (|s| s.ranges[8].slba = u64::MAX - 3, 0x4080, Some(8)),
+        (|s| s.namespaces[OTHER].facts.copy.mssrl = 7, 0x4183, Some(0)),
+        (|s| s.ranges[8].snsid = Some(4), 0x4185, Some(8)),
+        (|s| s.ranges[8] = SourceRange::plain(Some(1), 1071, 8), 0x4187, Some(8)),
+    ];
+    for (fault, status, range) in faults {
+        let mut scenario = Scenario::new();
+        fault(&mut scenario);
+        let reject = scenario.try_it().expect_err("refused as a whole");
+        assert_eq!((reject.status, reject.range), (Status(status), range), "{}", reject.what);
+    }
+}
+
+/// SPDK enforces neither MSSRL nor MCL: NLB 65536 is accepted where 65535 is what Identify says.
+#[test]
+fn spdk_fault_3_limits_hold_to_the_block() {
+    let of = |nlb: &[u32], mcl| {
+        let ranges = nlb.iter().map(|&nlb| SourceRange::plain(None, 0, nlb)).collect();
+        let mut scenario = Scenario::of(0, 1 << 20, ranges);
+        scenario.namespaces[DST] = namespace(1, 1 << 30, 9);
+        scenario.namespaces[DST].facts.copy.mssrl = 65535;
+        scenario.namespaces[DST].facts.copy.mcl = mcl;
+        scenario.try_it().err().map(|reject| (reject.status.0, reject.range))
+    };
+    assert_eq!(of(&[65535], 65535), None);
+    assert_eq!(of(&[65536], u32::MAX), Some((0x4183, Some(0))));
+    assert_eq!(of(&[1, 65536], u32::MAX), Some((0x4183, Some(1))));
+    assert_eq!(of(&[65535, 1], 65535), Some((0x4183, None)));
+    assert_eq!(of(&[65535, 1], 65536), None);
+}
+
 /// A namespace may change while the list is fetched: source and destination of one NSID stay one namespace.
 #[test]
 fn own_ranges_read_the_namespace_that_was_checked() {

@@ -1,4 +1,9 @@
-//! Copy by every method and under every overlap policy, against a model that copies block by block.
+//! Copy by every method and under every overlap policy, on every kind of image, against a model that copies block by
+//! block.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use crate::engines;
 use crate::host::le::u16_at;
@@ -8,19 +13,34 @@ use crate::host::*;
 
 const METHODS: [&str; 4] = ["auto", "reflink", "offload", "bounce"];
 
+/// Drives of the two namespaces that are not memory, of 2 and 1 MiB; `{}` is the daemon's folder.
+struct Images([String; 2]);
+
+impl Images {
+    fn in_daemons_folder() -> Images {
+        Images(["{}/a.img", "{}/b.img"].map(str::to_owned))
+    }
+
+    fn at(a: &Path, b: &Path) -> Images {
+        Images([a, b].map(|p| p.to_str().expect("a plain path").to_owned()))
+    }
+}
+
 struct Bench {
-    d: Daemon,
+    _daemon: Daemon,
     h: Host,
     nss: Vec<Ns>,
+    images: [PathBuf; 2],
 }
 
 impl Bench {
-    /// A memory and two file namespaces with these properties.
-    fn new(aio: &str, lba: usize, properties: &str) -> Bench {
+    /// A memory and two image namespaces with these properties.
+    fn new(images: &Images, aio: &str, lba: usize, properties: &str) -> Bench {
+        let [a, b] = &images.0;
         let d = Daemon::start(&format!(
             "--nvme-ns drive=memory,size=1M,logical_block_size={lba},{properties} \
-             --nvme-ns drive={{}}/a.img,size=2M,logical_block_size={lba},aio={aio},{properties} \
-             --nvme-ns drive={{}}/b.img,size=1M,logical_block_size={lba},aio={aio},{properties}"
+             --nvme-ns drive={a},size=2M,logical_block_size={lba},aio={aio},{properties} \
+             --nvme-ns drive={b},size=1M,logical_block_size={lba},aio={aio},{properties}"
         ));
         let mut h = Host::with_queues(&d, 1, 64);
         let nss = [1, 2, 3].map(|nsid| {
@@ -29,7 +49,9 @@ impl Bench {
             ns
         });
         h.set_cdfe(4).ok();
-        Bench { d, h, nss: nss.into() }
+        let folder = d.dir().to_str().expect("a plain path");
+        let images = [a, b].map(|drive| drive.replace("{}", folder).into());
+        Bench { _daemon: d, h, nss: nss.into(), images }
     }
 
     fn exec(&mut self, to: usize, sdlba: u64, ranges: &[Range], format: u8, rng: &mut Rng) -> Cqe {
@@ -48,17 +70,17 @@ impl Bench {
         for ns in &mut self.nss {
             ns.verify(&mut self.h, 1);
         }
-        self.nss[1].verify_image(&self.d.file("a.img"));
-        self.nss[2].verify_image(&self.d.file("b.img"));
+        for (ns, image) in self.nss[1..].iter_mut().zip(&self.images) {
+            ns.verify_image(image);
+        }
     }
 }
 
-#[test]
-fn random_copies_by_every_method() {
+fn random_copies(images: &Images) {
     for aio in engines() {
         for (i, method) in METHODS.iter().enumerate() {
             let lba = [512, 4096][i % 2];
-            let mut b = Bench::new(aio, lba, &format!("copy_method={method}"));
+            let mut b = Bench::new(images, aio, lba, &format!("copy_method={method}"));
             let mut rng = Rng::new(0x3e7 + i as u64);
             let mut n = 0;
             while n < 80 {
@@ -94,13 +116,13 @@ fn tangled(ns: &Ns, rng: &mut Rng) -> (Vec<Range>, u64) {
     (ranges.collect(), sdlba)
 }
 
-#[test]
-fn random_overlaps_under_every_policy() {
+fn random_overlaps(images: &Images) {
     for aio in engines() {
         for (i, policy) in ["snapshot", "in-order", "reject"].iter().enumerate() {
             for method in ["auto", "bounce"] {
                 let lba = [4096, 512][i % 2];
-                let mut b = Bench::new(aio, lba, &format!("copy_overlap={policy},copy_method={method}"));
+                let properties = format!("copy_overlap={policy},copy_method={method}");
+                let mut b = Bench::new(images, aio, lba, &properties);
                 let mut rng = Rng::new(0x0e71 + i as u64);
                 for _ in 0..60 {
                     let to = rng.below(3) as usize;
@@ -141,6 +163,140 @@ fn random_overlaps_under_every_policy() {
             }
         }
     }
+}
+
+#[test]
+fn random_copies_by_every_method() {
+    random_copies(&Images::in_daemons_folder());
+}
+
+#[test]
+fn random_overlaps_under_every_policy() {
+    random_overlaps(&Images::in_daemons_folder());
+}
+
+const MIB: usize = 1 << 20;
+
+/// A namespace of all of this image.
+fn halves(image: &Path, aio: &str, method: &str) -> (Daemon, Host, Ns) {
+    let d = Daemon::start(&format!(
+        "--nvme-ns drive={},logical_block_size=512,aio={aio},copy_method={method}",
+        image.display()
+    ));
+    let mut h = Host::with_queues(&d, 1, 16);
+    let ns = Ns::facts(&mut h, 1);
+    (d, h, ns)
+}
+
+/// Copies the lower half up, its quarters in another order.
+fn copy_up(h: &mut Host, ns: &Ns) {
+    let quarter = ns.nsze / 8;
+    for (i, from) in [2, 0, 3, 1].into_iter().enumerate() {
+        let (at, half) = (i as u64 * quarter, ns.nsze / 2);
+        let n = (quarter / 2) as u32;
+        let ranges = [Range::new(from * quarter, n), Range::new(from * quarter + u64::from(n), n)];
+        let bytes: Vec<u8> = ranges.iter().flat_map(|r| r.bytes(0)).collect();
+        h.send(1, copy(1, half + at, 2, 0), &bytes).ok();
+    }
+}
+
+/// What [`copy_up`] makes of a lower half.
+fn carried(lower: &[u8]) -> Vec<u8> {
+    let quarter = lower.len() / 4;
+    [2, 0, 3, 1].iter().flat_map(|q| &lower[q * quarter..(q + 1) * quarter]).copied().collect()
+}
+
+/// An aligned Copy by reflink takes no new space.
+fn sharing_takes_no_space(mount: &Mount) {
+    let half = 32 * MIB;
+    for aio in engines() {
+        for method in ["reflink", "auto"] {
+            let image = mount.path().join(format!("{aio}-{method}"));
+            let lower = Rng::new(0x5a).bytes(half);
+            std::fs::write(&image, &lower).expect("image");
+            File::options()
+                .write(true)
+                .open(&image)
+                .and_then(|f| f.set_len(2 * half as u64))
+                .expect("length");
+            let (daemon, mut h, ns) = halves(&image, aio, method);
+            let before = mount.used();
+            copy_up(&mut h, &ns);
+            let grown = mount.used() as i64 - before as i64;
+            // Metadata, and what a file system allots to it in advance.
+            assert!(grown < half as i64 / 8, "{aio}, {method}: {grown} bytes more");
+            let got = std::fs::read(&image).expect("image");
+            assert!(got[..half] == lower && got[half..] == carried(&lower), "{aio}, {method}");
+            drop((h, daemon));
+            std::fs::remove_file(image).expect("removed");
+        }
+    }
+}
+
+/// Holes of the source are holes of the destination, whatever was there.
+fn holes_stay_holes(folder: &Path, methods: &[&str]) {
+    let half = 4 * MIB;
+    for aio in engines() {
+        for method in methods {
+            let image = folder.join(format!("{aio}-{method}"));
+            let file = File::create(&image).expect("image");
+            let data = Rng::new(7).bytes(64 << 10);
+            file.write_all_at(&data, MIB as u64).expect("source");
+            file.write_all_at(&Rng::new(9).bytes(half), half as u64).expect("destination");
+            // What is delayed is counted when it is written.
+            let allocated = || {
+                file.sync_all().expect("sync");
+                file.metadata().expect("image").blocks() * 512
+            };
+            assert!(allocated() >= half as u64);
+            let (daemon, mut h, ns) = halves(&image, aio, method);
+            copy_up(&mut h, &ns);
+            let left = allocated();
+            assert!(left < MIB as u64, "{aio}, {method}: {left} bytes of 128 KiB");
+            let got = std::fs::read(&image).expect("image");
+            let mut lower = vec![0; half];
+            lower[MIB..MIB + data.len()].copy_from_slice(&data);
+            assert!(got[..half] == lower && got[half..] == carried(&lower), "{aio}, {method}");
+            drop((h, daemon));
+            std::fs::remove_file(image).expect("removed");
+        }
+    }
+}
+
+/// All of the above on a file system that shares blocks.
+fn on_sharing_file_system(kind: &str) {
+    let Some(mount) = Mount::new(kind, 512 << 20) else { return };
+    let folder = mount.path();
+    let images = Images::at(&folder.join("a.img"), &folder.join("b.img"));
+    random_copies(&images);
+    random_overlaps(&images);
+    sharing_takes_no_space(&mount);
+    holes_stay_holes(&folder, &["reflink", "offload", "auto"]);
+}
+
+#[test]
+fn on_xfs() {
+    on_sharing_file_system("xfs");
+}
+
+#[test]
+fn on_btrfs() {
+    on_sharing_file_system("btrfs");
+}
+
+#[test]
+fn on_block_devices() {
+    let Some(a) = LoopDevice::new(2 << 20) else { return };
+    let Some(b) = LoopDevice::new(1 << 20) else { return };
+    let images = Images::at(a.path(), b.path());
+    random_copies(&images);
+    random_overlaps(&images);
+}
+
+#[test]
+fn holes_stay_holes_where_nothing_is_shared() {
+    let folder = tempfile::tempdir().expect("folder");
+    holes_stay_holes(folder.path(), &["offload"]);
 }
 
 /// Offered formats are those of the property, in Identify and in what is taken.

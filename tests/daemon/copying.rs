@@ -268,6 +268,50 @@ fn refusals() {
     b.verify();
 }
 
+/// QEMU's fault 3: bounds are looked at range by range, so what lies before the faulty one is written when the Copy is
+/// refused.
+#[test]
+fn qemu_fault_3_a_copy_that_runs_out_of_bounds_late_writes_nothing() {
+    let r = Range::new;
+    for image in ["drive=memory", "drive={}/x.img"] {
+        let mut b = Bench::new(&format!("--nvme-ns {image},size=1M,logical_block_size=512"), &[1]);
+        let n = b.nss[0].nsze;
+        let far: Vec<Range> = (0..100).map(|i| r(i * 8, 8)).chain([r(n - 7, 8)]).collect();
+        for (what, sdlba, ranges) in [
+            ("destination, in the first range", n - 7, vec![r(0, 8)]),
+            ("destination, in the second range", n - 8, vec![r(0, 8), r(100, 1)]),
+            ("destination, after all but one block", n - 799, (0..100).map(|i| r(i * 8, 8)).collect()),
+            ("source, second range", 1000, vec![r(0, 8), r(n, 1)]),
+            ("source, last of 101 ranges", 1000, far),
+        ] {
+            let c = b.exec(1, sdlba, &ranges, 0);
+            b.refused(c, st::LBA_RANGE, what);
+        }
+    }
+}
+
+/// SPDK's fault 3: what Identify says of MSSRL and MCL is not kept, so NLB 65536 passes where 65535 is the limit.
+#[test]
+fn spdk_fault_3_a_block_more_than_the_limits_is_refused() {
+    let mut b =
+        Bench::new("--nvme-ns drive=memory,size=64M,logical_block_size=512,mssrl=65535,mcl=65535", &[]);
+    let ns = Ns::identify(&mut b.h, 1);
+    assert_eq!((ns.mssrl, ns.mcl), (65535, 65535));
+    b.nss.push(ns);
+    let Bench { h, nss, .. } = &mut b;
+    for at in [0, 65534, 65535] {
+        h.write(1, &mut nss[0], at, 1, 3);
+    }
+    for (what, ranges) in
+        [("MSSRL", vec![Range::new(0, 65536)]), ("MCL", vec![Range::new(0, 65535), Range::new(65535, 1)])]
+    {
+        let c = b.exec(1, 65536, &ranges, 0);
+        b.refused(c, st::SIZE_LIMIT, what);
+    }
+    b.good(1, 65536, &[Range::new(0, 65535)], 0);
+    b.verify();
+}
+
 #[test]
 fn refused_forms_of_the_command() {
     let mut b = limited();

@@ -11,6 +11,7 @@ pub mod le;
 pub mod ns;
 pub mod nvme;
 pub mod page;
+pub mod place;
 pub mod ram;
 pub mod rng;
 pub mod storm;
@@ -22,6 +23,7 @@ pub use data::{Data, Prp, Sgl};
 pub use ns::Ns;
 pub use nvme::{Cqe, Sqe};
 pub use page::Page;
+pub use place::{LoopDevice, Mount};
 pub use ram::Ram;
 pub use rng::Rng;
 
