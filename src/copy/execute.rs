@@ -25,10 +25,15 @@ pub struct ExecOptions {
     pub budget: u64,
 }
 
+/// Bytes of ordinary segments in flight. What a ring does at once (a read from the page cache) is done in the worker's
+/// time, between one look at the other queues and the next: 1 MiB is some 250 us. Only cycles, which must be held
+/// whole, use all of the budget.
+const PACE: u64 = 1 << 20;
+
 impl Default for ExecOptions {
-    /// Four segments of 1 MiB at a time; the wider window is for short ranges, whose reads are small.
+    /// Four segments of 256 KiB at a time; the wider window is for short ranges, whose reads are small.
     fn default() -> Self {
-        Self { segment_bytes: 1 << 20, window: 16, budget: 4 << 20 }
+        Self { segment_bytes: 256 << 10, window: 16, budget: 4 << 20 }
     }
 }
 
@@ -442,6 +447,10 @@ impl CopyTask {
             *claimed -= bytes;
             self.pool.buffer(bytes)
         } else {
+            // Never with nothing in flight, so that a completion comes and this is asked again.
+            if self.in_flight > 0 && self.pool.held().saturating_add(bytes) > PACE {
+                return false;
+            }
             match self.pool.reserve(bytes) {
                 Some(buf) => buf,
                 None => {
