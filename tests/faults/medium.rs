@@ -241,7 +241,10 @@ fn copy_fails_midway() {
             for bad in [0, 1, RANGES - 1] {
                 // The target is known, and nowhere like the source.
                 for n in 0..RANGES {
-                    b.host.write(1, &mut b.ns, TARGET + n * u64::from(BLOCKS), 256, n);
+                    // Where the fault will be, too: what an earlier round copied there looks like the source.
+                    for block in [0, 900] {
+                        b.host.write(1, &mut b.ns, TARGET + n * u64::from(BLOCKS) + block, 256, n);
+                    }
                 }
                 let before = b.device.file("a")[LARGE / 2..].to_vec();
                 let at = bad * u64::from(BLOCKS) + 1000;
