@@ -21,7 +21,7 @@ pub struct ExecOptions {
     pub segment_bytes: u64,
     /// Operations in flight at most, one at least.
     pub window: u32,
-    /// Bytes of bounce buffers at most, those kept for reuse included; two blocks at least.
+    /// Bytes of bounce buffers in use at most; two blocks at least.
     pub budget: u64,
 }
 
