@@ -12,6 +12,7 @@ mod copy_methods;
 mod copying;
 mod doorbells;
 mod life;
+mod peer_faults;
 mod pointers;
 mod queues;
 mod registers;
