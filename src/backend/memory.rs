@@ -11,6 +11,7 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::volatile_memory::VolatileSlice;
 
 use super::engine::Engine;
+use super::page_map::{GRANULE, PageMap};
 use super::{Backend, BackendError, Completion, IoBuf, Nature, Op, Shortcut, Shortcuts, Tag};
 
 const ZEROES: [u8; 4096] = [0; 4096];
@@ -44,6 +45,7 @@ fn is_all_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
 pub struct MemoryBackend {
     region: MmapRegion,
     page: usize,
+    written: PageMap,
 }
 
 impl MemoryBackend {
@@ -52,10 +54,12 @@ impl MemoryBackend {
     pub fn new(len: u64) -> io::Result<Self> {
         let too_large = |_| io::Error::from(io::ErrorKind::OutOfMemory);
         // Private, anonymous, MAP_NORESERVE: reading an untouched page maps the kernel's page of zeroes.
-        let region = MmapRegion::new(usize::try_from(len).map_err(too_large)?)
+        let size = usize::try_from(len).map_err(too_large)?;
+        let region = MmapRegion::new(size)
             .map_err(|e| io::Error::other(format!("cannot map {len} bytes of memory: {e}")))?;
         Ok(MemoryBackend {
             region,
+            written: PageMap::new(size)?,
             // SAFETY: no pointer is passed. Linux knows this name on every machine.
             page: unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize,
         })
@@ -66,8 +70,10 @@ impl MemoryBackend {
         let (offset, len) = op.range();
         // The check holds both below the length of the mapping, which is a usize.
         let (offset, len) = (offset as usize, len as usize);
-        match op {
+        let result = match op {
             Op::Flush => Ok(()),
+            Op::Probe { .. } if self.written.is_marked(offset, len) => Ok(()),
+            Op::Probe { .. } => Err(BackendError::Deallocated),
             Op::Read { buf, .. } => self.transfer(offset, buf, |image, piece| {
                 image.copy_to_volatile_slice(piece);
             }),
@@ -80,7 +86,16 @@ impl MemoryBackend {
                 (Nature::Memory(source), Shortcut::MemMove) => self.move_from(source, *from, offset, len),
                 _ => Err(BackendError::NoShortcut),
             },
+        };
+        // After a failure too, for it has written something. Zeroes copied over zeroes have been written as well.
+        match (op, &result) {
+            (_, Err(BackendError::NoShortcut)) => {}
+            (Op::Write { .. } | Op::WriteZeroes { unmap: false, .. } | Op::CopyFrom { .. }, _) => {
+                self.written.mark(offset, len);
+            }
+            _ => {}
         }
+        result
     }
 
     /// Calls `copy` with each piece of the image and the piece of the buffer that belongs to it.
@@ -181,6 +196,7 @@ impl MemoryBackend {
         self.zero(offset, first - offset)?;
         self.zero(last, end - last)?;
         let pages = self.region.get_slice(first, last - first).map_err(|_| BackendError::Truncated)?;
+        self.written.clear(first, last - first);
         // SAFETY: whole pages of our own private mapping, to which no reference exists: everybody copies
         // in and out volatilely and finds either the old bytes or zeroes.
         let given_back = unsafe {
@@ -193,7 +209,10 @@ impl MemoryBackend {
         match given_back {
             Ok(()) => Ok(()),
             // Locked pages (mlockall) do not go back.
-            Err(_) => self.zero(first, last - first),
+            Err(_) => {
+                self.written.mark(first, last - first);
+                self.zero(first, last - first)
+            }
         }
     }
 }
@@ -210,6 +229,10 @@ impl Backend for MemoryBackend {
     fn submit(&self, tag: Tag, mut op: Op, _engine: &mut dyn Engine) -> Option<Completion> {
         let result = self.execute(&mut op);
         Some(Completion { tag, result, buf: op.into_buf() })
+    }
+
+    fn allocation_unit(&self) -> Option<u64> {
+        Some(self.page.max(GRANULE) as u64)
     }
 
     fn nature(&self) -> Nature<'_> {
