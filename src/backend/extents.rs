@@ -68,9 +68,10 @@ const FS_IOC_FIEMAP: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::
 
 const _: () = assert!(size_of::<Fiemap>() == 32 + 56);
 
-/// FIEMAP: where the extent ends that holds the byte at `offset`, or `offset` if there is none; or -errno.
-pub(super) fn extent_end(fd: RawFd, offset: u64) -> i64 {
-    let mut map = Fiemap { start: offset, length: 1, extent_count: 1, ..Fiemap::default() };
+/// FIEMAP: where the extent ends that holds the byte at `offset`, or `offset` if there is none; or -errno. Some kernels
+/// cut what they report to the `len` bytes that are asked for.
+pub(super) fn extent_end(fd: RawFd, offset: u64, len: u64) -> i64 {
+    let mut map = Fiemap { start: offset, length: len, extent_count: 1, ..Fiemap::default() };
     // SAFETY: the kernel reads and writes the struct during the call, one extent at most; no other memory is passed.
     let result = answer(i64::from(unsafe { libc::ioctl(fd, FS_IOC_FIEMAP as libc::Ioctl, &raw mut map) }));
     if result < 0 {
@@ -92,7 +93,7 @@ mod tests {
     fn extents_are_where_something_was_written() {
         let file = tempfile::tempfile().expect("a file for the test");
         file.set_len(1 << 20).expect("it has a length");
-        let end = |offset| extent_end(file.as_raw_fd(), offset);
+        let end = |offset| extent_end(file.as_raw_fd(), offset, 1 << 20);
         let none = end(65536);
         if none == -i64::from(libc::EOPNOTSUPP) {
             eprintln!("not tested: this file system has no extent map");

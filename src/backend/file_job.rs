@@ -65,6 +65,8 @@ pub enum Call {
     ExtentEnd {
         /// Byte offset in the file.
         offset: u64,
+        /// Bytes to look at, never 0.
+        len: u64,
     },
     /// FICLONERANGE from [`FileJob::source_fd`].
     CloneRange {
@@ -367,7 +369,7 @@ impl FileJob {
             },
             Stage::Sync => Call::Fdatasync,
             Stage::FindHole => Call::Seek { whence: libc::SEEK_HOLE, offset: at },
-            Stage::FindExtent => Call::ExtentEnd { offset: at },
+            Stage::FindExtent => Call::ExtentEnd { offset: at, len: left },
             Stage::FindEnd => Call::Seek { whence: libc::SEEK_END, offset: 0 },
         };
         let ticket = match self.file.tap() {
@@ -720,6 +722,42 @@ mod tests {
         let (calls, end) = script(&file, discard, &[-libc::EINVAL]);
         assert_eq!(calls, [fallocate(PUNCH)]);
         assert!(end.result.is_ok(), "deallocation is a hint");
+    }
+
+    #[test]
+    fn a_probe_believes_no_hole_with_blocks() {
+        const END: Call = Call::Seek { whence: libc::SEEK_END, offset: 0 };
+        let hole = |offset| Call::Seek { whence: libc::SEEK_HOLE, offset };
+        let extent = |offset| Call::ExtentEnd { offset, len: 8704 - offset };
+        let probe = |answers: &[i32]| {
+            let (calls, end) = script(&image(), Op::Probe { offset: 512, len: 8192 }, answers);
+            (calls, end.result)
+        };
+        for end in [8704, 9000] {
+            let (calls, result) = probe(&[-libc::EINTR, end]);
+            assert!(calls == [hole(512), hole(512)] && result.is_ok());
+        }
+        let (calls, result) = probe(&[4096, 6000, 7000, 8704]);
+        assert!(result.is_ok());
+        assert_eq!(calls, [hole(512), extent(4096), hole(6000), extent(7000)]);
+        let no = -libc::EOPNOTSUPP;
+        for (answers, calls) in [
+            (&[512, 512, 8704][..], &[hole(512), extent(512), END][..]),
+            (&[4096, no, 10_000], &[hole(512), extent(4096), END]),
+            (&[512, 1024, 2048, 2048, 8704], &[hole(512), extent(512), hole(1024), extent(2048), END]),
+        ] {
+            let (made, result) = probe(answers);
+            assert_eq!(made, calls);
+            assert!(matches!(result, Err(BackendError::Deallocated)), "{result:?}");
+        }
+        // The end of the file is a hole to SEEK_HOLE.
+        for answers in [&[-libc::ENXIO][..], &[8703, 8703, 8703]] {
+            assert!(matches!(probe(answers).1, Err(BackendError::Truncated)));
+        }
+        assert!(probe(&[-libc::EINVAL]).1.is_ok(), "no holes are known");
+        for answers in [&[-libc::EIO][..], &[512, -libc::EIO], &[512, 512, -libc::EIO]] {
+            assert!(matches!(probe(answers).1, Err(BackendError::Io(_))));
+        }
     }
 
     #[test]

@@ -344,6 +344,59 @@ mod tests {
         assert!(bytes.iter().all(|b| *b == 0));
     }
 
+    fn allocated(backend: &MemoryBackend, offset: u64, len: u64) -> bool {
+        match backend.execute(&mut Op::Probe { offset, len }) {
+            Ok(()) => true,
+            Err(BackendError::Deallocated) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// What is moved is written, even where zeroes over zeroes are left alone; what is not moved is not.
+    #[test]
+    fn what_is_copied_is_allocated() {
+        let image = || std::sync::Arc::new(MemoryBackend::new(1 << 20).expect("the memory is there"));
+        let (source, target) = (image(), image());
+        let write = |offset| Op::Write { offset, buf: pool(vec![0; 4096]), fua: false };
+        source.execute(&mut write(8192)).expect("the write succeeds");
+        let copy = |how| Op::CopyFrom { source: source.clone(), from: 8192, offset: 16384, len: 4096, how };
+        assert!(matches!(target.execute(&mut copy(Shortcut::Reflink)), Err(BackendError::NoShortcut)));
+        assert!(!allocated(&target, 16384, 1));
+        target.execute(&mut copy(Shortcut::MemMove)).expect("the copy succeeds");
+        assert!(allocated(&target, 16384, 4096));
+        assert!(!allocated(&target, 16383, 1) && !allocated(&target, 20480, 1));
+        assert!(allocated(&source, 8192, 4096) && !allocated(&source, 16384, 1));
+    }
+
+    /// A write and a discard of one page at once: whatever comes last, what was written is not said to be deallocated.
+    #[test]
+    fn a_write_that_meets_a_discard() {
+        let backend = MemoryBackend::new(64 << 10).expect("the memory is there");
+        let meet = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    meet.wait();
+                    backend.execute(&mut Op::Discard { offset: 0, len: 8192 }).expect("it succeeds");
+                    meet.wait();
+                }
+            });
+            for round in 0..2000_u64 {
+                let value = 1 + (round % 255) as u8;
+                meet.wait();
+                let mut write = Op::Write { offset: 4096, buf: pool(vec![value; 512]), fua: false };
+                backend.execute(&mut write).expect("it succeeds");
+                meet.wait();
+                let mut read = Op::Read { offset: 4096, buf: pool(vec![0xee; 512]) };
+                backend.execute(&mut read).expect("it succeeds");
+                let Some(IoBuf::Pool(bytes)) = read.into_buf() else { panic!("a read has a buffer") };
+                let written = *bytes == [value; 512];
+                assert!(written || bytes.contains(&0), "round {round}");
+                assert!(!written || allocated(&backend, 4096, 512), "round {round}");
+            }
+        });
+    }
+
     /// Several workers on one image at once: each finds its own blocks as it left them.
     #[test]
     fn shared_by_workers() {

@@ -12,8 +12,8 @@ use libc::c_int;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Engine, FileJob, Waker};
-use crate::backend::file_job::{Call, JobKind};
 use crate::backend::extents::extent_end;
+use crate::backend::file_job::{Call, JobKind};
 use crate::backend::shortcut::{answer, clone_range, copy_range};
 use crate::backend::{Completion, Tag};
 
@@ -254,7 +254,7 @@ fn make(job: &FileJob, call: Call) -> i64 {
                 i64::from(libc::fallocate(fd, mode, offset as i64, len as i64))
             }
             Call::Seek { whence, offset } => libc::lseek64(fd, offset as i64, whence),
-            Call::ExtentEnd { offset } => return extent_end(fd, offset),
+            Call::ExtentEnd { offset, len } => return extent_end(fd, offset, len),
             Call::CloneRange { from, offset, len } => {
                 return clone_range(job.source_fd(), from, fd, offset, len);
             }

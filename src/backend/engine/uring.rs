@@ -380,7 +380,9 @@ fn entry(job: &FileJob, call: Call) -> Option<squeue::Entry> {
         Call::Fallocate { mode, offset, len } => {
             opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build()
         }
-        Call::Seek { .. } | Call::ExtentEnd { .. } | Call::CloneRange { .. } | Call::CopyRange { .. } => return None,
+        Call::Seek { .. } | Call::ExtentEnd { .. } | Call::CloneRange { .. } | Call::CopyRange { .. } => {
+            return None;
+        }
     })
 }
 
