@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "FIEMAP has no wrapper")]
 
 use std::fs::File;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
@@ -15,6 +15,8 @@ use super::shortcut::answer;
 
 /// A larger unit is not believed.
 const MAX_UNIT: u64 = 1 << 20;
+/// f_type of tmpfs.
+const TMPFS: u32 = 0x0102_1994;
 
 /// Bytes of a unit of allocation of an image of `len` bytes at `path`; `None` where nobody can tell which bytes have
 /// blocks: a block device does not say what it has unmapped, and a file system that knows no holes takes every byte of
@@ -29,7 +31,12 @@ pub(super) fn unit(file: &File, path: &Path, len: u64, read_only: bool) -> Optio
     if !own && (read_only || !beside(path, stat.st_dev)?) {
         return None;
     }
-    let unit = u64::try_from(rustix::fs::fstatfs(file).ok()?.f_bsize).ok()?;
+    let system = rustix::fs::fstatfs(file).ok()?;
+    // Without an extent map zeroed blocks look like holes, but for tmpfs, which zeroes by writing.
+    if extent_end(file.as_raw_fd(), 0, len) < 0 && system.f_type as u32 != TMPFS {
+        return None;
+    }
+    let unit = u64::try_from(system.f_bsize).ok()?;
     (unit.is_power_of_two() && unit <= MAX_UNIT).then_some(unit)
 }
 
@@ -64,7 +71,7 @@ struct Fiemap {
 }
 
 /// _IOWR('f', 11, struct fiemap), the struct being 32 bytes without extents.
-const FS_IOC_FIEMAP: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<[u8; 32]>(b'f', 11);
+const FS_IOC_FIEMAP: libc::Ioctl = libc::_IOWR::<[u8; 32]>(b'f' as u32, 11);
 
 const _: () = assert!(size_of::<Fiemap>() == 32 + 56);
 
@@ -73,7 +80,7 @@ const _: () = assert!(size_of::<Fiemap>() == 32 + 56);
 pub(super) fn extent_end(fd: RawFd, offset: u64, len: u64) -> i64 {
     let mut map = Fiemap { start: offset, length: len, extent_count: 1, ..Fiemap::default() };
     // SAFETY: the kernel reads and writes the struct during the call, one extent at most; no other memory is passed.
-    let result = answer(i64::from(unsafe { libc::ioctl(fd, FS_IOC_FIEMAP as libc::Ioctl, &raw mut map) }));
+    let result = answer(i64::from(unsafe { libc::ioctl(fd, FS_IOC_FIEMAP, &raw mut map) }));
     if result < 0 {
         return result;
     }
@@ -84,7 +91,6 @@ pub(super) fn extent_end(fd: RawFd, offset: u64, len: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
     use std::os::unix::fs::FileExt;
 
     use super::*;

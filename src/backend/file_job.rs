@@ -464,7 +464,7 @@ impl FileJob {
             (Stage::FindHole, libc::ENXIO) => self.fail(BackendError::Truncated),
             // A file system that knows no holes: all counts as allocated.
             (Stage::FindHole, libc::EINVAL | libc::EOPNOTSUPP) => self.stage = Stage::Done,
-            // Without an extent map (tmpfs, NFS) a hole is a hole.
+            // Without an extent map (tmpfs) a hole is a hole.
             (Stage::FindExtent, libc::EOPNOTSUPP | libc::ENOTTY | libc::ENOSYS | libc::EINVAL) => {
                 self.stage = Stage::FindEnd;
             }

@@ -33,8 +33,8 @@ impl PageMap {
 
     /// The range has been written; a granule written in part counts as a whole.
     pub(super) fn mark(&self, offset: usize, len: usize) {
-        // The bytes go first. That the look below does not overtake them in the processor either is seen to by the
-        // one who clears: taking a page away interrupts all processors that may still be writing to it.
+        // The bytes go first. Where the look below overtakes them in the processor and still finds the old mark, they go
+        // with the page: the kernel takes it away only when no processor can write to it any more.
         compiler_fence(Ordering::SeqCst);
         self.each_word(offset, len, |word, mask| {
             // Mostly it is marked already, and a look does not take the line away from other workers.
@@ -104,15 +104,11 @@ mod tests {
             map.mark(at, 1);
             assert!(map.is_marked(at, 1));
         }
-        let resident = || {
-            let mut pages = vec![0_u8; map.words.size().div_ceil(4096)];
-            let file = std::fs::read_to_string("/proc/self/smaps").expect("smaps is read");
-            let start = format!("{:x}-", map.words.as_ptr().addr());
-            let own = file.lines().skip_while(|line| !line.starts_with(&start));
-            pages.clear();
-            own.skip(1).find_map(|line| line.strip_prefix("Private_Dirty:").map(str::to_owned))
-        };
-        if let Some(line) = resident() {
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps is read");
+        let start = format!("{:x}-", map.words.as_ptr().addr());
+        let own = maps.lines().skip_while(|line| !line.starts_with(&start));
+        // The kernel may have merged the mapping with a neighbour; then it cannot be told apart.
+        if let Some(line) = own.skip(1).find_map(|line| line.strip_prefix("Private_Dirty:")) {
             let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
             // Three pages, or as many huge ones.
             assert!(kib <= 3 * 2048, "{kib} KiB");
