@@ -427,8 +427,47 @@ fn moved_and_dropped(rig: Rig) {
     .expect("the worker ends");
 }
 
+/// What was written is allocated, by whole units; what was given back is not.
+fn allocation(rig: &mut Rig) {
+    let Some(unit) = rig.backend.allocation_unit() else {
+        eprintln!("allocation is not tested: it is not known here");
+        return;
+    };
+    let probe = |rig: &mut Rig, offset, len| match rig.run(Op::Probe { offset, len }).result {
+        Ok(()) => true,
+        Err(BackendError::Deallocated) => false,
+        Err(error) => panic!("{offset}+{len}: {error}"),
+    };
+    for (offset, len) in [(0, LEN), (0, 1), (LEN - 1, 1)] {
+        assert!(!probe(rig, offset, len), "{offset}+{len} of a new image");
+    }
+    for offset in [0, LEN] {
+        assert!(probe(rig, offset, 0));
+    }
+    let beyond = rig.run(Op::Probe { offset: LEN - 511, len: 512 });
+    assert!(matches!(beyond.result, Err(BackendError::Truncated)));
+    // One byte makes its unit, of zeroes too.
+    rig.ok(Op::Write { offset: 3 * unit + 7, buf: pool(vec![0]), fua: false });
+    assert!(probe(rig, 3 * unit, unit));
+    assert!(!probe(rig, 3 * unit - 1, 2) && !probe(rig, 4 * unit - 1, 2) && !probe(rig, 0, LEN));
+    // Zeroes that may not be unmapped are as good as data; a part of a unit stays.
+    rig.ok(Op::WriteZeroes { offset: 4 * unit, len: 4 * unit, unmap: false, fua: false });
+    assert!(probe(rig, 3 * unit, 5 * unit) && !probe(rig, 3 * unit, 5 * unit + 1));
+    rig.ok(Op::Discard { offset: 4 * unit + 1, len: 2 * unit });
+    assert!(probe(rig, 3 * unit, 2 * unit) && probe(rig, 6 * unit, 2 * unit) && !probe(rig, 5 * unit, unit));
+    rig.ok(Op::WriteZeroes { offset: 0, len: LEN, unmap: true, fua: false });
+    assert!(!probe(rig, 3 * unit, 1) && !probe(rig, 7 * unit, 1));
+    rig.ok(Op::Write { offset: 0, buf: pool(vec![1; LEN as usize]), fua: true });
+    assert!(probe(rig, 0, LEN));
+    // Reading and asking change nothing.
+    rig.ok(Op::Discard { offset: 0, len: LEN });
+    rig.read(0, LEN as usize);
+    assert!(!probe(rig, 0, 1) && !probe(rig, LEN - 1, 1));
+}
+
 fn suite(make: impl Fn() -> Rig) {
     edges(&mut make());
+    allocation(&mut make());
     many_pieces(&mut make());
     many_in_flight(&mut make());
     waking(&mut make());

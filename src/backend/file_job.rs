@@ -54,12 +54,19 @@ pub enum Call {
         /// Bytes, never 0.
         len: u64,
     },
-    /// lseek; on the source file of a copy.
+    /// lseek; on the source file of a copy, or the file of a probe.
     Seek {
         /// SEEK_DATA, SEEK_HOLE or SEEK_END.
         whence: i32,
         /// Byte offset in the file.
         offset: u64,
+    },
+    /// FIEMAP: where the extent ends that holds this byte; `offset` itself if there is none.
+    ExtentEnd {
+        /// Byte offset in the file.
+        offset: u64,
+        /// Bytes to look at, never 0.
+        len: u64,
     },
     /// FICLONERANGE from [`FileJob::source_fd`].
     CloneRange {
@@ -96,6 +103,15 @@ pub enum JobKind {
     Discard,
     /// [`Op::CopyFrom`]
     Copy,
+    /// [`Op::Probe`]
+    Probe,
+}
+
+impl JobKind {
+    /// Made of calls for which a ring has no opcode.
+    pub(super) fn is_beside_a_ring(self) -> bool {
+        matches!(self, JobKind::Copy | JobKind::Probe)
+    }
 }
 
 /// The call a job makes next.
@@ -110,6 +126,12 @@ enum Stage {
     WriteZeroes,
     /// What the job's CopySteps say.
     Copy,
+    /// Of a probe: where is the next hole?
+    FindHole,
+    /// It begins at `done`. Or are these blocks that were never filled with data?
+    FindExtent,
+    /// It is a hole, unless the file ends before the range does.
+    FindEnd,
     Sync,
     Done,
 }
@@ -208,6 +230,7 @@ impl FileJob {
             Op::WriteZeroes { fua, .. } => (JobKind::WriteZeroes, *fua),
             Op::Discard { .. } => (JobKind::Discard, false),
             Op::CopyFrom { .. } => (JobKind::Copy, false),
+            Op::Probe { .. } => (JobKind::Probe, false),
         };
         let dsync = fua && file.can(Ability::DsyncWrite);
         let stage = match &op {
@@ -219,6 +242,7 @@ impl FileJob {
             Op::WriteZeroes { .. } if file.can(Ability::ZeroRange) => Stage::ZeroRange,
             Op::WriteZeroes { .. } => Stage::WriteZeroes,
             Op::Discard { .. } if file.can(Ability::PunchHole) => Stage::PunchHole,
+            Op::Probe { .. } => Stage::FindHole,
             // A copy is made by `FileJob::copy`.
             Op::Discard { .. } | Op::CopyFrom { .. } => Stage::Done,
         };
@@ -344,6 +368,9 @@ impl FileJob {
                 len: left,
             },
             Stage::Sync => Call::Fdatasync,
+            Stage::FindHole => Call::Seek { whence: libc::SEEK_HOLE, offset: at },
+            Stage::FindExtent => Call::ExtentEnd { offset: at, len: left },
+            Stage::FindEnd => Call::Seek { whence: libc::SEEK_END, offset: 0 },
         };
         let ticket = match self.file.tap() {
             Some(tap) if !of_source => tap.issued(&call, &self.outgoing(&call)),
@@ -396,6 +423,11 @@ impl FileJob {
             }
             Stage::PunchHole | Stage::ZeroRange => self.transferred(),
             Stage::Copy => self.copied(|copy, file| copy.succeeded(moved, file)),
+            Stage::FindHole => self.probed(moved, Stage::FindExtent),
+            Stage::FindExtent if moved > self.offset + self.done => self.probed(moved, Stage::FindHole),
+            Stage::FindExtent => self.stage = Stage::FindEnd,
+            Stage::FindEnd if moved < self.offset + self.len => self.fail(BackendError::Truncated),
+            Stage::FindEnd => self.fail(BackendError::Deallocated),
             Stage::Sync => match self.file.sync_error() {
                 // Another's fdatasync was told of the loss; the kernel does not repeat it to ours.
                 Some(errno) => self.fail(io::Error::from_raw_os_error(errno).into()),
@@ -403,6 +435,12 @@ impl FileJob {
             },
             Stage::Done => {}
         }
+    }
+
+    /// All is allocated up to `end` in the file; `next` asks what comes there.
+    fn probed(&mut self, end: u64, next: Stage) {
+        self.done = end.saturating_sub(self.offset).clamp(self.done, self.len);
+        self.stage = if self.done == self.len { Stage::Done } else { next };
     }
 
     fn transferred(&mut self) {
@@ -422,6 +460,14 @@ impl FileJob {
             (_, libc::EINTR) => {}
             (_, libc::EAGAIN) if self.again < MAX_AGAIN => self.again += 1,
             (Stage::Copy, _) => self.copied(|copy, file| copy.failed(errno, file)),
+            // The file ends before this.
+            (Stage::FindHole, libc::ENXIO) => self.fail(BackendError::Truncated),
+            // A file system that knows no holes: all counts as allocated.
+            (Stage::FindHole, libc::EINVAL | libc::EOPNOTSUPP) => self.stage = Stage::Done,
+            // Without an extent map (tmpfs) a hole is a hole.
+            (Stage::FindExtent, libc::EOPNOTSUPP | libc::ENOTTY | libc::ENOSYS | libc::EINVAL) => {
+                self.stage = Stage::FindEnd;
+            }
             (Stage::Read | Stage::Write { .. }, libc::EFAULT) => {
                 self.fail(BackendError::GuestMemory);
             }
@@ -676,6 +722,42 @@ mod tests {
         let (calls, end) = script(&file, discard, &[-libc::EINVAL]);
         assert_eq!(calls, [fallocate(PUNCH)]);
         assert!(end.result.is_ok(), "deallocation is a hint");
+    }
+
+    #[test]
+    fn a_probe_believes_no_hole_with_blocks() {
+        const END: Call = Call::Seek { whence: libc::SEEK_END, offset: 0 };
+        let hole = |offset| Call::Seek { whence: libc::SEEK_HOLE, offset };
+        let extent = |offset| Call::ExtentEnd { offset, len: 8704 - offset };
+        let probe = |answers: &[i32]| {
+            let (calls, end) = script(&image(), Op::Probe { offset: 512, len: 8192 }, answers);
+            (calls, end.result)
+        };
+        for end in [8704, 9000] {
+            let (calls, result) = probe(&[-libc::EINTR, end]);
+            assert!(calls == [hole(512), hole(512)] && result.is_ok());
+        }
+        let (calls, result) = probe(&[4096, 6000, 7000, 8704]);
+        assert!(result.is_ok());
+        assert_eq!(calls, [hole(512), extent(4096), hole(6000), extent(7000)]);
+        let no = -libc::EOPNOTSUPP;
+        for (answers, calls) in [
+            (&[512, 512, 8704][..], &[hole(512), extent(512), END][..]),
+            (&[4096, no, 10_000], &[hole(512), extent(4096), END]),
+            (&[512, 1024, 2048, 2048, 8704], &[hole(512), extent(512), hole(1024), extent(2048), END]),
+        ] {
+            let (made, result) = probe(answers);
+            assert_eq!(made, calls);
+            assert!(matches!(result, Err(BackendError::Deallocated)), "{result:?}");
+        }
+        // The end of the file is a hole to SEEK_HOLE.
+        for answers in [&[-libc::ENXIO][..], &[8703, 8703, 8703]] {
+            assert!(matches!(probe(answers).1, Err(BackendError::Truncated)));
+        }
+        assert!(probe(&[-libc::EINVAL]).1.is_ok(), "no holes are known");
+        for answers in [&[-libc::EIO][..], &[512, -libc::EIO], &[512, 512, -libc::EIO]] {
+            assert!(matches!(probe(answers).1, Err(BackendError::Io(_))));
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::volatile_memory::VolatileSlice;
 
 use super::engine::Engine;
+use super::page_map::{GRANULE, PageMap};
 use super::{Backend, BackendError, Completion, IoBuf, Nature, Op, Shortcut, Shortcuts, Tag};
 
 const ZEROES: [u8; 4096] = [0; 4096];
@@ -44,6 +45,7 @@ fn is_all_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
 pub struct MemoryBackend {
     region: MmapRegion,
     page: usize,
+    written: PageMap,
 }
 
 impl MemoryBackend {
@@ -52,10 +54,12 @@ impl MemoryBackend {
     pub fn new(len: u64) -> io::Result<Self> {
         let too_large = |_| io::Error::from(io::ErrorKind::OutOfMemory);
         // Private, anonymous, MAP_NORESERVE: reading an untouched page maps the kernel's page of zeroes.
-        let region = MmapRegion::new(usize::try_from(len).map_err(too_large)?)
+        let size = usize::try_from(len).map_err(too_large)?;
+        let region = MmapRegion::new(size)
             .map_err(|e| io::Error::other(format!("cannot map {len} bytes of memory: {e}")))?;
         Ok(MemoryBackend {
             region,
+            written: PageMap::new(size)?,
             // SAFETY: no pointer is passed. Linux knows this name on every machine.
             page: unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize,
         })
@@ -66,8 +70,10 @@ impl MemoryBackend {
         let (offset, len) = op.range();
         // The check holds both below the length of the mapping, which is a usize.
         let (offset, len) = (offset as usize, len as usize);
-        match op {
+        let result = match op {
             Op::Flush => Ok(()),
+            Op::Probe { .. } if self.written.is_marked(offset, len) => Ok(()),
+            Op::Probe { .. } => Err(BackendError::Deallocated),
             Op::Read { buf, .. } => self.transfer(offset, buf, |image, piece| {
                 image.copy_to_volatile_slice(piece);
             }),
@@ -80,7 +86,16 @@ impl MemoryBackend {
                 (Nature::Memory(source), Shortcut::MemMove) => self.move_from(source, *from, offset, len),
                 _ => Err(BackendError::NoShortcut),
             },
+        };
+        // After a failure too, for it has written something. Zeroes copied over zeroes have been written as well.
+        match (op, &result) {
+            (_, Err(BackendError::NoShortcut)) => {}
+            (Op::Write { .. } | Op::WriteZeroes { unmap: false, .. } | Op::CopyFrom { .. }, _) => {
+                self.written.mark(offset, len);
+            }
+            _ => {}
         }
+        result
     }
 
     /// Calls `copy` with each piece of the image and the piece of the buffer that belongs to it.
@@ -181,6 +196,7 @@ impl MemoryBackend {
         self.zero(offset, first - offset)?;
         self.zero(last, end - last)?;
         let pages = self.region.get_slice(first, last - first).map_err(|_| BackendError::Truncated)?;
+        self.written.clear(first, last - first);
         // SAFETY: whole pages of our own private mapping, to which no reference exists: everybody copies
         // in and out volatilely and finds either the old bytes or zeroes.
         let given_back = unsafe {
@@ -193,7 +209,10 @@ impl MemoryBackend {
         match given_back {
             Ok(()) => Ok(()),
             // Locked pages (mlockall) do not go back.
-            Err(_) => self.zero(first, last - first),
+            Err(_) => {
+                self.written.mark(first, last - first);
+                self.zero(first, last - first)
+            }
         }
     }
 }
@@ -210,6 +229,10 @@ impl Backend for MemoryBackend {
     fn submit(&self, tag: Tag, mut op: Op, _engine: &mut dyn Engine) -> Option<Completion> {
         let result = self.execute(&mut op);
         Some(Completion { tag, result, buf: op.into_buf() })
+    }
+
+    fn allocation_unit(&self) -> Option<u64> {
+        Some(self.page.max(GRANULE) as u64)
     }
 
     fn nature(&self) -> Nature<'_> {
@@ -319,6 +342,59 @@ mod tests {
         let buf = read.into_buf().expect("a read has a buffer");
         let IoBuf::Pool(bytes) = buf else { panic!("{buf:?}") };
         assert!(bytes.iter().all(|b| *b == 0));
+    }
+
+    fn allocated(backend: &MemoryBackend, offset: u64, len: u64) -> bool {
+        match backend.execute(&mut Op::Probe { offset, len }) {
+            Ok(()) => true,
+            Err(BackendError::Deallocated) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// What is moved is written, even where zeroes over zeroes are left alone; what is not moved is not.
+    #[test]
+    fn what_is_copied_is_allocated() {
+        let image = || std::sync::Arc::new(MemoryBackend::new(1 << 20).expect("the memory is there"));
+        let (source, target) = (image(), image());
+        let write = |offset| Op::Write { offset, buf: pool(vec![0; 4096]), fua: false };
+        source.execute(&mut write(8192)).expect("the write succeeds");
+        let copy = |how| Op::CopyFrom { source: source.clone(), from: 8192, offset: 16384, len: 4096, how };
+        assert!(matches!(target.execute(&mut copy(Shortcut::Reflink)), Err(BackendError::NoShortcut)));
+        assert!(!allocated(&target, 16384, 1));
+        target.execute(&mut copy(Shortcut::MemMove)).expect("the copy succeeds");
+        assert!(allocated(&target, 16384, 4096));
+        assert!(!allocated(&target, 16383, 1) && !allocated(&target, 20480, 1));
+        assert!(allocated(&source, 8192, 4096) && !allocated(&source, 16384, 1));
+    }
+
+    /// A write and a discard of one page at once: whatever comes last, what was written is not said to be deallocated.
+    #[test]
+    fn a_write_that_meets_a_discard() {
+        let backend = MemoryBackend::new(64 << 10).expect("the memory is there");
+        let meet = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    meet.wait();
+                    backend.execute(&mut Op::Discard { offset: 0, len: 8192 }).expect("it succeeds");
+                    meet.wait();
+                }
+            });
+            for round in 0..2000_u64 {
+                let value = 1 + (round % 255) as u8;
+                meet.wait();
+                let mut write = Op::Write { offset: 4096, buf: pool(vec![value; 512]), fua: false };
+                backend.execute(&mut write).expect("it succeeds");
+                meet.wait();
+                let mut read = Op::Read { offset: 4096, buf: pool(vec![0xee; 512]) };
+                backend.execute(&mut read).expect("it succeeds");
+                let Some(IoBuf::Pool(bytes)) = read.into_buf() else { panic!("a read has a buffer") };
+                let written = *bytes == [value; 512];
+                assert!(written || bytes.contains(&0), "round {round}");
+                assert!(!written || allocated(&backend, 4096, 512), "round {round}");
+            }
+        });
     }
 
     /// Several workers on one image at once: each finds its own blocks as it left them.

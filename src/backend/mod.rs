@@ -8,12 +8,14 @@
 
 mod copy_steps;
 pub mod engine;
+mod extents;
 mod file_job;
 mod gather;
 mod image_file;
 mod io_buf;
 mod lock;
 mod memory;
+mod page_map;
 mod raw;
 mod shortcut;
 mod stall;
@@ -77,6 +79,14 @@ pub enum Op {
     },
     /// Gives the range back; afterwards it reads as zeroes, or as before where the image cannot punch holes.
     Discard {
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Succeeds when every byte of the range is allocated; [`BackendError::Deallocated`] otherwise, but only where
+    /// [`Backend::allocation_unit`] says that this is known. Changes nothing.
+    Probe {
         /// Byte offset.
         offset: u64,
         /// Bytes.
@@ -155,6 +165,7 @@ impl Op {
             Op::Read { offset, buf } | Op::Write { offset, buf, .. } => (*offset, buf.len() as u64),
             Op::WriteZeroes { offset, len, .. }
             | Op::Discard { offset, len }
+            | Op::Probe { offset, len }
             | Op::CopyFrom { offset, len, .. } => (*offset, *len),
             Op::Flush => (0, 0),
         }
@@ -198,6 +209,9 @@ pub enum BackendError {
     /// [`Op::CopyFrom`] by a way that does not lead from this source to this image. Nothing has changed.
     #[error("there is no such shortcut between the two images")]
     NoShortcut,
+    /// [`Op::Probe`] of a range with a byte that was never written, or has been given back.
+    #[error("a part of the range is not allocated")]
+    Deallocated,
     /// Write to a read-only image.
     #[error("the image is read-only")]
     ReadOnly,
@@ -230,6 +244,11 @@ pub trait Backend: Send + Sync + Debug {
     /// answers for the image inside.
     fn nature(&self) -> Nature<'_> {
         Nature::Opaque
+    }
+    /// Bytes of a unit in which the image is allocated and given back (a unit written in part counts as a whole), if
+    /// [`Op::Probe`] can tell what is; `None` where all of it counts as allocated. Never changes.
+    fn allocation_unit(&self) -> Option<u64> {
+        None
     }
     /// Ways to copy from `source` to this image ([`Op::CopyFrom`]). Cheap: asked for every Copy command.
     fn shortcuts_from(&self, source: &dyn Backend) -> Shortcuts {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::copy_steps::CopySteps;
 use super::engine::Engine;
+use super::extents;
 use super::file_job::FileJob;
 use super::image_file::{ImageFile, Tap};
 use super::lock::{self, LockError};
@@ -80,6 +81,7 @@ pub struct RawBackend {
     name: String,
     len: u64,
     read_only: bool,
+    unit: Option<u64>,
     file: Arc<ImageFile>,
 }
 
@@ -114,6 +116,7 @@ impl RawBackend {
             name: path.display().to_string(),
             len,
             read_only: options.read_only,
+            unit: extents::unit(&file, path, len, options.read_only),
             file: Arc::new(ImageFile::new(file, options.tap)),
         })
     }
@@ -132,7 +135,12 @@ impl Backend for RawBackend {
         if let Err(error) = op.check(self.len, self.read_only) {
             return Some(Completion { tag, result: Err(error), buf: op.into_buf() });
         }
-        if self.read_only && matches!(op, Op::Flush) {
+        let none_to_make = match op {
+            Op::Flush => self.read_only,
+            Op::Probe { .. } => self.unit.is_none(),
+            _ => false,
+        };
+        if none_to_make {
             return Some(Completion { tag, result: Ok(()), buf: None });
         }
         let job = match op {
@@ -151,6 +159,10 @@ impl Backend for RawBackend {
         }
         engine.submit(tag, job);
         None
+    }
+
+    fn allocation_unit(&self) -> Option<u64> {
+        self.unit
     }
 
     fn nature(&self) -> Nature<'_> {

@@ -8,7 +8,8 @@ use super::bounce::{Bounce, Pool};
 use super::cut::{Account, Stretch, piece};
 use super::ladder::{Ladder, SLICE, Span, Way};
 use super::order::{self, Bounds, Gates, Group};
-use super::plan::{CopyPlan, Reject};
+use super::plan::{CopyPlan, PlannedRange, Reject};
+use super::probe::Probes;
 use super::status::{Side, status};
 use crate::backend::{BackendError, Gather, IoBuf, Op, Shortcut};
 use crate::namespace::Namespace;
@@ -56,7 +57,8 @@ impl ExecOptions {
 pub struct Outcome {
     /// For the CQE.
     pub status: Status,
-    /// CQE DW0: 0 on success, else the lowest-numbered range that is not completely copied.
+    /// CQE DW0: 0 on success, else the lowest-numbered range that is not completely copied; with Deallocated or
+    /// Unwritten Logical Block, for which nothing is copied, the lowest-numbered range that has such a block.
     pub dw0: u32,
 }
 
@@ -83,6 +85,8 @@ pub struct CopyTask {
     plan: CopyPlan,
     options: ExecOptions,
     ladder: Ladder,
+    /// Where a source has DULBE enabled: every range is asked for before anything else starts.
+    probes: Option<Probes>,
     /// What is still to be opened; the first is under way.
     stages: VecDeque<Stage>,
     account: Account,
@@ -150,6 +154,10 @@ struct Segment {
 
 #[derive(Clone, Copy, Debug)]
 enum Part {
+    /// Asks whether the source of the range that goes to `at` is allocated.
+    Probe {
+        at: u64,
+    },
     /// Fills `to` of the segment in a slot.
     Read {
         slot: usize,
@@ -205,11 +213,13 @@ impl CopyTask {
                 what: "fast copy only, and no fast copy is possible any more",
             });
         }
+        let probes = Probes::of(&plan);
         let barrier = plan.fua && !is_one_write(&stages, &ladder, options);
         Ok(Self {
             account: Account::new(&plan),
             options,
             ladder,
+            probes,
             stages,
             segments: Vec::new(),
             filling: None,
@@ -237,7 +247,13 @@ impl CopyTask {
         let stopped = self.failure.is_some() || self.aborted;
         self.starved = false;
         self.allowance = POLL;
-        if !stopped {
+        if self.probes.is_some() {
+            while !stopped && self.in_flight < self.options.window && self.start_probe(submit) {}
+            if self.in_flight == 0 {
+                self.probes = None;
+            }
+        }
+        if !stopped && self.probes.is_none() {
             while self.in_flight < self.options.window && self.allowance >= SLICE && self.start_one(submit) {}
         }
         if self.in_flight > 0 || self.finished || self.starved {
@@ -255,6 +271,11 @@ impl CopyTask {
         };
         self.in_flight -= 1;
         match what {
+            Part::Probe { at } => {
+                if let Err(error) = result {
+                    self.fail(at, status(Side::Source, &error));
+                }
+            }
             Part::Read { slot, to } => match result {
                 Ok(()) => self.read_done(slot, to, buf),
                 Err(error) => self.fail(to.start, status(Side::Source, &error)),
@@ -315,6 +336,17 @@ impl CopyTask {
     /// Never: a Copy has a block at least.
     pub fn is_empty(&self) -> bool {
         self.plan.dst.len == 0
+    }
+
+    /// In list order, so that once one has failed all that come before it have been asked for too.
+    fn start_probe(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> bool {
+        let Some(range) = self.probes.as_mut().and_then(|probes| probes.next(&self.plan)) else {
+            return false;
+        };
+        let PlannedRange { ns, src, at, .. } = range.clone();
+        let part = self.part(Part::Probe { at });
+        submit(part, &ns, Op::Probe { offset: src.offset, len: src.len });
+        true
     }
 
     /// Starts one operation, if there is one to start. Writes first: they give memory back.
@@ -648,6 +680,10 @@ impl CopyTask {
                     self.segments.iter().all(Option::is_none) && (self.aborted || self.pool.is_idle())
                 );
                 Outcome { status: Status::SUCCESS, dw0: 0 }
+            }
+            // Only a probe tells of this, so nothing has been written: DW0 names the range to blame instead.
+            (_, Some((at, status @ Status::DEALLOCATED_BLOCK))) => {
+                Outcome { status, dw0: self.plan.range_at(at) }
             }
             (incomplete, Some((_, status))) => Outcome { status, dw0: incomplete.unwrap_or(0) },
             (Some(dw0), None) if self.aborted => Outcome { status: Status::ABORT_REQUESTED, dw0 },

@@ -51,6 +51,143 @@ struct Trouble {
     abort_after: Option<usize>,
 }
 
+/// A Copy whose sources with DULBE enabled have deallocated blocks.
+mod probes {
+    use super::*;
+
+    /// Runs the Copy with `nsids` having DULBE enabled; probes of the ranges named by `dealloc` fail with Deallocated,
+    /// those named by `broken` with EIO. The outcome, the ranges asked for, and how many other operations there were.
+    fn ask(
+        plan: &CopyPlan,
+        nsids: &[u32],
+        (dealloc, broken): (&[usize], &[usize]),
+        abort_after: Option<usize>,
+        seed: u64,
+    ) -> (Outcome, Vec<usize>, usize) {
+        for range in plan.ranges() {
+            range.ns.set_dulbe(nsids.contains(&range.ns.nsid));
+        }
+        let mut task = task(plan.clone(), SMALL, &Bounce::default());
+        let mut dice = Dice(seed | 1);
+        let mut pending: Vec<(u32, Option<usize>, Op)> = Vec::new();
+        let (mut asked, mut others, mut completions) = (Vec::new(), 0, 0);
+        loop {
+            if abort_after == Some(completions) {
+                task.abort();
+            }
+            let outcome = task.poll(&mut |part, ns, op| {
+                assert!(part < SMALL.window && pending.iter().all(|p| p.0 != part), "part numbers");
+                let range = match op {
+                    Op::Probe { offset, len } => {
+                        assert_eq!(others, 0, "a probe after another operation");
+                        let matches = |i: &usize| {
+                            let range = &plan.ranges()[*i];
+                            (range.ns.nsid, range.src.offset, range.src.len) == (ns.nsid, offset, len)
+                        };
+                        let range = (asked.last().map_or(0, |i| i + 1)..plan.ranges().len()).find(matches);
+                        asked.push(range.expect("the next range"));
+                        range
+                    }
+                    _ => {
+                        assert!(pending.iter().all(|p| p.1.is_none()), "before all probes have ended");
+                        others += 1;
+                        None
+                    }
+                };
+                pending.push((part, range, op));
+            });
+            if let Some(outcome) = outcome {
+                assert!(pending.is_empty());
+                return (outcome, asked, others);
+            }
+            let (part, range, op) = pending.swap_remove(dice.roll(pending.len()));
+            let result = match range {
+                Some(i) if dealloc.contains(&i) => Err(BackendError::Deallocated),
+                Some(i) if broken.contains(&i) => Err(std::io::Error::from_raw_os_error(libc::EIO).into()),
+                _ => Ok(()),
+            };
+            let buf = match op {
+                Op::Read { buf, .. } | Op::Write { buf, .. } => Some(buf),
+                _ => None,
+            };
+            task.done(part, result, buf);
+            completions += 1;
+        }
+    }
+
+    fn three() -> (Images, Vec<(u32, u64, u32)>) {
+        let ranges = (0..12).map(|i| (1 + i % 2, 100 + u64::from(i) * 9, 5)).collect();
+        (images(&[(1, 400), (2, 400)]), ranges)
+    }
+
+    #[test]
+    fn without_dulbe_nothing_is_asked() {
+        let (images, ranges) = three();
+        let plan = planned(&images, 0, true, &ranges);
+        let (outcome, asked, others) = ask(&plan, &[], (&[0], &[]), None, 3);
+        assert!(outcome.status.is_success() && asked.is_empty() && others > 12);
+    }
+
+    #[test]
+    fn only_sources_that_have_it_are_asked() {
+        let (images, ranges) = three();
+        let plan = planned(&images, 0, false, &ranges);
+        let (outcome, asked, others) = ask(&plan, &[2], (&[0, 2], &[]), None, 3);
+        assert!(outcome.status.is_success() && others > 12);
+        assert_eq!(asked, [1, 3, 5, 7, 9, 11]);
+    }
+
+    #[test]
+    fn an_abort_among_the_probes_touches_nothing() {
+        let (images, ranges) = three();
+        let plan = planned(&images, 0, true, &ranges);
+        for after in 0..12 {
+            let (outcome, _, others) = ask(&plan, &[1, 2], (&[], &[]), Some(after), 7);
+            assert_eq!((outcome, others), (Outcome { status: Status::ABORT_REQUESTED, dw0: 0 }, 0));
+        }
+    }
+
+    #[test]
+    fn a_probe_that_fails_is_a_read_error() {
+        let (images, ranges) = three();
+        let plan = planned(&images, 0, false, &ranges);
+        for seed in 1..50 {
+            let (outcome, _, others) = ask(&plan, &[1, 2], (&[5], &[3, 9]), None, seed * 7919);
+            // Another status than 287h says nothing of ranges: none is copied, so DW0 is 0. Whether the probe of range 5
+            // was out when that of range 3 failed does not matter, for range 3 comes first.
+            assert_eq!((outcome.dw0, others), (if outcome.status.0 == 0x287 { 5 } else { 0 }, 0));
+            assert_eq!(outcome.status, Status::UNRECOVERED_READ);
+        }
+    }
+
+    proptest! {
+        /// Nothing is written, and DW0 names the first range that has a deallocated block, in any order of completions.
+        #[test]
+        fn any_deallocated_block_stops_all(
+            (images, sdlba, ranges) in copies(),
+            fua in any::<bool>(),
+            dulbe in prop::sample::subsequence(vec![1_u32, 2], 0..=2),
+            dealloc in prop::collection::btree_set(0..14_usize, 0..4),
+            seed in any::<u64>(),
+        ) {
+            let plan = planned(&images, sdlba, fua, &ranges);
+            let dealloc: Vec<_> = dealloc.into_iter().filter(|i| *i < ranges.len()).collect();
+            let (outcome, asked, others) = ask(&plan, &dulbe, (&dealloc, &[]), None, seed);
+            match dealloc.iter().find(|i| dulbe.contains(&ranges[**i].0)) {
+                Some(first) => {
+                    prop_assert_eq!(outcome, Outcome { status: Status(0x287), dw0: *first as u32 });
+                    prop_assert_eq!(others, 0);
+                }
+                None => {
+                    prop_assert_eq!(outcome.status, Status::SUCCESS);
+                    let all = (0..ranges.len()).filter(|i| dulbe.contains(&ranges[*i].0));
+                    prop_assert_eq!(asked, all.collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+}
+
 /// What was seen. All rules of execution have been asserted on the way.
 #[derive(Debug)]
 struct Seen {

@@ -50,6 +50,9 @@ struct Source {
 #[derive(Debug)]
 pub(super) struct Ladder {
     method: Method,
+    /// The destination has DULBE enabled: what is copied must be allocated afterwards, but the file system makes holes
+    /// of zeroes. It is left out but for ranges that are Fast Copy Only.
+    no_holes: bool,
     dst_memory: bool,
     sources: SmallVec<[Source; 2]>,
 }
@@ -67,7 +70,8 @@ impl Ladder {
                 });
             }
         }
-        Self { method: dst.facts.policy.method, dst_memory: is_memory(dst), sources }
+        let (method, no_holes) = (dst.facts.policy.method, dst.dulbe());
+        Self { method, no_holes, dst_memory: is_memory(dst), sources }
     }
 
     fn source(&self, nsid: u32) -> Option<&Source> {
@@ -171,7 +175,7 @@ impl Ladder {
         to: Stretch,
         fco: bool,
     ) -> Option<Stretch> {
-        if !self.allows(ns.nsid, Shortcut::Reflink) {
+        if !self.allows(ns.nsid, Shortcut::Reflink) || (self.no_holes && !fco) {
             return None;
         }
         let align = self.source(ns.nsid)?.shortcuts.reflink?;
@@ -185,7 +189,7 @@ impl Ladder {
 
     fn below_reflink(&self, nsid: u32, len: u64) -> Way {
         let long = self.method != Method::Auto || len >= WORTH_IT;
-        if long && self.allows(nsid, Shortcut::Offload) {
+        if long && !self.no_holes && self.allows(nsid, Shortcut::Offload) {
             Way::Direct(Shortcut::Offload)
         } else {
             Way::Bounce

@@ -28,6 +28,7 @@ mod execute;
 mod ladder;
 mod order;
 mod plan;
+mod probe;
 mod range;
 mod status;
 

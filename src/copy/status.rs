@@ -18,6 +18,8 @@ pub(super) enum Side {
 pub(super) fn status(side: Side, error: &BackendError) -> Status {
     match (side, error) {
         (Side::Source, BackendError::Io(_) | BackendError::Truncated) => Status::UNRECOVERED_READ,
+        // Of the probes that come before the first write, no other operation asks.
+        (_, BackendError::Deallocated) => Status::DEALLOCATED_BLOCK,
         // A sparse image on a full file system is a thin namespace out of capacity; a host knows what to do about that.
         (Side::Destination, BackendError::Io(e))
             if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
@@ -44,6 +46,7 @@ mod tests {
             (Side::Source, io(ErrorKind::Other), 0x281),
             (Side::Source, io(ErrorKind::StorageFull), 0x281),
             (Side::Source, BackendError::Truncated, 0x281),
+            (Side::Source, BackendError::Deallocated, 0x287),
             (Side::Source, BackendError::ReadOnly, 0x006),
             (Side::Source, BackendError::GuestMemory, 0x006),
             (Side::Destination, io(ErrorKind::Other), 0x280),

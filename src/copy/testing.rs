@@ -24,6 +24,9 @@ impl Backend for Size {
     fn submit(&self, _: Tag, _: Op, _: &mut dyn Engine) -> Option<Completion> {
         unreachable!("no test hands this image an operation")
     }
+    fn allocation_unit(&self) -> Option<u64> {
+        Some(512)
+    }
     fn shortcuts_from(&self, _: &dyn Backend) -> Shortcuts {
         self.1
     }

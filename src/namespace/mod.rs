@@ -1,5 +1,7 @@
 //! LBA view of a backend: format, identity, limits. Everything that turns blocks into bytes lives here.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::backend::SharedBackend;
 
 /// Limits of one Copy command on one namespace (Identify Namespace bytes 74..=80).
@@ -79,6 +81,9 @@ pub struct Facts {
     pub copy: CopyLimits,
     /// How Copies to it are done.
     pub policy: CopyPolicy,
+    /// Bytes of a unit of allocation; `None` when nobody can tell which blocks are allocated, and then DULBE cannot be
+    /// enabled. A unit written in part is allocated, and is deallocated only as a whole.
+    pub allocation_unit: Option<u64>,
 }
 
 /// One attached namespace.
@@ -92,6 +97,8 @@ pub struct Namespace {
     pub facts: Facts,
     /// Identifiers.
     pub identity: Identity,
+    /// Error Recovery, DULBE: set by the control thread, read by workers when they start a command.
+    dulbe: AtomicBool,
 }
 
 /// A range of blocks that lies inside its namespace, in bytes.
@@ -129,8 +136,19 @@ impl Namespace {
             read_only: backend.read_only(),
             copy,
             policy: CopyPolicy::default(),
+            allocation_unit: backend.allocation_unit(),
         };
-        Self { nsid, backend, facts, identity }
+        Self { nsid, backend, facts, identity, dulbe: AtomicBool::new(false) }
+    }
+
+    /// Must Read, Compare, Verify and Copy fail on deallocated or unwritten blocks (Error Recovery, DULBE)?
+    pub fn dulbe(&self) -> bool {
+        self.dulbe.load(Ordering::Acquire)
+    }
+
+    /// For [`Self::dulbe`]. Nothing where [`Facts::allocation_unit`] is not known.
+    pub fn set_dulbe(&self, on: bool) {
+        self.dulbe.store(on && self.facts.allocation_unit.is_some(), Ordering::Release);
     }
 
     /// The same namespace with another way to do Copies to it.

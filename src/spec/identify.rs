@@ -49,6 +49,14 @@ pub mod oncs {
     pub const COPY: u16 = 1 << 8;
 }
 
+/// Namespace Features (NSFEAT) bits.
+pub mod nsfeat {
+    /// Deallocated or Unwritten Logical Block error supported.
+    pub const DAE: u8 = 1 << 2;
+    /// NPWG, NPWA, NPDG, NPDA and NOWS are defined.
+    pub const OPTPERF: u8 = 1 << 4;
+}
+
 /// Identify Controller (CNS 01h).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -230,6 +238,7 @@ pub struct IdentifyNamespace {
 const _: () = {
     assert!(size_of::<IdentifyNamespace>() == IDENTIFY_SIZE);
     assert!(std::mem::offset_of!(IdentifyNamespace, nvmcap) == 48);
+    assert!(std::mem::offset_of!(IdentifyNamespace, npdg) == 68);
     assert!(std::mem::offset_of!(IdentifyNamespace, mssrl) == 74);
     assert!(std::mem::offset_of!(IdentifyNamespace, mcl) == 76);
     assert!(std::mem::offset_of!(IdentifyNamespace, msrc) == 80);

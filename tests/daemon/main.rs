@@ -11,6 +11,7 @@ mod commands;
 mod copy_methods;
 mod copying;
 mod doorbells;
+mod dulbe;
 mod life;
 mod peer_faults;
 mod pointers;

@@ -10,8 +10,8 @@ use vfio_user_nvme::backend::{FileJob, JobKind, Tap, VolatileLog};
 use crate::device::{Device, folder, image, memory, namespace};
 use crate::doubles::{Hang, Nap, plain};
 use crate::host::ctrl::{CC_EN, CC_LINUX, CFS, RDY, reg};
-use crate::host::nvme::{io, st};
-use crate::host::{Answer, DEADLINE, Host, Ns, Ram};
+use crate::host::nvme::{Range, admin, copy, io, st};
+use crate::host::{Answer, DEADLINE, Data, Host, Ns, Ram, Sqe};
 use crate::with_each_engine;
 
 /// QEMU gives up on an answer after this, and the guest is lost.
@@ -237,6 +237,50 @@ fn reset_during_a_hung_read() {
         is_own(&extra);
         drop(host);
         device.ends_well();
+    });
+}
+
+/// A Copy that still asks for its sources (DULBE) ends by an Abort or a reset without a write.
+#[test]
+fn a_copy_whose_probe_hangs() {
+    with_each_engine(|kind| {
+        for aborted in [true, false] {
+            let (hang, folder) = (Hang::default(), folder());
+            let a = Arc::new(image(&folder, "a", &[ON_DISK; IMAGE], None));
+            let engine = hang.engine(kind, |job| job.kind() == JobKind::Probe && job.range().0 == 0);
+            let device = Device::start(folder, "", vec![namespace(1, a)], engine);
+            let mut host = device.host(1);
+            host.admin(Sqe::new(admin::SET_FEATURES).nsid(1).cdw(10, 5).cdw(11, 1 << 16)).ok();
+            // Sources that differ from the destination.
+            let mut ns = Ns::facts(&mut host, 1);
+            host.write(1, &mut ns, 0, 100, 1);
+            let before = device.file("a");
+            let data = Data::prp(&mut host.ram, 64);
+            data.put(&host.ram, &[Range::new(0, 8).bytes(0), Range::new(64, 8).bytes(0)].concat());
+            let cid = host.submit(1, copy(1, 500, 2, 0).data(&data));
+            hang.wait_held(1);
+            if aborted {
+                let abort = Sqe::new(admin::ABORT).cdw(10, u32::from(cid) << 16 | 1);
+                assert_eq!(host.admin(abort).ok().dw0 & 1, 0, "it will be aborted");
+                hang.end();
+                let done = host.wait(1, cid);
+                done.is(st::ABORT_REQUESTED, "copy");
+                assert_eq!(done.dw0, 0);
+            } else {
+                host.client.w32(reg::CC, CC_LINUX);
+                std::thread::sleep(A_WHILE);
+                assert_eq!(host.csts(), RDY, "the reset is over although a probe is in flight");
+                hang.end();
+                host.wait_csts(RDY, 0);
+                host.enable();
+                host.io_queues(1, 64);
+            }
+            assert!(device.file("a") == before, "nothing was written");
+            host.send(1, copy(1, 500, 1, 0), &Range::new(0, 8).bytes(0)).ok();
+            assert!(device.file("a") != before);
+            drop(host);
+            device.ends_well();
+        }
     });
 }
 

@@ -60,6 +60,8 @@ pub mod st {
     pub const INCOMPATIBLE_NS: u16 = 0x4185;
     pub const NOT_FAST: u16 = 0x0186;
     pub const OVERLAP: u16 = 0x4187;
+    /// Without DNR: it may be written meanwhile.
+    pub const DEALLOCATED: u16 = 0x0287;
     pub const COMPARE_FAILURE: u16 = 0x4285;
 }
 

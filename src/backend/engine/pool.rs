@@ -12,6 +12,7 @@ use libc::c_int;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Engine, FileJob, Waker};
+use crate::backend::extents::extent_end;
 use crate::backend::file_job::{Call, JobKind};
 use crate::backend::shortcut::{answer, clone_range, copy_range};
 use crate::backend::{Completion, Tag};
@@ -77,9 +78,10 @@ impl PoolEngine {
         Self::with(threads, threads.div_ceil(2), Waker::new()?)
     }
 
-    /// Threads for the copies alone of an engine that sleeps by other means, and is woken by `waker`.
+    /// Threads for the copies and probes alone of an engine that sleeps by other means, and is woken by `waker`. One of
+    /// them never copies: a probe is short, and a command waits for it.
     pub(super) fn beside(waker: Waker) -> io::Result<Self> {
-        Self::with(Self::THREADS, Self::THREADS, waker)
+        Self::with(Self::THREADS + 1, Self::THREADS, waker)
     }
 
     fn with(threads: usize, max_copying: usize, waker: Waker) -> io::Result<Self> {
@@ -252,6 +254,7 @@ fn make(job: &FileJob, call: Call) -> i64 {
                 i64::from(libc::fallocate(fd, mode, offset as i64, len as i64))
             }
             Call::Seek { whence, offset } => libc::lseek64(fd, offset as i64, whence),
+            Call::ExtentEnd { offset, len } => return extent_end(fd, offset, len),
             Call::CloneRange { from, offset, len } => {
                 return clone_range(job.source_fd(), from, fd, offset, len);
             }

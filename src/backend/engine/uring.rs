@@ -1,7 +1,7 @@
 //! The io_uring engine: a job's calls are ring entries; one enter per turn hands over and collects.
 //!
 //! The eventfd of the waker is read through the ring itself, so that one wait covers everything. The ring has
-//! no opcodes for copies from file to file: these go to threads beside it, started for the first of them,
+//! no opcodes for copies from file to file, nor for lseek: these go to threads beside it, started for the first of them,
 //! which wake the same eventfd.
 #![expect(unsafe_code, reason = "ring entries carry raw pointers the kernel uses later")]
 
@@ -54,7 +54,7 @@ pub struct UringEngine {
     cqes: Vec<(u64, i32)>,
     /// Calls pushed to the ring or the backlog and not completed.
     calls: usize,
-    /// For copies.
+    /// For copies and probes.
     beside: Option<PoolEngine>,
 }
 
@@ -249,8 +249,12 @@ impl UringEngine {
         match beside {
             Ok(beside) => self.beside.insert(beside).submit(tag, job),
             Err(e) => {
-                log::warn!("no thread for a copy from file to file: {e}");
-                self.done.push(Completion { tag, result: Err(BackendError::NoShortcut), buf: None });
+                log::warn!("no thread for a copy or a probe of a file: {e}");
+                let error = match job.kind() {
+                    JobKind::Copy => BackendError::NoShortcut,
+                    _ => e.into(),
+                };
+                self.done.push(Completion { tag, result: Err(error), buf: None });
             }
         }
     }
@@ -288,7 +292,7 @@ impl UringEngine {
 
 impl Engine for UringEngine {
     fn submit(&mut self, tag: Tag, job: FileJob) {
-        if job.kind() == JobKind::Copy {
+        if job.kind().is_beside_a_ring() {
             return self.submit_beside(tag, job);
         }
         let index = self.free.pop().unwrap_or_else(|| {
@@ -376,7 +380,9 @@ fn entry(job: &FileJob, call: Call) -> Option<squeue::Entry> {
         Call::Fallocate { mode, offset, len } => {
             opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build()
         }
-        Call::Seek { .. } | Call::CloneRange { .. } | Call::CopyRange { .. } => return None,
+        Call::Seek { .. } | Call::ExtentEnd { .. } | Call::CloneRange { .. } | Call::CopyRange { .. } => {
+            return None;
+        }
     })
 }
 

@@ -12,6 +12,7 @@ use super::super::worker::ToWorker;
 use super::events::Event;
 use super::{Reply, Then};
 use crate::memory::DmaMap;
+use crate::namespace::Namespace;
 use crate::spec::feature::{self as fid, Select};
 use crate::spec::{NSID_BROADCAST, Sqe, Status};
 
@@ -22,7 +23,7 @@ pub(super) const WCTEMP: u16 = 343;
 
 /// CDW10 bit 31 of Set Features.
 const SV: u32 = 1 << 31;
-/// Error Recovery DULBE; not offered (NSFEAT bit 2 is 0).
+/// Error Recovery DULBE; for namespaces that have NSFEAT bit 2.
 const DULBE: u32 = 1 << 16;
 /// Bytes 5:4 of Host Behavior Support.
 const CDFE: std::ops::Range<usize> = 4..6;
@@ -99,6 +100,10 @@ impl Features {
         }
     }
 
+    fn error_recovery(&self, nsid: u32) -> u32 {
+        self.error_recovery.get(nsid as usize).copied().unwrap_or(0)
+    }
+
     fn host_cdfe(&self) -> u16 {
         self.host_behavior.get(CDFE).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
     }
@@ -128,6 +133,9 @@ impl Controller {
         let features = &self.admin.features;
         self.shared.write_cache.store(features.write_cache, Ordering::SeqCst);
         self.shared.cdfe.store(features.host_cdfe() | self.config.cdfe, Ordering::SeqCst);
+        for ns in self.shared.namespaces.iter() {
+            ns.set_dulbe(features.error_recovery(ns.nsid) & DULBE != 0);
+        }
     }
 
     pub(super) fn set_features(&mut self, memory: &DmaMap, sqe: &Sqe) -> Result<Reply, Status> {
@@ -211,7 +219,7 @@ impl Controller {
                 (0, 1) => features.threshold_under.into(),
                 _ => return Err(Status::INVALID_FIELD.dnr()),
             },
-            fid::ERROR_RECOVERY => features.error_recovery.get(nsid as usize).copied().unwrap_or(0),
+            fid::ERROR_RECOVERY => features.error_recovery(nsid),
             fid::VOLATILE_WRITE_CACHE => features.write_cache.into(),
             fid::NUMBER_OF_QUEUES => return Ok(self.number_of_queues()),
             fid::INTERRUPT_VECTOR => {
@@ -267,19 +275,25 @@ impl Controller {
     }
 
     fn set_error_recovery(&mut self, nsid: u32, cdw11: u32) -> Result<Reply, Status> {
-        if nsid != NSID_BROADCAST {
-            self.shared.namespaces.get(nsid)?;
-        }
-        if cdw11 & DULBE != 0 {
+        let namespaces = &self.shared.namespaces;
+        let able = |ns: &Namespace| ns.facts.allocation_unit.is_some();
+        // For all at once, those that cannot are left out, as QEMU does: a host with a mixed set could not use the
+        // broadcast otherwise. But it must not be told that something is enabled when nothing is.
+        let possible = match nsid {
+            NSID_BROADCAST => namespaces.iter().any(|ns| able(ns)),
+            nsid => able(namespaces.get(nsid)?),
+        };
+        if cdw11 & DULBE != 0 && !possible {
             return Err(Status::INVALID_FIELD.dnr());
         }
         let values = &mut self.admin.features.error_recovery;
-        values.resize(self.shared.namespaces.nn() as usize + 1, 0);
-        if nsid == NSID_BROADCAST {
-            values.fill(cdw11);
-        } else if let Some(place) = values.get_mut(nsid as usize) {
-            *place = cdw11;
+        values.resize(namespaces.nn() as usize + 1, 0);
+        for ns in namespaces.iter().filter(|ns| nsid == NSID_BROADCAST || ns.nsid == nsid) {
+            if let Some(place) = values.get_mut(ns.nsid as usize) {
+                *place = if able(ns) { cdw11 } else { cdw11 & !DULBE };
+            }
         }
+        self.apply_features();
         Ok(Status::SUCCESS.into())
     }
 

@@ -11,7 +11,7 @@ use crate::memory::DmaMap;
 use crate::namespace::Namespace;
 use crate::spec::identify::{
     IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat, NvmController, PowerState, ascii,
-    cns, nidt, oacs, oncs,
+    cns, nidt, nsfeat, oacs, oncs,
 };
 use crate::spec::registers::VERSION;
 use crate::spec::{IDENTIFY_SIZE, Sqe, Status};
@@ -133,6 +133,13 @@ fn identify_namespace(ns: &Namespace) -> IdentifyNamespace {
     id.flbas = LBADS.iter().position(|lbads| *lbads == facts.lbads).unwrap_or(0) as u8;
     for (format, lbads) in id.lbaf.iter_mut().zip(LBADS) {
         *format = LbaFormat { ms: 0.into(), lbads, rp: 0 };
+    }
+    if let Some(unit) = facts.allocation_unit {
+        id.nsfeat = nsfeat::DAE | nsfeat::OPTPERF;
+        // Deallocated are whole units only; with DULBE a host sees that. 0-based, so the others prefer nothing.
+        let blocks = unit.max(facts.block_size()) >> facts.lbads;
+        id.npdg = u16::try_from(blocks - 1).unwrap_or(u16::MAX).into();
+        id.npda = id.npdg;
     }
     id.dlfeat = 1 | 1 << 3; // deallocated blocks read as zeroes; Write Zeroes may deallocate
     id.nvmcap = u128::from(ns.backend.len()).into();

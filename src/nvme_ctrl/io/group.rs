@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::{Issue, Outcome};
 use crate::backend::{BackendError, Op};
-use crate::namespace::Namespace;
+use crate::namespace::{ByteRange, Namespace};
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
 use crate::spec::Status;
@@ -32,6 +32,7 @@ const WINDOW: u32 = 32;
 pub struct Group {
     todo: SmallVec<[(Arc<Namespace>, Op); 1]>,
     in_flight: u32,
+    window: u32,
     status: Status,
     direction: Direction,
     account: Account,
@@ -42,7 +43,15 @@ pub struct Group {
 impl Group {
     /// A group of `ops`; they are issued from the last to the first.
     pub fn new(ops: SmallVec<[(Arc<Namespace>, Op); 1]>, direction: Direction, account: Account) -> Self {
-        Self { todo: ops, in_flight: 0, status: Status::SUCCESS, direction, account, volatile: None }
+        Self {
+            todo: ops,
+            in_flight: 0,
+            window: WINDOW,
+            status: Status::SUCCESS,
+            direction,
+            account,
+            volatile: None,
+        }
     }
 
     /// Changes data of `ns` without making it durable: should the volatile write cache be off when it ends, a flush
@@ -52,13 +61,21 @@ impl Group {
         self
     }
 
+    /// Fails with Deallocated or Unwritten Logical Block, and does nothing, unless all of `range` is allocated.
+    pub fn if_allocated(mut self, ns: &Arc<Namespace>, range: ByteRange) -> Self {
+        // The last is the first, and the others wait for it.
+        self.todo.push((Arc::clone(ns), Op::Probe { offset: range.offset, len: range.len }));
+        self.window = 1;
+        self
+    }
+
     /// A group of one.
     pub fn one(ns: &Arc<Namespace>, op: Op, direction: Direction, account: Account) -> Self {
         Self::new(SmallVec::from_buf([(Arc::clone(ns), op)]), direction, account)
     }
 
     pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
-        while self.in_flight < WINDOW {
+        while self.in_flight < self.window {
             let Some((ns, op)) = self.todo.pop() else { break };
             self.in_flight += 1;
             issue(0, &ns, op);

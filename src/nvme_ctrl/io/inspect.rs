@@ -24,8 +24,18 @@ pub struct Inspect {
     /// Bytes looked at so far.
     at: u64,
     buf: Option<Box<[u8]>>,
-    reading: bool,
+    /// An operation is in flight.
+    busy: bool,
+    /// DULBE: it is asked first whether all blocks are allocated.
+    probe: Probe,
     status: Status,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    Due,
+    InFlight,
+    Over,
 }
 
 pub(super) fn compare(cmd: &Command<'_>) -> Result<Task, Status> {
@@ -44,12 +54,18 @@ pub(super) fn verify(cmd: &Command<'_>) -> Result<Task, Status> {
 
 impl Inspect {
     fn new(ns: &Arc<Namespace>, range: ByteRange, expected: Option<GuestBuf>) -> Self {
+        let probe = if ns.dulbe() { Probe::Due } else { Probe::Over };
         let ns = Arc::clone(ns);
-        Self { ns, range, expected, at: 0, buf: None, reading: false, status: Status::SUCCESS }
+        Self { ns, range, expected, at: 0, buf: None, busy: false, probe, status: Status::SUCCESS }
     }
 
     pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
-        if self.reading {
+        if self.busy {
+            return None;
+        }
+        if self.probe == Probe::Due {
+            (self.busy, self.probe) = (true, Probe::InFlight);
+            issue(0, &self.ns, Op::Probe { offset: self.range.offset, len: self.range.len });
             return None;
         }
         let left = self.range.len - self.at;
@@ -57,7 +73,7 @@ impl Inspect {
             // Allocated only now, so that commands that wait for their turn cost nothing.
             let mut buf = self.buf.take().unwrap_or_default().into_vec();
             buf.resize(left.min(PIECE) as usize, 0);
-            self.reading = true;
+            self.busy = true;
             let buf = IoBuf::Pool(buf.into_boxed_slice());
             issue(0, &self.ns, Op::Read { offset: self.range.offset + self.at, buf });
             return None;
@@ -72,9 +88,11 @@ impl Inspect {
     }
 
     pub(super) fn done(&mut self, result: Result<(), BackendError>, buf: Option<IoBuf>) {
-        self.reading = false;
+        self.busy = false;
+        let probed = std::mem::replace(&mut self.probe, Probe::Over) == Probe::InFlight;
         self.status = match (result, buf) {
             (Err(error), _) => status::backend(&error, Direction::Read),
+            (Ok(()), _) if probed => Status::SUCCESS,
             (Ok(()), Some(IoBuf::Pool(data))) => {
                 let status = self.look(&data);
                 self.at += data.len() as u64;

@@ -14,7 +14,8 @@ pub(super) fn read(cmd: &Command<'_>) -> Result<Task, Status> {
     let range = cmd.range(ns)?;
     let buf = IoBuf::Guest(data(cmd, range.len, Access::Write)?);
     let op = Op::Read { offset: range.offset, buf };
-    Ok(Task::Group(Group::one(ns, op, Direction::Read, Account::Read(range.len))))
+    let group = Group::one(ns, op, Direction::Read, Account::Read(range.len));
+    Ok(Task::Group(if ns.dulbe() { group.if_allocated(ns, range) } else { group }))
 }
 
 pub(super) fn write(cmd: &Command<'_>) -> Result<Task, Status> {
