@@ -62,8 +62,7 @@ pub(super) struct RangeView<'a> {
 /// Checked elsewhere: opcode, FUSE and the state of the controller before this table; the data pointer and its
 /// length between the last row on the command and the first on the list; deallocated or unwritten blocks of a source
 /// that has DULBE enabled after the last row and before the first read or write (probe.rs: Deallocated or Unwritten
-/// Logical Block, 287h without DNR; alone of all that is refused before the first write it has a DW0, the first range
-/// with such a block); media errors while copying (status.rs).
+/// Logical Block, 287h without DNR, and DW0 is 0 for it too); media errors while copying (status.rs).
 /// FUA and LR are always taken. PRINFOR, PRINFOW, STCR, STCW and tags mean nothing without protection information.
 /// DSPEC and CEV mean nothing while DTYPE and CETYPE are 0.
 pub static TABLE: &[Check] = &[

@@ -44,11 +44,6 @@ impl CopyPlan {
         self.ranges.iter().skip(first).take_while(move |range| range.at < stretch.end)
     }
 
-    /// The number of the range that fills the byte `at` of the destination.
-    pub(super) fn range_at(&self, at: u64) -> u32 {
-        self.ranges.partition_point(|range| range.at + range.src.len <= at) as u32
-    }
-
     /// The part of the destination that `len` bytes from `offset` of a source lie in.
     pub(super) fn in_dst(&self, ns: &Namespace, offset: u64, len: u64) -> Option<Stretch> {
         let dst_end = self.dst.offset + self.dst.len;

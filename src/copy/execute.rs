@@ -57,8 +57,7 @@ impl ExecOptions {
 pub struct Outcome {
     /// For the CQE.
     pub status: Status,
-    /// CQE DW0: 0 on success, else the lowest-numbered range that is not completely copied; with Deallocated or
-    /// Unwritten Logical Block, for which nothing is copied, the lowest-numbered range that has such a block.
+    /// CQE DW0: 0 on success, else the lowest-numbered range that is not completely copied.
     pub dw0: u32,
 }
 
@@ -680,10 +679,6 @@ impl CopyTask {
                     self.segments.iter().all(Option::is_none) && (self.aborted || self.pool.is_idle())
                 );
                 Outcome { status: Status::SUCCESS, dw0: 0 }
-            }
-            // Only a probe tells of this, so nothing has been written: DW0 names the range to blame instead.
-            (_, Some((at, status @ Status::DEALLOCATED_BLOCK))) => {
-                Outcome { status, dw0: self.plan.range_at(at) }
             }
             (incomplete, Some((_, status))) => Outcome { status, dw0: incomplete.unwrap_or(0) },
             (Some(dw0), None) if self.aborted => Outcome { status: Status::ABORT_REQUESTED, dw0 },

@@ -189,15 +189,16 @@ fn copy_asks_before_it_writes() {
             let format = if from == to { 0 } else { 2 };
             let what = format!("{aio} {source} to {target}");
             set(&mut b.h, source, DULBE).ok();
-            for (ranges, dw0) in [
-                (vec![part(0, 8)], 0),
-                (vec![part(0, 2), part(5, 3), part(3, 3)], 2),
-                (vec![part(0, 4), part(4, 1), part(5, 1), part(4, 1)], 1),
-                ((0..40).map(|i| part(if i < 33 { i % 4 } else { 3 + i % 4 }, 1)).collect(), 33),
+            for ranges in [
+                vec![part(0, 8)],
+                vec![part(0, 2), part(5, 3), part(3, 3)],
+                vec![part(0, 4), part(4, 1), part(5, 1), part(4, 1)],
+                (0..40).map(|i| part(if i < 33 { i % 4 } else { 3 + i % 4 }, 1)).collect(),
             ] {
                 let c = b.copy(to, 2000, &ranges, format);
                 c.is(st::DEALLOCATED, &what);
-                assert_eq!(c.dw0, dw0, "{what} {ranges:?}");
+                // The ranges before the faulty one are not copied either.
+                assert_eq!(c.dw0, 0, "{what} {ranges:?}");
                 b.unchanged();
             }
             // What is allocated is copied, whatever lies between.
