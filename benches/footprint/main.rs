@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use host::ctrl::Bells;
 use host::nvme::io;
 use host::{Answer, Client, Daemon, Data, Host, Page, Sqe};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 struct Device {
     // Dropped first: the client leaves before its server ends.
@@ -33,6 +34,10 @@ fn main() {
     };
     let devices = number("--devices", 100);
     let rest = Duration::from_secs(number("--seconds", 30));
+    // Each client has an eventfd for each interrupt vector.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("a limit of open files");
     println!(
         "{devices} idle devices, each a process with a client attached and an I/O queue; {rest:?} of rest"
     );
@@ -57,9 +62,12 @@ fn measure(name: &str, args: &str, devices: u64, rest: Duration) {
     // What the attaching left to be done, and the worker's way into its sleep.
     std::thread::sleep(Duration::from_secs(1));
     let ticks = |all: &[Device]| all.iter().map(|d| d.daemon.ticks()).collect::<Vec<_>>();
+    let on_cpu = |all: &[Device]| all.iter().map(|d| on_cpu(&d.daemon)).sum::<Duration>();
     let before = ticks(&all);
+    let exact = on_cpu(&all);
     std::thread::sleep(rest);
     let spent: Vec<u64> = ticks(&all).iter().zip(&before).map(|(after, before)| after - before).collect();
+    let exact = on_cpu(&all) - exact;
     let memory = |field: &str| all.iter().map(|d| kib(&d.daemon, field)).collect::<Vec<_>>();
     println!("\ndoorbells={name}");
     started.sort();
@@ -86,6 +94,11 @@ fn measure(name: &str, args: &str, devices: u64, rest: Duration) {
         spent.iter().sum::<u64>(),
         spent.iter().max().unwrap_or(&0),
         spent.iter().filter(|n| **n == 0).count()
+    );
+    println!(
+        "  by the scheduler    {:.3} ms in all, {:.1} us per device and second",
+        exact.as_secs_f64() * 1e3,
+        exact.as_secs_f64() * 1e6 / devices as f64 / rest.as_secs_f64()
     );
     println!("  threads             {} each", all[0].daemon.threads());
     for Device { host, mut daemon } in all {
@@ -117,6 +130,16 @@ fn doorbells(client: &mut Client) -> Option<Page> {
     let fd = fds.first()?;
     // The file holds BAR0, whose doorbells start at 1000h.
     Some(Page::map(fd.as_fd(), host::le::u64_at(&info, 24) + 0x1000))
+}
+
+/// Time on a processor of all threads, to the nanosecond; ticks are a sample.
+fn on_cpu(daemon: &Daemon) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("the process lives");
+    let of_task = |task: std::io::Result<fs::DirEntry>| {
+        let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse().ok()
+    };
+    Duration::from_nanos(tasks.filter_map(of_task).sum())
 }
 
 fn kib(daemon: &Daemon, field: &str) -> u64 {

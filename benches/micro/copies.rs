@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use criterion::{BatchSize, Criterion};
+use criterion::Criterion;
 use vfio_user_nvme::backend::MemoryBackend;
 use vfio_user_nvme::copy::{Bounce, Capabilities, CopyTask, ExecOptions, OCFS, check_command, plan};
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
@@ -44,18 +44,14 @@ pub fn planner(criterion: &mut Criterion) {
             let bytes = list(&starts);
             let command = CopyCommand { nsid: 1, cdw: [SDLBA as u32, 0, count as u32 - 1, 0, 0, 0] };
             group.bench_function(format!("{count} {name}"), |b| {
-                b.iter_batched(
-                    || (),
-                    |()| {
-                        let checked = check_command(black_box(&command), &namespaces, capabilities);
-                        let checked = checked.expect("a good command");
-                        let ranges = checked.decode(black_box(&bytes)).expect("a good list");
-                        let plan = plan(&checked, &ranges, &namespaces).expect("a good plan");
-                        // Freed outside the time.
-                        CopyTask::new(plan, ExecOptions::default(), &bounce).expect("it can be done")
-                    },
-                    BatchSize::SmallInput,
-                );
+                // What is made is freed outside the time.
+                b.iter_with_large_drop(|| {
+                    let checked = check_command(black_box(&command), &namespaces, capabilities);
+                    let checked = checked.expect("a good command");
+                    let ranges = checked.decode(black_box(&bytes)).expect("a good list");
+                    let plan = plan(&checked, &ranges, &namespaces).expect("a good plan");
+                    CopyTask::new(plan, ExecOptions::default(), &bounce).expect("it can be done")
+                });
             });
         }
     }
