@@ -137,7 +137,7 @@ fn on_cpu(daemon: &Daemon) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).expect("the process lives");
     let of_task = |task: std::io::Result<fs::DirEntry>| {
         let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse().ok()
+        text.split_whitespace().next()?.parse::<u64>().ok()
     };
     Duration::from_nanos(tasks.filter_map(of_task).sum())
 }
