@@ -11,7 +11,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use zerocopy::FromZeros;
 
@@ -73,14 +73,18 @@ fn allows(setting: &str) -> bool {
 pub(super) struct Written {
     /// [`WORDS`] for each huge page, all ones once it is one. Costs nothing until something is written.
     words: Vec<AtomicU64>,
+    /// Is it one?
+    huge: Vec<AtomicBool>,
 }
 
 impl Written {
     /// Of an image of `len` bytes; its memory must start where a huge page can.
     pub fn new(len: usize) -> io::Result<Self> {
-        let words = AtomicU64::new_vec_zeroed(len / HUGE * WORDS)
-            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        Ok(Self { words })
+        let no_memory = |_| io::Error::from(io::ErrorKind::OutOfMemory);
+        Ok(Self {
+            words: AtomicU64::new_vec_zeroed(len / HUGE * WORDS).map_err(no_memory)?,
+            huge: AtomicBool::new_vec_zeroed(len / HUGE).map_err(no_memory)?,
+        })
     }
 
     /// Notes a write of `len` bytes at `offset` that is over. `collapse` is told the offset of each huge page that
@@ -105,7 +109,10 @@ impl Written {
             return;
         }
         match collapse(chunk * HUGE) {
-            Ok(()) => self.chunk(chunk).iter().for_each(|word| word.store(!0, Ordering::Relaxed)),
+            Ok(()) => {
+                self.chunk(chunk).iter().for_each(|word| word.store(!0, Ordering::Relaxed));
+                self.huge[chunk].store(true, Ordering::Relaxed);
+            }
             Err(error) => {
                 static ONCE: std::sync::Once = std::sync::Once::new();
                 ONCE.call_once(|| {
@@ -124,14 +131,14 @@ impl Written {
                 && have.load(Ordering::Relaxed) & bits != 0
             {
                 have.fetch_and(!bits, Ordering::Relaxed);
+                self.huge[word / WORDS].store(false, Ordering::Relaxed);
             }
         }
     }
 
-    /// Does the byte at `offset` lie in a huge page, or in one all of whose pages were written?
-    pub fn is_full(&self, offset: usize) -> bool {
-        let chunk = self.chunk(offset / HUGE);
-        !chunk.is_empty() && chunk.iter().all(|word| word.load(Ordering::Relaxed) == !0)
+    /// Does the byte at `offset` lie in a huge page?
+    pub fn is_huge(&self, offset: usize) -> bool {
+        self.huge.get(offset / HUGE).is_some_and(|huge| huge.load(Ordering::Relaxed))
     }
 
     fn chunk(&self, chunk: usize) -> &[AtomicU64] {
@@ -215,12 +222,12 @@ mod tests {
         // The same page again and again counts once.
         assert_eq!(asked(&written, std::iter::repeat_n(512, 1000), None), []);
         assert_eq!(asked(&written, (512..1024).step_by(8).chain(513..600), None), [(64, HUGE)]);
-        assert!(written.is_full(HUGE) && written.is_full(2 * HUGE - 1));
-        assert!(!written.is_full(HUGE - 1) && !written.is_full(2 * HUGE));
+        assert!(written.is_huge(HUGE) && written.is_huge(2 * HUGE - 1));
+        assert!(!written.is_huge(HUGE - 1) && !written.is_huge(2 * HUGE));
         // Scattered: one page of each is never worth it.
         assert_eq!(asked(&written, (0..4).map(|n| n * 512), None), []);
         written.gave_back(HUGE..2 * HUGE);
-        assert!(!written.is_full(HUGE));
+        assert!(!written.is_huge(HUGE));
         assert_eq!(asked(&written, 512..1024, None), [(64, HUGE)]);
     }
 
@@ -228,6 +235,7 @@ mod tests {
     fn a_failure_is_tried_again_a_few_times() {
         let written = Written::new(2 * HUGE).unwrap();
         assert_eq!(asked(&written, 0..512, Some(libc::ENOMEM)), [(64, 0), (128, 0), (256, 0), (512, 0)]);
+        assert!(!written.is_huge(0), "full, but of small pages");
     }
 
     #[test]
@@ -243,7 +251,7 @@ mod tests {
         // What is no whole huge page is left alone.
         written.wrote(2 * HUGE, HUGE / 2, collapse);
         assert_eq!(asked.borrow().len(), 2);
-        assert!(!written.is_full(2 * HUGE));
+        assert!(!written.is_huge(2 * HUGE));
         // Nor is anything known of an image without.
         Written::default().wrote(0, HUGE, collapse);
         assert_eq!(asked.borrow().len(), 2);

@@ -233,12 +233,12 @@ impl MemoryBackend {
         // To take part of a huge page away is to split it: slower from then on, and the kernel would keep the memory
         // until it is short of it.
         let border = first.next_multiple_of(HUGE).min(last);
-        if self.written.is_full(first) && border - first < HUGE {
+        if self.written.is_huge(first) && border - first < HUGE {
             self.zero(first, border - first)?;
             first = border;
         }
         let border = (last - last % HUGE).max(first);
-        if self.written.is_full(border) && last - border < HUGE {
+        if self.written.is_huge(border) && last - border < HUGE {
             self.zero(border, last - border)?;
             last = border;
         }
