@@ -11,6 +11,7 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::volatile_memory::VolatileSlice;
 
 use super::engine::Engine;
+use super::huge_pages::{self, HUGE, HugePages, HugeParts};
 use super::page_map::{GRANULE, PageMap};
 use super::{Backend, BackendError, Completion, IoBuf, Nature, Op, Shortcut, Shortcuts, Tag};
 
@@ -44,25 +45,63 @@ fn is_all_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
 #[derive(Debug)]
 pub struct MemoryBackend {
     region: MmapRegion,
+    /// Where in the region the image starts: a huge page could, too.
+    start: usize,
+    len: usize,
     page: usize,
     written: PageMap,
+    huge: HugeParts,
 }
 
 impl MemoryBackend {
     /// An image of `len` bytes, all zero. Fails when the address space (or a strict overcommit policy) does
     /// not have it, or for 0.
     pub fn new(len: u64) -> io::Result<Self> {
-        let too_large = |_| io::Error::from(io::ErrorKind::OutOfMemory);
+        Self::with_huge_pages(len, HugePages::default())
+    }
+
+    /// As [`Self::new`], with a say in what pages it may lie on.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_huge_pages(len: u64, huge_pages: HugePages) -> io::Result<Self> {
+        let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let len = usize::try_from(len).map_err(|_| too_large())?;
+        let huge = huge_pages.available() && len >= HUGE;
+        let mapped = if huge { len.checked_add(HUGE).ok_or_else(too_large)? } else { len };
         // Private, anonymous, MAP_NORESERVE: reading an untouched page maps the kernel's page of zeroes.
-        let size = usize::try_from(len).map_err(too_large)?;
-        let region = MmapRegion::new(size)
+        let region = MmapRegion::new(mapped)
             .map_err(|e| io::Error::other(format!("cannot map {len} bytes of memory: {e}")))?;
+        let first = region.as_ptr().addr();
+        let start = if huge { first.next_multiple_of(HUGE) - first } else { 0 };
+        if huge_pages == HugePages::Off {
+            huge_pages::forbid(region.as_ptr(), mapped);
+        }
         Ok(MemoryBackend {
             region,
-            written: PageMap::new(size)?,
+            written: PageMap::new(len)?,
+            start,
+            len,
             // SAFETY: no pointer is passed. Linux knows this name on every machine.
             page: unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize,
+            huge: if huge { HugeParts::new(len)? } else { HugeParts::default() },
         })
+    }
+
+    /// The bytes `offset..offset + len` of the image.
+    fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, BackendError> {
+        let end = offset.checked_add(len).filter(|end| *end <= self.len);
+        end.ok_or(BackendError::Truncated)?;
+        self.region.get_slice(self.start + offset, len).map_err(|_| BackendError::Truncated)
+    }
+
+    /// To be told of each write when it is over.
+    fn wrote(&self, offset: usize, len: usize) {
+        if self.written.mark(offset, len) {
+            self.huge.grown(&self.written, offset..offset + len, |at| {
+                huge_pages::collapse(self.region.as_ptr().wrapping_add(self.start + at))
+            });
+        }
     }
 
     fn execute(&self, op: &mut Op) -> Result<(), BackendError> {
@@ -77,9 +116,13 @@ impl MemoryBackend {
             Op::Read { buf, .. } => self.transfer(offset, buf, |image, piece| {
                 image.copy_to_volatile_slice(piece);
             }),
-            Op::Write { buf, .. } => self.transfer(offset, buf, |image, piece| {
-                piece.copy_to_volatile_slice(image);
-            }),
+            Op::Write { buf, .. } => {
+                let result = self.transfer(offset, buf, |image, piece| {
+                    piece.copy_to_volatile_slice(image);
+                });
+                self.wrote(offset, len);
+                result
+            }
             Op::WriteZeroes { unmap: false, .. } => self.zero(offset, len),
             Op::WriteZeroes { unmap: true, .. } | Op::Discard { .. } => self.give_back(offset, len),
             Op::CopyFrom { source, from, how, .. } => match (source.nature(), how) {
@@ -87,13 +130,10 @@ impl MemoryBackend {
                 _ => Err(BackendError::NoShortcut),
             },
         };
-        // After a failure too, for it has written something. Zeroes copied over zeroes have been written as well.
-        match (op, &result) {
-            (_, Err(BackendError::NoShortcut)) => {}
-            (Op::Write { .. } | Op::WriteZeroes { unmap: false, .. } | Op::CopyFrom { .. }, _) => {
-                self.written.mark(offset, len);
-            }
-            _ => {}
+        // After a failure too, for it has written something. Zeroes copied over zeroes have been written as well,
+        // though they are worth no huge page.
+        if matches!(op, Op::CopyFrom { .. }) && !matches!(result, Err(BackendError::NoShortcut)) {
+            self.written.mark(offset, len);
         }
         result
     }
@@ -106,7 +146,7 @@ impl MemoryBackend {
         copy: impl Fn(vm_memory::VolatileSlice<'_>, vm_memory::VolatileSlice<'_>),
     ) -> Result<(), BackendError> {
         let mut result = Ok(());
-        buf.for_each_piece(|at, piece| match self.region.get_slice(offset + at, piece.len()) {
+        buf.for_each_piece(|at, piece| match self.slice(offset + at, piece.len()) {
             Ok(image) => copy(image, piece),
             Err(_) => result = Err(BackendError::Truncated),
         });
@@ -121,15 +161,15 @@ impl MemoryBackend {
         offset: usize,
         len: usize,
     ) -> Result<(), BackendError> {
-        let beyond = |_| BackendError::Truncated;
         let from = usize::try_from(from).map_err(|_| BackendError::Truncated)?;
-        let from = source.region.get_slice(from, len).map_err(beyond)?;
-        let to = self.region.get_slice(offset, len).map_err(beyond)?;
+        let from = source.slice(from, len)?;
+        let to = self.slice(offset, len)?;
         if self.overlaps(source, &from, &to) {
             // A memmove, in one go: only that takes them in the right order.
             from.copy_to_volatile_slice(to);
+            self.wrote(offset, len);
         } else {
-            self.move_what_is_not_zero(&from, &to)?;
+            self.move_what_is_not_zero(&from, &to, offset)?;
         }
         Ok(())
     }
@@ -146,6 +186,7 @@ impl MemoryBackend {
         &self,
         from: &VolatileSlice<'_>,
         to: &VolatileSlice<'_>,
+        offset: usize,
     ) -> Result<(), BackendError> {
         let beyond = |_| BackendError::Truncated;
         let page = self.page.min(ZEROES.len());
@@ -154,6 +195,7 @@ impl MemoryBackend {
             if start < end {
                 let run = from.subslice(start, end - start).map_err(beyond)?;
                 run.copy_to_volatile_slice(to.subslice(start, end - start).map_err(beyond)?);
+                self.wrote(offset + start, end - start);
             }
             Ok(())
         };
@@ -175,28 +217,57 @@ impl MemoryBackend {
     }
 
     fn zero(&self, offset: usize, len: usize) -> Result<(), BackendError> {
-        let image = self.region.get_slice(offset, len).map_err(|_| BackendError::Truncated)?;
-        let mut at = 0;
-        while at < len {
-            let take = (len - at).min(ZEROES.len());
-            image.subslice(at, take).map_err(|_| BackendError::Truncated)?.copy_from(&ZEROES[..take]);
-            at += take;
-        }
+        self.set_zero(offset, len)?;
+        self.wrote(offset, len);
         Ok(())
     }
 
-    /// Zeroes the range; its whole pages go back to the kernel.
+    /// As [`zero`](Self::zero), but that does not count as written.
+    fn set_zero(&self, offset: usize, len: usize) -> Result<(), BackendError> {
+        let image = self.slice(offset, len)?;
+        // SAFETY: the slice is valid for its length, and no reference to its bytes exists: everybody copies in and
+        // out volatilely and finds either the old bytes or zeroes.
+        unsafe { image.ptr_guard_mut().as_ptr().write_bytes(0, len) };
+        Ok(())
+    }
+
+    /// Zeroes part of a page, or less, unless it is zero: then it may not have any memory, and needs none.
+    fn zero_part(&self, offset: usize, len: usize) -> Result<(), BackendError> {
+        if is_zero(&self.slice(offset, len)?, 0, len) { Ok(()) } else { self.zero(offset, len) }
+    }
+
+    /// Zeroes the range; its whole pages go back to the kernel, but for parts of a huge page.
     fn give_back(&self, offset: usize, len: usize) -> Result<(), BackendError> {
         let end = offset + len;
-        let first = offset.next_multiple_of(self.page);
-        let last = end - end % self.page;
+        let mut first = offset.next_multiple_of(self.page);
+        let mut last = end - end % self.page;
         if first >= last {
-            return self.zero(offset, len);
+            // At most two parts.
+            let border = first.min(end);
+            self.zero_part(offset, border - offset)?;
+            return self.zero_part(border, end - border);
         }
-        self.zero(offset, first - offset)?;
-        self.zero(last, end - last)?;
-        let pages = self.region.get_slice(first, last - first).map_err(|_| BackendError::Truncated)?;
+        self.zero_part(offset, first - offset)?;
+        self.zero_part(last, end - last)?;
         self.written.clear(first, last - first);
+        let in_huge = self.huge.is_huge(first) || self.huge.is_huge(last - 1);
+        if in_huge && !huge_pages::all_see_memory() {
+            // What is zeroed in place would not be kept apart from a write whose look at the map came before its bytes.
+            self.written.mark(first, last - first);
+        }
+        // To take part of a huge page away is to split it: slower from then on, and the kernel would keep the memory
+        // until it is short of it.
+        let border = first.next_multiple_of(HUGE).min(last);
+        if self.huge.is_huge(first) && border - first < HUGE {
+            self.set_zero(first, border - first)?;
+            first = border;
+        }
+        let border = (last - last % HUGE).max(first);
+        if self.huge.is_huge(border) && last - border < HUGE {
+            self.set_zero(border, last - border)?;
+            last = border;
+        }
+        let pages = self.slice(first, last - first)?;
         // SAFETY: whole pages of our own private mapping, to which no reference exists: everybody copies
         // in and out volatilely and finds either the old bytes or zeroes.
         let given_back = unsafe {
@@ -207,19 +278,19 @@ impl MemoryBackend {
             )
         };
         match given_back {
-            Ok(()) => Ok(()),
-            // Locked pages (mlockall) do not go back.
-            Err(_) => {
-                self.written.mark(first, last - first);
-                self.zero(first, last - first)
+            Ok(()) => {
+                self.huge.gave_back(first..last);
+                Ok(())
             }
+            // Locked pages (mlockall) do not go back.
+            Err(_) => self.set_zero(first, last - first),
         }
     }
 }
 
 impl Backend for MemoryBackend {
     fn len(&self) -> u64 {
-        self.region.size() as u64
+        self.len as u64
     }
 
     fn read_only(&self) -> bool {
@@ -262,10 +333,10 @@ mod tests {
     /// Pages of `backend` that have memory of their own.
     fn own_pages(backend: &MemoryBackend) -> usize {
         use std::os::unix::fs::FileExt;
-        let pages = backend.region.size() / backend.page;
+        let pages = backend.len / backend.page;
         let map = std::fs::File::open("/proc/self/pagemap").expect("the page map opens");
         let mut bytes = vec![0; pages * 8];
-        let first = backend.region.as_ptr().addr() / backend.page;
+        let first = (backend.region.as_ptr().addr() + backend.start) / backend.page;
         map.read_exact_at(&mut bytes, first as u64 * 8).expect("the page map is read");
         // Bit 63: present; bit 56: mapped here alone, which the page of zeroes is not.
         bytes
@@ -290,7 +361,7 @@ mod tests {
 
     #[test]
     fn whole_pages_go_back() {
-        let backend = MemoryBackend::new(8 << 20).expect("the memory is there");
+        let backend = MemoryBackend::with_huge_pages(8 << 20, HugePages::Off).expect("the memory is there");
         let full =
             own_pages_after(&backend, Op::Write { offset: 0, buf: pool(vec![1; 8 << 20]), fua: false });
         assert_eq!(full, 2048);
@@ -300,6 +371,102 @@ mod tests {
         let unmap = |unmap| Op::WriteZeroes { offset: 4 << 20, len: 1 << 20, unmap, fua: false };
         assert_eq!(own_pages_after(&backend, unmap(false)), full - 255);
         assert_eq!(own_pages_after(&backend, unmap(true)), full - 255 - 256);
+    }
+
+    fn write(offset: u64, len: usize) -> Op {
+        Op::Write { offset, buf: pool(vec![7; len]), fua: false }
+    }
+
+    /// Does this machine give huge pages to those who ask, and to nobody else?
+    fn huge_pages_on_demand() -> bool {
+        let setting =
+            std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+        let backend = MemoryBackend::new(HUGE as u64).expect("the memory is there");
+        let dense = own_pages_after(&backend, write(0, HUGE / 8));
+        let here = setting.contains("[madvise]") && dense == 512;
+        if !here {
+            eprintln!("left out: this machine gives no huge page on demand ({})", setting.trim());
+        }
+        here
+    }
+
+    /// What is well filled lies on huge pages; what is written here and there costs no more than without.
+    #[test]
+    fn huge_pages_where_they_pay() {
+        if !huge_pages_on_demand() {
+            return;
+        }
+        let huge = HUGE as u64;
+        let backend = MemoryBackend::new(1000 * huge + 4096).expect("the memory is there");
+        for chunk in 0..1000 {
+            backend.execute(&mut write(chunk * huge + chunk % 512 * 4096, 4096)).expect("the write succeeds");
+        }
+        assert_eq!(own_pages(&backend), 1000);
+        // The second page on is another huge page's: 63 pages of each.
+        assert_eq!(own_pages_after(&backend, write(huge + 8192, 62 * 4096)), 1062);
+        assert_eq!(own_pages_after(&backend, write(huge + 64 * 4096, 4096)), 999 + 512);
+        let mut read = Op::Read { offset: huge, buf: pool(vec![1; HUGE]) };
+        backend.execute(&mut read).expect("the read succeeds");
+        let Some(IoBuf::Pool(bytes)) = read.into_buf() else { panic!("no buffer") };
+        assert!(bytes[4096..65 * 4096].iter().all(|b| *b == 7));
+        assert!(bytes[..4096].iter().chain(&bytes[65 * 4096..]).all(|b| *b == 0));
+        // Part of a huge page stays; all of it goes.
+        let discard = |offset, len| Op::Discard { offset, len };
+        assert_eq!(own_pages_after(&backend, discard(huge + 4096, huge - 4096)), 999 + 512);
+        assert_eq!(own_pages_after(&backend, discard(huge - 4096, huge + 8192)), 999);
+        assert_eq!(own_pages_after(&backend, discard(0, 1000 * huge)), 0);
+        // And may come again.
+        assert_eq!(own_pages_after(&backend, write(huge, HUGE / 8)), 512);
+        let off = MemoryBackend::with_huge_pages(2 * huge, HugePages::Off).expect("the memory is there");
+        assert_eq!(own_pages_after(&off, write(0, HUGE / 8)), 64);
+    }
+
+    /// Discards of any shape, on memory of any kind, against a plain array.
+    #[test]
+    fn discards_zero_their_range_and_no_more() {
+        const LEN: usize = 3 * HUGE + 5000;
+        for huge_pages in [HugePages::Auto, HugePages::Off] {
+            let backend =
+                MemoryBackend::with_huge_pages(LEN as u64, huge_pages).expect("the memory is there");
+            let cuts = [
+                0,
+                1,
+                100,
+                4095,
+                4096,
+                4097,
+                HUGE - 4096,
+                HUGE - 1,
+                HUGE,
+                HUGE + 513,
+                2 * HUGE,
+                LEN - 7,
+                LEN,
+            ];
+            for (n, from) in cuts.iter().enumerate() {
+                for to in &cuts[n..] {
+                    let mut fill = Op::Write { offset: 0, buf: pool(vec![7; LEN]), fua: false };
+                    backend.execute(&mut fill).expect("the write succeeds");
+                    let mut discard = Op::Discard { offset: *from as u64, len: (to - from) as u64 };
+                    backend.execute(&mut discard).expect("the discard succeeds");
+                    let mut read = Op::Read { offset: 0, buf: pool(vec![1; LEN]) };
+                    backend.execute(&mut read).expect("the read succeeds");
+                    let Some(IoBuf::Pool(bytes)) = read.into_buf() else { panic!("no buffer") };
+                    let mut expected = vec![7; LEN];
+                    expected[*from..*to].fill(0);
+                    assert!(*bytes == *expected, "{huge_pages:?}: {from:#x}..{to:#x}");
+                }
+            }
+        }
+    }
+
+    /// Discards of what was never written cost nothing, however they lie.
+    #[test]
+    fn a_discard_of_nothing_costs_nothing() {
+        let backend = MemoryBackend::new(8 << 20).expect("the memory is there");
+        for (offset, len) in [(0, 8 << 20), (512, 512), (4000, 200), (100, 5 << 20), (4096, 512)] {
+            assert_eq!(own_pages_after(&backend, Op::Discard { offset, len }), 0);
+        }
     }
 
     fn own_pages_after(backend: &MemoryBackend, mut op: Op) -> usize {

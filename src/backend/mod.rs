@@ -11,6 +11,7 @@ pub mod engine;
 mod extents;
 mod file_job;
 mod gather;
+mod huge_pages;
 mod image_file;
 mod io_buf;
 mod lock;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 pub use file_job::{Call, FileJob, JobKind};
 pub use gather::{Gather, Part};
+pub use huge_pages::HugePages;
 pub use image_file::Tap;
 pub use io_buf::IoBuf;
 pub use memory::MemoryBackend;

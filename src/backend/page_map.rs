@@ -2,7 +2,8 @@
 //!
 //! Workers mark and clear the same page at once. Whoever writes marks after the last byte; whoever gives a page back
 //! clears before the page goes. So if the clearing comes last the bytes went with the page, and if the marking does
-//! the page is marked: written and yet said to be deallocated is none of the outcomes.
+//! the page is marked: written and yet said to be deallocated is none of the outcomes. (A page that is zeroed instead,
+//! for it is part of a huge one, is cleared, then all processors are made to see memory, then it is zeroed.)
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
@@ -31,18 +32,31 @@ impl PageMap {
         Ok(PageMap { words })
     }
 
-    /// The range has been written; a granule written in part counts as a whole.
-    pub(super) fn mark(&self, offset: usize, len: usize) {
+    /// The range has been written; a granule written in part counts as a whole. True when some of it was not marked.
+    pub(super) fn mark(&self, offset: usize, len: usize) -> bool {
         // The bytes go first. Where the look below overtakes them in the processor and still finds the old mark, they go
         // with the page: the kernel takes it away only when no processor can write to it any more.
         compiler_fence(Ordering::SeqCst);
+        let mut more = false;
         self.each_word(offset, len, |word, mask| {
             // Mostly it is marked already, and a look does not take the line away from other workers.
             if word.load(Ordering::Relaxed) & mask != mask {
                 word.fetch_or(mask, Ordering::SeqCst);
+                more = true;
             }
             true
         });
+        more
+    }
+
+    /// Granules of the range that are marked.
+    pub(super) fn count(&self, offset: usize, len: usize) -> u32 {
+        let mut count = 0;
+        self.each_word(offset, len, |word, mask| {
+            count += (word.load(Ordering::Relaxed) & mask).count_ones();
+            true
+        });
+        count
     }
 
     /// The granules of the range, whole ones, are about to be given back.

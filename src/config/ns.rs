@@ -10,6 +10,7 @@ use super::nvme::{NOT_YET, NvmeConfig, THE_VMMS, properties};
 use super::table::{Default as Def, Property, Table};
 use super::value::{self, Reject};
 use super::{Aio, identity};
+use crate::backend::HugePages;
 use crate::namespace::{CopyPolicy, Method, Overlap};
 
 /// Largest nsid and most namespaces, as in QEMU.
@@ -62,6 +63,8 @@ pub struct NsConfig {
     pub locking: bool,
     /// The engine for this image.
     pub aio: Aio,
+    /// What pages memory may lie on; nothing to a file.
+    pub hugepages: HugePages,
 }
 
 /// What one `--nvme-ns` said so far; `None` where the default depends on something else.
@@ -82,6 +85,7 @@ pub(super) struct NsDraft {
     readonly: bool,
     locking: bool,
     aio: Option<Aio>,
+    hugepages: Option<HugePages>,
 }
 
 impl Default for NsDraft {
@@ -103,6 +107,7 @@ impl Default for NsDraft {
             readonly: false,
             locking: true,
             aio: None,
+            hugepages: None,
         }
     }
 }
@@ -147,6 +152,12 @@ impl NsDraft {
             }
             (Some(path), size) => Drive::File { path: path.into(), size },
         };
+        if let (Drive::File { .. }, Some(given)) = (&drive, self.hugepages) {
+            let given = if given == HugePages::Auto { "auto" } else { "off" };
+            let reject =
+                Reject::with("is for drive=memory: the kernel keeps the pages of files", "leave it out");
+            return Err(TABLE.refuse("hugepages", given, reject));
+        }
         let serial = &nvme.serial;
         Ok(NsConfig {
             drive,
@@ -162,6 +173,7 @@ impl NsDraft {
             readonly: self.readonly,
             locking: self.locking,
             aio: self.aio.unwrap_or(nvme.aio),
+            hugepages: self.hugepages.unwrap_or_default(),
         })
     }
 }
@@ -223,6 +235,14 @@ fn method(given: &OsStr) -> Result<Method, Reject> {
         Some("offload") => Ok(Method::Offload),
         Some("bounce") => Ok(Method::Bounce),
         _ => Err(Reject::new("must be auto, reflink, offload or bounce")),
+    }
+}
+
+fn huge_pages(given: &OsStr) -> Result<HugePages, Reject> {
+    match given.to_str() {
+        Some("auto") => Ok(HugePages::Auto),
+        Some("off") => Ok(HugePages::Off),
+        _ => Err(Reject::new("must be auto or off")),
     }
 }
 
@@ -301,6 +321,9 @@ pub(super) const TABLE: Table<NsDraft> = Table {
         "aio" = "auto|io_uring|threads", Def::Derived("that of --nvme"), "threads",
             "How this image is read and written",
             |d, v| { d.aio = Some(Aio::parse(v)?); Ok(()) };
+        "hugepages" = "auto|off", Def::Derived("auto"), "off",
+            "Memory: huge pages for each 2 MiB of which an eighth was written, or none",
+            |d, v| { d.hugepages = Some(huge_pages(v)?); Ok(()) };
     },
     not_ours: &[
         ("eui64-default", "leave it out: an eui64 is made unless eui64=0"),
@@ -393,6 +416,7 @@ mod tests {
                 readonly: false,
                 locking: true,
                 aio: Aio::Threads,
+                hugepages: HugePages::Auto,
             }
         );
         assert_eq!(config("drive=a.img").notes(), Vec::<String>::new());
@@ -406,7 +430,7 @@ mod tests {
             config(&format!(
                 "drive=memory,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
                  copy_overlap=in-order,copy_method=offload,\
-                 nguid=00112233-4455-6677-8899-aabbccddeeff,eui64=0,readonly=on,locking=off,aio=io_uring"
+                 nguid=00112233-4455-6677-8899-aabbccddeeff,eui64=0,readonly=on,locking=off,aio=io_uring,hugepages=off"
             )),
             NsConfig {
                 drive: Drive::Memory { size: 4096 },
@@ -422,6 +446,7 @@ mod tests {
                 readonly: true,
                 locking: false,
                 aio: Aio::IoUring,
+                hugepages: HugePages::Off,
             }
         );
         assert_eq!(config("drive=a,eui64=5254000000000001").eui64[0], 0x52);
@@ -487,6 +512,14 @@ mod tests {
                 "drive=a,aio=native",
                 "--nvme-ns aio=native: must be auto, io_uring or threads; leave it out for that of --nvme",
             ),
+            (
+                "drive=memory,size=1G,hugepages=on",
+                "--nvme-ns hugepages=on: must be auto or off; leave it out for auto",
+            ),
+            (
+                "drive=a,hugepages=off",
+                "--nvme-ns hugepages=off: is for drive=memory: the kernel keeps the pages of files; leave it out",
+            ),
             ("size=1G", "--nvme-ns drive: missing; add drive=disk.img or drive=memory"),
             ("drive=", "--nvme-ns drive=(empty): must be a path or memory; for example drive=disk.img"),
             (
@@ -511,11 +544,11 @@ mod tests {
             ),
             (
                 "disk.img",
-                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio",
+                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages",
             ),
             (
                 "read-only=on",
-                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio",
+                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages",
             ),
         ] {
             assert_eq!(error(list), message);

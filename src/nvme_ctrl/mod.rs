@@ -8,6 +8,7 @@ mod controller;
 mod doorbell_buffers;
 mod doorbells;
 mod io;
+mod lone;
 mod queue;
 mod queue_table;
 mod registers;
@@ -17,5 +18,7 @@ mod transfer;
 mod worker;
 
 pub use controller::{Controller, ControllerConfig};
+pub use lone::Lone;
+pub use queue::{CompletionQueue, Post, SubmissionQueue};
 pub use shared::InterruptSink;
 pub use worker::{EngineFactory, Poll};

@@ -42,15 +42,17 @@ pub fn engine_kind(config: &Config) -> Result<EngineKind, ConfigError> {
 
 fn namespace(config: &NsConfig) -> Result<Namespace, ConfigError> {
     let backend: SharedBackend = match &config.drive {
-        Drive::Memory { size } => Arc::new(MemoryBackend::new(*size).map_err(|error| {
-            ConfigError::bad_value(
-                "--nvme-ns",
-                "size",
-                size.to_string(),
-                error.to_string(),
-                "give a smaller size",
-            )
-        })?),
+        Drive::Memory { size } => {
+            Arc::new(MemoryBackend::with_huge_pages(*size, config.hugepages).map_err(|error| {
+                ConfigError::bad_value(
+                    "--nvme-ns",
+                    "size",
+                    size.to_string(),
+                    error.to_string(),
+                    "give a smaller size",
+                )
+            })?)
+        }
         Drive::File { path, size } => {
             let options = RawOptions {
                 size: *size,

@@ -1,0 +1,83 @@
+//! A worker without its thread, for benchmarks: whoever calls it decides when it takes a turn, so that what a command
+//! costs can be counted to the instruction.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16};
+use std::sync::mpsc::{Receiver, channel};
+
+use arc_swap::ArcSwap;
+
+use super::doorbells::Doorbells;
+use super::queue::{CompletionQueue, SubmissionQueue};
+use super::shared::{Counters, InterruptSink, Limits, Shared};
+use super::worker::{Core, FromWorker, Mailbox, ToWorker};
+use crate::backend::engine::Engine;
+use crate::memory::DmaMap;
+use crate::namespace::Namespaces;
+
+/// Interrupts that nobody waits for.
+struct Nobody;
+
+impl InterruptSink for Nobody {
+    fn raise(&self, _vector: u16) {}
+}
+
+/// See the module docs. It has one queue pair, with QID 1 for both.
+pub struct Lone {
+    core: Core,
+    shared: Arc<Shared>,
+    messages: Receiver<FromWorker>,
+}
+
+impl Lone {
+    /// A worker whose queues of `entries` entries (1-based, at least 2) lie at the guest addresses `sq` and `cq`. It
+    /// finds guest memory in `memory`.
+    pub fn new(
+        namespaces: Namespaces,
+        memory: Arc<ArcSwap<DmaMap>>,
+        engine: Box<dyn Engine>,
+        sq: u64,
+        cq: u64,
+        entries: u16,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            memory,
+            doorbells: Doorbells::new(2),
+            namespaces,
+            interrupts: Arc::new(Nobody),
+            write_cache: AtomicBool::new(true),
+            cdfe: AtomicU16::new(0),
+            mps: AtomicU16::new(0),
+            invalid_doorbell: AtomicBool::new(false),
+            counters: Counters::default(),
+            limits: Limits { max_transfer: 4096 << 7, ocfs: crate::copy::OCFS },
+        });
+        let (sender, messages) = channel();
+        let mut core = Core::new(Arc::clone(&shared), engine, Mailbox { sender, wake: Arc::new(|| {}) });
+        core.message(ToWorker::CreateCq(CompletionQueue::new(1, Some(1), cq, entries.into())));
+        core.message(ToWorker::CreateSq(SubmissionQueue::new(1, 1, sq, entries.into())));
+        Self { core, shared, messages }
+    }
+
+    /// Rings the tail doorbell of the submission queue.
+    pub fn ring(&self, tail: u16) {
+        self.shared.doorbells.set_tail(1, tail);
+    }
+
+    /// Rings the head doorbell of the completion queue.
+    pub fn acknowledge(&self, head: u16) {
+        self.shared.doorbells.set_head(1, head);
+    }
+
+    /// One turn of the worker; false when there was nothing to do.
+    ///
+    /// # Panics
+    /// The worker has something to tell the control thread, which with a sound host it never has.
+    pub fn turn(&mut self) -> bool {
+        let busy = self.core.turn();
+        if let Ok(message) = self.messages.try_recv() {
+            panic!("{message:?}");
+        }
+        busy
+    }
+}
