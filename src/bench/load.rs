@@ -131,7 +131,7 @@ impl Load {
             }
             slots.push(Slot { sqe: zerocopy::transmute!(sqe), since: 0, busy: false, data });
         }
-        debug_assert_eq!(ZeroBased(blocks).count() as u64 * commands.block, commands.bytes);
+        debug_assert_eq!(u64::from(ZeroBased(blocks).count()) * commands.block, commands.bytes);
         let done = Vec::with_capacity(slots.len());
         Ok(Self { pair, memory, slots, commands, stamp: Stamp::Ignore, patience, done })
     }
@@ -350,7 +350,7 @@ mod tests {
                     memory.read(sq + slot * SQE_SIZE, &mut sqe);
                     if let Some((cid, status)) = answer(count) {
                         let cid = u16::from_le_bytes([sqe[2], sqe[3]]).wrapping_add(cid);
-                        let phase = u32::from(count / u64::from(entries) % 2 == 0);
+                        let phase = u32::from((count / u64::from(entries)).is_multiple_of(2));
                         let dword = u32::from(status.0) << 17 | phase << 16 | u32::from(cid);
                         memory.word(cq + slot * 16 + 12).store(dword, Ordering::Release);
                     }

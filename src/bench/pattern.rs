@@ -20,7 +20,7 @@ impl Rng {
 
     /// 0 to `limit - 1`.
     pub(super) fn below(&mut self, limit: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(limit) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }
 }
 
