@@ -167,8 +167,13 @@ impl Server {
     /// What was read is not what was written; otherwise as a run.
     pub(super) fn fill(&mut self) -> anyhow::Result<()> {
         let block = self.shape.block;
-        let bytes = FILL.min(self.shape.mdts).min(self.span) / block * block;
-        let pieces = self.span.checked_div(bytes).unwrap_or(0);
+        let whole = self.span / block * block;
+        // The largest power of two that leaves nothing over.
+        let mut bytes = FILL.min(self.shape.mdts);
+        while bytes > block && !whole.is_multiple_of(bytes) {
+            bytes /= 2;
+        }
+        let pieces = whole / bytes;
         ensure!(pieces > 0, "--fill: the span is smaller than a block");
         let depth = FILL_DEPTH.min(self.controller.max_depth());
         let row = Row { rw: Rw::Write, bytes, depth, queues: 1, mix: 0, limits: Vec::new() };
@@ -176,11 +181,6 @@ impl Server {
         self.work(&row, pieces, Until::Commands(pieces), Stamp::Put)?;
         let row = Row { rw: Rw::Read, ..row };
         self.work(&row, pieces, Until::Commands(pieces.min(FILL_CHECKS)), Stamp::Check)?;
-        // What a whole number of commands leaves over: less than one command.
-        let rest = self.span / block * block - pieces * bytes;
-        if rest > 0 {
-            log::debug!("{rest} bytes at the end of the span are not filled");
-        }
         Ok(())
     }
 

@@ -77,10 +77,12 @@ fn what_is_written_is_there() {
     let report = results(&d.socket(), &format!("--fill --destroy-data --span 2M {SHORT}"));
     is_plausible(&report, 4096.0);
     assert_eq!(number(&report, "/span"), f64::from(2 << 20));
-    // The first eight bytes of each 128 KiB are their own block address; past the span nothing is written.
+    // A span that no large power of two divides is filled to its end as well.
+    results(&d.socket(), &format!("--fill --destroy-data --span 2100k {SHORT}"));
+    // The first eight bytes of each 4 KiB, which is what divides that, are their own block address; past the span nothing is written.
     let mut h = Host::with_queues(&d, 1, 16);
     let ns = Ns::facts(&mut h, 1);
-    for (slba, written) in [(0, true), (256, true), (15 * 256, true), (16 * 256, false)] {
+    for (slba, written) in [(0, true), (8, true), (4096, true), (4192, true), (4200, false)] {
         let data = h.read(1, &ns, slba, 8);
         assert_eq!(data[..8], slba.to_le_bytes().map(|b| if written { b } else { 0 }), "{slba}");
         assert_eq!(data[8..].iter().any(|b| *b != 0), written, "{slba}");
