@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
+use crate::bench::{BenchArgs, Plan};
 use crate::config::{self, Config, ConfigError};
 
 #[derive(Debug, Parser)]
@@ -28,6 +29,17 @@ enum Command {
     /// Serve one controller on a UNIX socket until SIGTERM
     #[command(after_help = config::properties_help(), after_long_help = long_help())]
     Serve(Serve),
+    /// Put load on a server and measure it
+    Bench(Box<BenchArgs>),
+}
+
+/// What is to be run.
+#[derive(Debug)]
+pub enum Run {
+    /// `serve`
+    Serve(Config),
+    /// `bench`
+    Bench(Box<Plan>),
 }
 
 #[derive(Args, Debug)]
@@ -99,21 +111,28 @@ impl CliError {
 /// # Errors
 ///
 /// A request for help counts as an error too: there is nothing to run.
-pub fn parse<I, T>(args: I) -> Result<Config, CliError>
+pub fn parse<I, T>(args: I) -> Result<Run, CliError>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    // Whose help the mistake points to.
+    let command = if args.get(1).is_some_and(|word| word == "bench") { "bench" } else { "serve" };
     let cli = Cli::try_parse_from(args).map_err(|e| match e.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => CliError::Help(e.to_string()),
-        _ => CliError::Usage(one_line(&e)),
+        _ => CliError::Usage(one_line(&e, command)),
     })?;
-    let Command::Serve(serve) = cli.command;
-    Ok(Config::new(serve.socket, serve.nvme.as_deref(), &serve.nvme_ns, serve.log)?)
+    Ok(match cli.command {
+        Command::Serve(serve) => {
+            Run::Serve(Config::new(serve.socket, serve.nvme.as_deref(), &serve.nvme_ns, serve.log)?)
+        }
+        Command::Bench(bench) => Run::Bench(Box::new(bench.plan()?)),
+    })
 }
 
 /// clap's message without its usage block, which takes many lines.
-fn one_line(error: &clap::Error) -> String {
+fn one_line(error: &clap::Error, command: &str) -> String {
     let text = error.to_string();
     let said: Vec<_> = text
         .lines()
@@ -123,7 +142,7 @@ fn one_line(error: &clap::Error) -> String {
         .collect();
     let said = said.join(" ");
     let said = said.strip_prefix("error: ").unwrap_or(&said);
-    format!("{said}; see vfio-user-nvme serve --help")
+    format!("{said}; see vfio-user-nvme {command} --help")
 }
 
 #[cfg(test)]
@@ -134,7 +153,10 @@ mod tests {
     use crate::config::Drive;
 
     fn run(args: &[&str]) -> Result<Config, CliError> {
-        parse(["vfio-user-nvme"].iter().chain(args))
+        match parse(["vfio-user-nvme"].iter().chain(args))? {
+            Run::Serve(config) => Ok(config),
+            Run::Bench(plan) => panic!("{plan:?}"),
+        }
     }
 
     fn usage(args: &[&str]) -> String {
@@ -182,7 +204,7 @@ mod tests {
         for (args, message) in [
             (
                 &[][..],
-                "'vfio-user-nvme' requires a subcommand but one was not provided [subcommands: serve, help]",
+                "'vfio-user-nvme' requires a subcommand but one was not provided [subcommands: serve, bench, help]",
             ),
             (&["serve"], "the following required arguments were not provided: --socket <PATH>"),
             (
@@ -201,6 +223,10 @@ mod tests {
             assert_eq!(usage(args), format!("{message}{see}"));
         }
         assert_eq!(
+            usage(&["bench"]),
+            "the following required arguments were not provided: <SOCKET>; see vfio-user-nvme bench --help"
+        );
+        assert_eq!(
             usage(&["serve", "--socket", "s", "--nvme-ns", "drive=a,mssrl=0"]),
             "--nvme-ns mssrl=0: must be 1 to 65535; leave it out for 32768"
         );
@@ -208,7 +234,9 @@ mod tests {
 
     #[test]
     fn help_and_version_are_no_mistakes() {
-        for args in [&["--help"][..], &["--version"], &["serve", "--help"], &["serve", "-h"]] {
+        for args in
+            [&["--help"][..], &["--version"], &["serve", "--help"], &["serve", "-h"], &["bench", "-h"]]
+        {
             assert_eq!(run(args).unwrap_err().exit_code(), 0);
         }
         assert_eq!(

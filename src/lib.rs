@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md draws the rooms; each module says here what its one job is.
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod copy;

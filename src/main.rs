@@ -3,13 +3,13 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use vfio_user_nvme::cli::{self, CliError};
-use vfio_user_nvme::config::ConfigError;
-use vfio_user_nvme::server;
+use vfio_user_nvme::cli::{self, CliError, Run};
+use vfio_user_nvme::config::{Config, ConfigError};
+use vfio_user_nvme::{bench, server};
 
 fn main() -> ExitCode {
-    let config = match cli::parse(std::env::args_os()) {
-        Ok(config) => config,
+    let run = match cli::parse(std::env::args_os()) {
+        Ok(run) => run,
         Err(CliError::Help(text)) => {
             // A reader that has gone away (`--help | head`) is no fault.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -20,14 +20,22 @@ fn main() -> ExitCode {
             return ExitCode::from(error.exit_code());
         }
     };
+    let result = match run {
+        Run::Serve(config) => serve(config),
+        Run::Bench(plan) => bench::run(&plan).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(exit_code(&error))
+    })
+}
+
+fn serve(config: Config) -> anyhow::Result<ExitCode> {
     env_logger::Builder::new().filter_level(config.log).format_timestamp_micros().format_target(false).init();
     for note in config.notes() {
         log::warn!("{note}");
     }
-    server::run(config).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::from(exit_code(&error))
-    })
+    server::run(config)
 }
 
 /// A mistake in the set-up that shows only when it is used (a missing image, a socket in use) ends as one

@@ -21,6 +21,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("nvme_ctrl", &["pci"]),
     ("vfio_user", &[]),
     ("config", &[]),
+    // A host: it knows the wire and nothing of how a server serves it.
+    ("bench", &["pci", "memory", "backend", "namespace", "copy", "nvme_ctrl"]),
     ("device", &[]),
     ("server", &[]),
     ("cli", &[]),

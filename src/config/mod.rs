@@ -35,6 +35,14 @@ pub struct Config {
     pub log: LevelFilter,
 }
 
+/// A size in bytes as every option takes it: a number with `K`, `M` and so on, powers of 1024.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    value::size(OsStr::new(text)).map_err(|reject| reject.problem)
+}
+
 /// How files are read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Aio {

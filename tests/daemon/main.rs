@@ -6,6 +6,7 @@ mod host;
 
 mod admin;
 mod attach;
+mod bench;
 mod cli;
 mod commands;
 mod copy_methods;
