@@ -14,6 +14,7 @@
 //! | `NVME_CLI_TREE` | a built development tree of nvme-cli, whose own copy test is run then |
 
 pub mod accel;
+pub mod bench;
 pub mod case;
 pub mod channel;
 pub mod child;
