@@ -86,15 +86,12 @@ fn plot(m: &Measured) -> String {
     {
         let y = 4.0 + LANE * (lane as f64 + 0.5);
         let _ = writeln!(svg, "<text x=\"4\" y=\"{:.1}\">{name}</text>", y + 4.0);
+        let (low, median, top, bottom) = (x(summary.low), x(summary.median), y - 11.0, y + 11.0);
+        let width = (x(summary.high) - low).max(1.0);
         let _ = writeln!(
             svg,
-            "<rect class=\"{class} box\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"/>\
-             <line class=\"{class}\" stroke-width=\"2\" x1=\"{3}\" x2=\"{3}\" y1=\"{1:.1}\" y2=\"{4:.1}\"/>",
-            x(summary.low),
-            y - 11.0,
-            (x(summary.high) - x(summary.low)).max(1.0),
-            22.0,
-            y + 11.0
+            "<rect class=\"{class} box\" x=\"{low:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"22\"/>\
+             <line class=\"{class}\" stroke-width=\"2\" x1=\"{median:.1}\" x2=\"{median:.1}\" y1=\"{top:.1}\" y2=\"{bottom:.1}\"/>"
         );
         for (n, value) in values.iter().enumerate() {
             // A little up and down by run, or equal runs would hide each other.
@@ -138,6 +135,9 @@ mod tests {
         let page = page(&facts, &[m]);
         assert_eq!(page.matches("<circle").count(), 6);
         assert!(page.contains("Linux &lt;6&gt;") && page.contains("<td>4.00</td>") && page.contains("ahead"));
+        // The medians, 20 and 5 on a scale to 40: half and an eighth of the way.
+        assert!(page.contains("class=\"ours\" stroke-width=\"2\" x1=\"340.0\""));
+        assert!(page.contains("class=\"qemu\" stroke-width=\"2\" x1=\"130.0\""));
         assert!(!page.contains("http") && !page.contains("src=") && !page.contains("NaN"));
     }
 

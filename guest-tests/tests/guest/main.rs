@@ -127,6 +127,7 @@ fn main() -> ExitCode {
             ("copy::largest_limits", copy::largest_limits),
             ("copy::out_of_range", copy::out_of_range),
             ("copy::across_namespaces", copy::across_namespaces),
+            ("copy::in_a_loop", copy::in_a_loop),
             ("nvme_cli::own_copy_test", nvme_cli::copy_test),
             ("fio::io_uring_512", fio::io_uring_512),
             ("fio::libaio_512", fio::libaio_512),
