@@ -35,8 +35,21 @@ impl Daemon {
     /// # Errors
     /// When it does not build, ends, or does not listen; the text has the end of its log.
     pub fn start(folder: &Path, nvme: &[String], namespaces: &[String]) -> anyhow::Result<Self> {
+        Self::start_program(&binary()?, folder, nvme, namespaces)
+    }
+
+    /// [`Self::start`] with a program of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_program(
+        program: &Path,
+        folder: &Path,
+        nvme: &[String],
+        namespaces: &[String],
+    ) -> anyhow::Result<Self> {
         let socket = folder.join("nvme.sock");
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(program);
         command.arg("serve").arg("--socket").arg(&socket);
         if !nvme.is_empty() {
             // The option may be given once only.
@@ -167,20 +180,41 @@ pub fn prepare() -> anyhow::Result<()> {
 /// The daemon's program, built if need be, in the profile this harness was built in.
 fn binary() -> anyhow::Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| build().map_err(|e| format!("{e:#}")));
+    let built = BUILT.get_or_init(|| build(false).map_err(|e| format!("{e:#}")));
     built.clone().map_err(anyhow::Error::msg)
 }
 
-fn build() -> anyhow::Result<PathBuf> {
+/// The daemon's program with optimizations, built if need be, whatever profile this harness was built in.
+///
+/// # Errors
+/// What the compiler says.
+pub fn optimized() -> anyhow::Result<PathBuf> {
+    build(true)
+}
+
+/// The folder cargo builds into.
+///
+/// # Errors
+/// When this program lies in no such folder.
+pub fn target() -> anyhow::Result<PathBuf> {
+    Ok(profile()?.parent().context("target folder")?.to_owned())
+}
+
+/// The part of [`target`] this program was built into.
+fn profile() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let profile = own.parent().context("where is this program?")?;
+    let profile =
+        if profile.ends_with("deps") { profile.parent().context("target folder")? } else { profile };
+    Ok(profile.to_owned())
+}
+
+fn build(optimized: bool) -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os(OVERRIDE).filter(|p| !p.is_empty()) {
         return Ok(path.into());
     }
-    let own = std::env::current_exe()?;
-    let mut profile = own.parent().context("where is this program?")?;
-    if profile.ends_with("deps") {
-        profile = profile.parent().context("target folder")?;
-    }
-    let target = profile.parent().context("target folder")?;
+    let target = target()?;
+    let profile = if optimized { target.join("release") } else { profile()? };
     let mut command = setup::cargo();
     // For the whole workspace, so that it is the same build as that of `cargo test --workspace` and done already there.
     command.args(["build", "--quiet", "--workspace", "--bin", NAME]).arg("--target-dir").arg(target);

@@ -11,8 +11,10 @@
 //! | `VFIO_USER_NVME_GUEST_MIRROR` | Debian archive instead of the one the system's package configuration names |
 //! | `VFIO_USER_NVME_BIN` | a daemon that is already built |
 //! | `VFIO_USER_NVME_GUEST_DEVICE` | `qemu-nvme`: run the cases on QEMU's own device |
+//! | `NVME_CLI_TREE` | a built development tree of nvme-cli, whose own copy test is run then |
 
 pub mod accel;
+pub mod bench;
 pub mod case;
 pub mod channel;
 pub mod child;
@@ -23,6 +25,7 @@ pub mod dmesg;
 pub mod guest;
 pub mod model;
 pub mod nvme;
+pub mod nvme_cli;
 pub mod run;
 pub mod setup;
 pub mod vm;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use guest_tests::{demo, run, setup};
+use guest_tests::{bench, demo, run, setup};
 
 /// A real Linux guest in a real QEMU with our NVMe device
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ enum What {
     Run(run::Options),
     /// Everything from nothing: boot, write, copy, prove
     Demo(demo::Options),
+    /// Our device and QEMU's own beside each other in one guest, as ratios
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         What::Setup { all } => set_up(all),
         What::Run(options) => run::run(&options),
         What::Demo(options) => demo::run(&options),
+        What::Bench(options) => bench::run(&options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("cargo guest: {error:#}");

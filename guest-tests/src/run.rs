@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     };
     vm.accel = accel::choose(options.accel, &environment, &vm)?;
     let mut folder = Folder::new("run")?;
-    leave_nothing_when_interrupted(folder.path().to_owned())?;
+    leave_nothing_when_interrupted(vec![folder.path().to_owned()])?;
     let spec = Spec { nvme: options.nvme.clone(), namespaces: options.nvme_ns.clone() };
     let device = Device::start(options.device, &spec, folder.path())?;
     vm.nvme = device.nvme.clone();
@@ -102,12 +102,14 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 /// Ctrl-C during a command ends us without a chance to tidy up; so do it then.
-fn leave_nothing_when_interrupted(folder: PathBuf) -> anyhow::Result<()> {
+pub(crate) fn leave_nothing_when_interrupted(folders: Vec<PathBuf>) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             child::kill_all();
-            let _ = std::fs::remove_dir_all(folder);
+            for folder in folders {
+                let _ = std::fs::remove_dir_all(folder);
+            }
             std::process::exit(128 + signal);
         }
     });

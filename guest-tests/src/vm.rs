@@ -25,6 +25,8 @@ pub enum Nvme {
     VfioUser(PathBuf),
     /// QEMU's own, to compare with.
     Qemu(QemuNvme),
+    /// Several beside each other; at most one of them QEMU's own.
+    Several(Vec<Self>),
 }
 
 /// QEMU's own NVMe device.
@@ -34,6 +36,8 @@ pub struct QemuNvme {
     pub controller: Vec<String>,
     /// Namespaces in the order of their numbers.
     pub namespaces: Vec<QemuNs>,
+    /// Value of `aio=` for all drives; QEMU's default if there is none.
+    pub aio: Option<String>,
 }
 
 /// One namespace of [`QemuNvme`].
@@ -148,6 +152,7 @@ impl Nvme {
     fn arguments(&self, c: &mut Command) {
         match self {
             Self::None => {}
+            Self::Several(all) => all.iter().for_each(|nvme| nvme.arguments(c)),
             Self::VfioUser(socket) => {
                 c.arg("-device").arg(vfio_user_device(socket));
             }
@@ -164,10 +169,11 @@ impl Nvme {
                 for (n, ns) in nvme.namespaces.iter().enumerate() {
                     let readonly = if ns.readonly { "on" } else { "off" };
                     let file = escaped(&ns.drive);
+                    let aio = nvme.aio.as_ref().map_or(String::new(), |aio| format!("aio={aio},"));
                     c.args([
                         "-drive",
                         &format!(
-                            "if=none,id=d{n},format=raw,cache=writeback,readonly={readonly},file={file}"
+                            "if=none,id=d{n},format=raw,cache=writeback,{aio}readonly={readonly},file={file}"
                         ),
                     ]);
                     let mut device = format!("nvme-ns,drive=d{n},bus=nv0");

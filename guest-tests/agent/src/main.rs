@@ -1,5 +1,6 @@
 //! The guest's side of the harness: `init` when the kernel starts it, `serve` the command server, `tool` block tools.
 
+mod copies;
 mod init;
 mod serve;
 mod tool;

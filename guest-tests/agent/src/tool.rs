@@ -3,9 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use guest_agent::pattern::{self, Random, Sum};
+
+use crate::copies;
 
 const CHUNK: usize = 1 << 20;
 const ALIGN: usize = 4096;
@@ -16,6 +19,7 @@ const ALIGN: usize = 4096;
 /// * `check PATH OFFSET LEN SEED [FROM]` compares with the pattern of the bytes that start at FROM (default OFFSET)
 /// * `sum PATH [OFFSET LEN]` prints the sum in hexadecimal
 /// * `acked PATH BLOCK LEN SEED` writes random blocks for ever and prints `block seed` once each is acknowledged
+/// * `copies PATH NSID BLOCK BLOCKS RANGES THREADS MILLISECONDS` issues Copy commands and prints `bytes microseconds`
 /// * `kmsg FROM` prints the kernel's messages from that sequence number on: `sequence priority text`
 pub fn run(words: &[&str]) -> anyhow::Result<()> {
     match words {
@@ -27,6 +31,20 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
         ["sum", path] => sum(path, 0, u64::MAX),
         ["sum", path, offset, len] => sum(path, num(offset)?, num(len)?),
         ["acked", path, block, len, seed] => acked(path, num(block)?, num(len)?, num(seed)?),
+        ["copies", path, nsid, block, blocks, ranges, threads, milliseconds] => {
+            let small = |word: &str| -> anyhow::Result<u32> { Ok(num(word)?.try_into()?) };
+            let plan = copies::Plan {
+                nsid: small(nsid)?,
+                block: num(block)?,
+                blocks: small(blocks)?,
+                ranges: small(ranges)?,
+                threads: small(threads)?,
+                time: Duration::from_millis(num(milliseconds)?),
+            };
+            let (bytes, took) = copies::run(path, plan)?;
+            println!("{bytes} {}", took.as_micros());
+            Ok(())
+        }
         ["kmsg", from] => kmsg(num(from)?),
         _ => bail!("unknown tool or wrong arguments: {words:?}"),
     }

@@ -9,6 +9,7 @@ mod cache;
 mod cpio;
 mod initramfs;
 mod kernel;
+mod python;
 mod qemu;
 mod sysroot;
 
@@ -20,6 +21,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 
 pub(crate) use agent::cargo;
+pub use python::{PYTHON, python};
 pub use qemu::Qemu;
 pub use sysroot::Sysroot;
 

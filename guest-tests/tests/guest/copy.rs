@@ -162,6 +162,27 @@ pub fn out_of_range(s: &Session) -> Outcome {
     Ok(None)
 }
 
+/// The agent's own loop, which the benchmark measures: it copies what it says it copies.
+pub fn in_a_loop(s: &Session) -> Outcome {
+    let mut t = Target::fill(s, 1, 250)?;
+    let half = t.model.blocks() / 2;
+    let block = s.ns(1)?.block as u64;
+    // Two ranges of 64 blocks in each command, one command in flight, for 300 ms.
+    let said = s.guest.tool(&["copies", &t.node, "1", &block.to_string(), "64", "2", "1", "300"])?;
+    let bytes: u64 = said.split(' ').next().unwrap_or_default().parse()?;
+    ensure!(bytes > 0 && bytes.is_multiple_of(128 * block), "{said}");
+    // It goes round once it has been through the half, and copies the same again. Its two ranges are the wrong way round.
+    for at in (0..half.min(bytes / block)).step_by(128) {
+        t.model.copy(None, half + at, &[(at + 64, 64), (at, 64)])?;
+    }
+    t.check(s)?;
+    // More blocks in a range than MSSRL: the loop ends and says why.
+    let refused = s.guest.tool(&["copies", &t.node, "1", &block.to_string(), "129", "1", "1", "300"]);
+    ensure!(refused.is_err_and(|e| e.to_string().contains("refused: status 0x4183")), "MSSRL was not held");
+    t.check(s)?;
+    Ok(None)
+}
+
 /// Format 2: refused until the host enables it, then across namespaces, and again after a controller reset.
 pub fn across_namespaces(s: &Session) -> Outcome {
     let source = Target::fill(s, 5, 300)?;

@@ -7,6 +7,7 @@ mod files;
 mod fio;
 mod life;
 mod newest;
+mod nvme_cli;
 mod probe;
 mod reset;
 mod session;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use guest_tests::Kernel;
 use guest_tests::device::Kind;
+use guest_tests::nvme_cli::Tree;
 use guest_tests::vm::Nvme;
 use libtest_mimic::{Arguments, Failed, Trial};
 use session::{Shared, Skip, main_session, newest_session};
@@ -46,6 +48,9 @@ fn ready() -> Result<(), Failed> {
             for kernel in [Kernel::Stable, Kernel::Newest] {
                 let environment = session::environment(kernel)?;
                 session::machine(&environment, kernel, Nvme::None)?;
+            }
+            if Tree::named()?.is_some() {
+                guest_tests::setup::python(&|line| eprintln!("{line}"))?;
             }
             if kind() == Kind::Daemon {
                 guest_tests::daemon::prepare()?;
@@ -122,6 +127,8 @@ fn main() -> ExitCode {
             ("copy::largest_limits", copy::largest_limits),
             ("copy::out_of_range", copy::out_of_range),
             ("copy::across_namespaces", copy::across_namespaces),
+            ("copy::in_a_loop", copy::in_a_loop),
+            ("nvme_cli::own_copy_test", nvme_cli::copy_test),
             ("fio::io_uring_512", fio::io_uring_512),
             ("fio::libaio_512", fio::libaio_512),
             ("fio::io_uring_4096", fio::io_uring_4096),
