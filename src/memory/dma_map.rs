@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::guest_buf::Target;
 use super::region::Mapping;
-use super::{Access, DmaError, GuestBuf, Region, Words};
+use super::{Access, DmaError, Region, Words};
 
 /// One region's address range beside its pointer, so that a lookup touches the table alone.
 #[derive(Debug)]
@@ -118,6 +119,27 @@ impl DmaMap {
         })
     }
 
+    /// Writes a completion queue entry: three dwords, then the last one with release order (who sees its phase tag
+    /// sees the others). `iova` must be 16-byte aligned, else `Denied`. One look at the table instead of two.
+    pub fn store_cqe(&self, iova: u64, dwords: [u32; 4]) -> Result<(), DmaError> {
+        let [body @ .., last] = dwords;
+        let mut result = Err(DmaError::Denied(iova));
+        if iova.is_multiple_of(16) {
+            // Regions with memory begin and end at page borders, so an aligned entry is one piece.
+            self.pieces(iova, 16, Access::Write, |piece| {
+                for (at, dword) in body.into_iter().enumerate() {
+                    let place = piece.host.atomic_u32(piece.offset + 4 * at).ok_or(DmaError::Denied(iova))?;
+                    place.store(dword.to_le(), Ordering::Relaxed);
+                }
+                let place = piece.host.atomic_u32(piece.offset + 12).ok_or(DmaError::Denied(iova))?;
+                place.store(last.to_le(), Ordering::Release);
+                result = if piece.host.is_dead() { Err(DmaError::Gone(iova)) } else { Ok(()) };
+                Ok(())
+            })?;
+        }
+        result
+    }
+
     /// Loads one little-endian dword with acquire order (a shadow doorbell). `iova` must be 4-byte aligned, else
     /// `Denied`.
     pub fn load_u32(&self, iova: u64) -> Result<u32, DmaError> {
@@ -165,11 +187,17 @@ impl DmaMap {
         Ok(Words::new(Arc::clone(&entry.region), iova, offset, count))
     }
 
-    /// Appends the host memory behind `iova..iova + len` to `buf` and pins it. After an error `buf` may hold a
-    /// part of the range and should be dropped.
-    pub fn append(&self, iova: u64, len: usize, access: Access, buf: &mut GuestBuf) -> Result<(), DmaError> {
+    /// Appends the host memory behind `iova..iova + len` to `target`; a [`GuestBuf`](super::GuestBuf) pins it. After
+    /// an error `target` may hold a part of the range and should be dropped.
+    pub fn append<'m>(
+        &'m self,
+        iova: u64,
+        len: usize,
+        access: Access,
+        target: &mut impl Target<'m>,
+    ) -> Result<(), DmaError> {
         self.pieces(iova, len, access, |piece| {
-            buf.push(piece.region, piece.host.host_ptr(piece.offset), piece.len, piece.address)
+            target.push(piece.region, piece.host.host_ptr(piece.offset), piece.len, piece.address)
         })
     }
 }
