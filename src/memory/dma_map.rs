@@ -208,8 +208,8 @@ mod tests {
     use rustix::fs::ftruncate;
 
     use super::*;
-    use crate::memory::Rights;
     use crate::memory::testing::Guest;
+    use crate::memory::{GuestBuf, Rights};
 
     /// Two adjacent regions whose file pages lie the other way round, then a hole, then a third.
     fn three() -> Guest {

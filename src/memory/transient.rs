@@ -79,8 +79,8 @@ mod tests {
         let lens: Vec<usize> = data.pieces().map(|piece| piece.len()).collect();
         assert_eq!(lens, [0x2000, 0x1000]);
         assert_eq!(map.regions().map(Region::pins).sum::<usize>(), 0);
-        data.pieces().next().unwrap().copy_from(&[7; 0x2000]);
-        assert_eq!(guest.bytes(0x1000, 0x2000), [7; 0x2000]);
+        data.pieces().next().unwrap().copy_from(&[7_u8; 0x2000]);
+        assert!(guest.bytes(0x1000, 0x2000) == [7; 0x2000]);
         assert_eq!(guest.bytes(0x3000, 1), [0]);
     }
 
@@ -92,7 +92,7 @@ mod tests {
         map.append(0x5000, 0x1000, Access::Read, &mut data).unwrap();
         assert_eq!(data.check(), Ok(()));
         rustix::fs::ftruncate(&guest.file, 0).unwrap();
-        data.pieces().next().unwrap().copy_to(&mut [0; 8]);
+        data.pieces().next().unwrap().copy_to(&mut [0_u8; 8]);
         assert_eq!(data.check(), Err(DmaError::Gone(0x5000)));
     }
 }

@@ -11,6 +11,7 @@ mod commands;
 mod copy_methods;
 mod copying;
 mod doorbells;
+mod interrupts;
 mod life;
 mod pointers;
 mod queues;

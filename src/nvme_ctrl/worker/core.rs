@@ -131,7 +131,13 @@ impl Core {
     pub fn message(&mut self, message: ToWorker) {
         match message {
             ToWorker::CreateCq(ring) => {
-                self.cqs.push(Cq { ring, owed: Owed::default(), head: Bell::default(), register: 0, event: None });
+                self.cqs.push(Cq {
+                    ring,
+                    owed: Owed::default(),
+                    head: Bell::default(),
+                    register: 0,
+                    event: None,
+                });
             }
             ToWorker::CreateSq(ring) => {
                 let tail = Bell::default();
