@@ -122,18 +122,13 @@ impl DmaMap {
     /// Writes a completion queue entry: three dwords, then the last one with release order (who sees its phase tag
     /// sees the others). `iova` must be 16-byte aligned, else `Denied`. One look at the table instead of two.
     pub fn store_cqe(&self, iova: u64, dwords: [u32; 4]) -> Result<(), DmaError> {
-        let [body @ .., last] = dwords;
         let mut result = Err(DmaError::Denied(iova));
         if iova.is_multiple_of(16) {
             // Regions with memory begin and end at page borders, so an aligned entry is one piece.
             self.pieces(iova, 16, Access::Write, |piece| {
-                for (at, dword) in body.into_iter().enumerate() {
-                    let place = piece.host.atomic_u32(piece.offset + 4 * at).ok_or(DmaError::Denied(iova))?;
-                    place.store(dword.to_le(), Ordering::Relaxed);
+                if piece.host.store_entry(piece.offset, dwords) {
+                    result = if piece.host.is_dead() { Err(DmaError::Gone(iova)) } else { Ok(()) };
                 }
-                let place = piece.host.atomic_u32(piece.offset + 12).ok_or(DmaError::Denied(iova))?;
-                place.store(last.to_le(), Ordering::Release);
-                result = if piece.host.is_dead() { Err(DmaError::Gone(iova)) } else { Ok(()) };
                 Ok(())
             })?;
         }
