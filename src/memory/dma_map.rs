@@ -35,6 +35,30 @@ struct Piece<'a> {
     len: usize,
 }
 
+/// One region, looked up and checked once for several pieces of one transfer.
+pub(super) struct Window<'m> {
+    region: &'m Arc<Region>,
+    first: u64,
+    /// Inclusive.
+    last: u64,
+    host: *mut u8,
+}
+
+impl<'m> Window<'m> {
+    /// Appends `len` bytes at `iova`, not 0, to `target`; `None` when they do not all lie in the region.
+    pub(super) fn append(
+        &self,
+        iova: u64,
+        len: usize,
+        target: &mut impl Target<'m>,
+    ) -> Option<Result<(), DmaError>> {
+        let offset = iova.checked_sub(self.first)?;
+        let inside = iova <= self.last && (len as u64).checked_sub(1)? <= self.last - iova;
+        // It fits: a region with a mapping lies in our address space.
+        inside.then(|| target.push(self.region, self.host.wrapping_add(offset as usize), len, iova))
+    }
+}
+
 impl DmaMap {
     /// `regions` come sorted by address and do not overlap.
     pub(super) fn new(regions: impl Iterator<Item = Arc<Region>>) -> Self {
@@ -180,6 +204,14 @@ impl DmaMap {
         }
         let offset = usize::try_from(iova - entry.first).map_err(|_| DmaError::Unmapped(iova))?;
         Ok(Words::new(Arc::clone(&entry.region), iova, offset, count))
+    }
+
+    /// The region around `iova`, for pages that follow each other; nothing where the access is refused.
+    pub(super) fn window(&self, iova: u64, access: Access) -> Option<Window<'_>> {
+        let index = self.entries.partition_point(|entry| entry.last < iova);
+        let entry = self.entries.get(index).filter(|entry| entry.first <= iova)?;
+        let host = entry.region.check(iova, access).ok()?;
+        Some(Window { region: &entry.region, first: entry.first, last: entry.last, host: host.host_ptr(0) })
     }
 
     /// Appends the host memory behind `iova..iova + len` to `target`; a [`GuestBuf`](super::GuestBuf) pins it. After

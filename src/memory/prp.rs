@@ -1,5 +1,6 @@
 //! PRP1 and PRP2 of a command to a host buffer (NVMe base specification, Physical Region Page Entry and List).
 
+use super::dma_map::Window;
 use super::guest_buf::Target;
 use super::{Access, DmaError, DmaMap, GuestBuf};
 
@@ -67,6 +68,8 @@ pub fn walk_into<'m>(
     }
     target.reserve(left.div_ceil(page_size));
     let mut list = prp2;
+    // Most lists stay in one region: it is looked up once.
+    let mut window = None;
     loop {
         let slots = (page_size - (list & mask) as usize) / ENTRY;
         let needed = left.div_ceil(page_size);
@@ -88,7 +91,16 @@ pub fn walk_into<'m>(
                     break;
                 }
                 let page = left.min(page_size);
-                append_page(map, entry, page, mask, access, target)?;
+                if entry & mask != 0 {
+                    return Err(PrpError::Offset);
+                }
+                match window.as_ref().and_then(|window: &Window<'_>| window.append(entry, page, target)) {
+                    Some(result) => result?,
+                    None => {
+                        append_page(map, entry, page, mask, access, target)?;
+                        window = map.window(entry, access);
+                    }
+                }
                 left -= page;
                 data -= 1;
             }
