@@ -3,6 +3,7 @@
 mod guarded;
 mod images;
 mod signals;
+mod workers;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitCode;
@@ -36,7 +37,7 @@ const BAR0_SIZE: u64 = 16 << 10;
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let namespaces = images::open(&config)?;
     let kind = images::engine_kind(&config)?;
-    let engine: EngineFactory = Arc::new(move || crate::backend::engine::create(kind));
+    let engine = workers::factory(&config.nvme, kind)?;
     let signals = Signals::install().context("cannot install signal handlers")?;
     let mut server = Server::new(&config, namespaces, &engine)?;
     println!("{}", start_line(&config.socket));

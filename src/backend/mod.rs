@@ -32,6 +32,8 @@ mod durability;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::memory::Transient;
+
 pub use file_job::{Call, FileJob, JobKind};
 pub use gather::{Gather, Part};
 pub use huge_pages::HugePages;
@@ -242,6 +244,26 @@ pub trait Backend: Send + Sync + Debug {
     fn read_only(&self) -> bool;
     /// Starts `op`. `Some` when it was done at once; otherwise the engine completes it later.
     fn submit(&self, tag: Tag, op: Op, engine: &mut dyn engine::Engine) -> Option<Completion>;
+    /// Does it do [`read_now`](Self::read_now) and [`write_now`](Self::write_now)? Then every write is as durable at
+    /// once as it ever gets.
+    fn is_immediate(&self) -> bool {
+        false
+    }
+    /// Reads from `offset` into all of `to` before it returns. `Truncated` where the image ends before; `to` is checked
+    /// by the caller, afterwards. Called only where [`is_immediate`](Self::is_immediate).
+    fn read_now(&self, offset: u64, to: &Transient<'_>) -> Result<(), BackendError> {
+        let _ = (offset, to);
+        Err(BackendError::Truncated)
+    }
+    /// Writes all of `from` at `offset` before it returns; else as [`read_now`](Self::read_now).
+    fn write_now(&self, offset: u64, from: &Transient<'_>) -> Result<(), BackendError> {
+        let _ = (offset, from);
+        Err(BackendError::Truncated)
+    }
+    /// A [`read_now`](Self::read_now) of `len` bytes at `offset` follows soon. Does nothing but save time.
+    fn prefetch(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
     /// What it is made of. A decorator that must see every read leaves it [`Nature::Opaque`]; one that need not
     /// answers for the image inside.
     fn nature(&self) -> Nature<'_> {

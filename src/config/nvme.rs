@@ -39,6 +39,8 @@ pub struct NvmeConfig {
     pub device_id: u16,
     /// Worker threads, 1 to 16.
     pub iothreads: u16,
+    /// The processor of each worker, beginning anew where the list ends; empty: any.
+    pub iothread_cpus: Vec<u16>,
     /// Engine of namespaces that name none.
     pub aio: Aio,
     /// Doorbell Buffer Config is offered. Without effect where doorbells are mapped.
@@ -66,6 +68,7 @@ pub(super) struct NvmeDraft {
     vendor_id: u16,
     device_id: u16,
     iothreads: u16,
+    iothread_cpus: Vec<u16>,
     aio: Aio,
     dbcs: bool,
     doorbells: Doorbells,
@@ -99,6 +102,7 @@ impl Default for NvmeDraft {
             vendor_id: 0x1234,
             device_id: 0x4e56,
             iothreads: 1,
+            iothread_cpus: Vec::new(),
             aio: Aio::Auto,
             dbcs: true,
             doorbells: Doorbells::Trap,
@@ -127,6 +131,7 @@ impl NvmeDraft {
             vendor_id: self.vendor_id,
             device_id: self.device_id,
             iothreads: self.iothreads,
+            iothread_cpus: self.iothread_cpus,
             aio: self.aio,
             dbcs: self.dbcs,
             doorbells: self.doorbells,
@@ -182,8 +187,8 @@ macro_rules! properties {
 }
 pub(super) use properties;
 
-/// Properties of `--nvme`. Names and meanings are QEMU's; `ocfs`, `cdfe`, `subnqn`, `iothreads`, `aio`, `doorbells`
-/// and `poll` are ours.
+/// Properties of `--nvme`. Names and meanings are QEMU's; `ocfs`, `cdfe`, `subnqn`, `iothreads`, `iothread-cpus`, `aio`,
+/// `doorbells` and `poll` are ours.
 pub(super) const TABLE: Table<NvmeDraft> = Table {
     option: "--nvme",
     properties: properties! {
@@ -232,6 +237,9 @@ pub(super) const TABLE: Table<NvmeDraft> = Table {
         "iothreads" = "1..16", Def::Value("1"), "2",
             "Worker threads; the queues are dealt out among them",
             |d, v| { d.iothreads = value::number(v, 1..=16)?; Ok(()) };
+        "iothread-cpus" = "LIST", Def::Derived("any"), "2-3",
+            "Processor of each worker, as 2-3 or 0:4:6-7; a list that is too short begins anew",
+            |d, v| { d.iothread_cpus = value::processors(v)?; Ok(()) };
         "aio" = "auto|io_uring|threads", Def::Value("auto"), "threads",
             "How files are read and written. auto: io_uring if the kernel allows, else threads",
             |d, v| { d.aio = Aio::parse(v)?; Ok(()) };
@@ -329,7 +337,7 @@ mod tests {
         let c = config(
             "serial=a,,b,model=M 1,firmware-version=9,mdts=5,max_ioqpairs=511,mqes=1,aerl=0,\
              ocfs=5,cdfe=28,subnqn=nqn.2026-11.org.example:x,x-pci-vendor-id=0x1b36,\
-             x-pci-device-id=0x11,iothreads=16,aio=io_uring,dbcs=off,doorbells=mmap,poll=always",
+             x-pci-device-id=0x11,iothreads=16,iothread-cpus=1:4-5,aio=io_uring,dbcs=off,doorbells=mmap,poll=always",
         );
         assert_eq!(
             c,
@@ -348,6 +356,7 @@ mod tests {
                 vendor_id: 0x1b36,
                 device_id: 0x11,
                 iothreads: 16,
+                iothread_cpus: vec![1, 4, 5],
                 aio: Aio::IoUring,
                 dbcs: false,
                 doorbells: Doorbells::Mmap,
@@ -370,6 +379,10 @@ mod tests {
                 "--nvme msix_qsize=2049: must be 1 to 2048; leave it out for max_ioqpairs + 1",
             ),
             ("iothreads=17", "--nvme iothreads=17: must be 1 to 16; leave it out for 1"),
+            (
+                "iothread-cpus=3-1",
+                "--nvme iothread-cpus=3-1: must be processors 0 to 1023 and ranges of them with colons between, for example 0:2-3; leave it out for any",
+            ),
             ("aerl=256", "--nvme aerl=256: must be 0 to 255; leave it out for 3"),
             (
                 "ocfs=0x4",
@@ -425,7 +438,7 @@ mod tests {
             ),
             "{message}"
         );
-        assert!(message.ends_with(", iothreads, aio, dbcs, doorbells, poll"), "{message}");
+        assert!(message.ends_with(", iothreads, iothread-cpus, aio, dbcs, doorbells, poll"), "{message}");
         assert!(error("colour=red").starts_with("--nvme colour: unknown property; valid: "));
     }
 }

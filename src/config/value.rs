@@ -53,6 +53,21 @@ where
         .ok_or_else(|| Reject::new(format!("must be {} to {}", range.start(), range.end())))
 }
 
+/// Processors by number: `2`, `2-5`, and several of these with colons between. (Commas end a property.)
+pub(super) fn processors(value: &OsStr) -> Result<Vec<u16>, Reject> {
+    let number = |text: &str| integer(text).and_then(|n| u16::try_from(n).ok()).filter(|n| *n < 1024);
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        (first <= last).then_some(first..=last)
+    };
+    let ranges: Option<Vec<_>> = value.to_str().and_then(|text| text.split(':').map(range).collect());
+    let ranges = ranges.ok_or_else(|| {
+        Reject::new("must be processors 0 to 1023 and ranges of them with colons between, for example 0:2-3")
+    })?;
+    Ok(ranges.into_iter().flatten().collect())
+}
+
 /// A 16-bit PCI id. As in QEMU, hexadecimal needs its `0x`: 10 is ten.
 pub(super) fn pci_id(value: &OsStr) -> Result<u16, Reject> {
     // All zeroes and all ones are what an empty slot and a broken device read as.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::guest_buf::Target;
 use super::region::Mapping;
-use super::{Access, DmaError, GuestBuf, Region, Words};
+use super::{Access, DmaError, Region, Words};
 
 /// One region's address range beside its pointer, so that a lookup touches the table alone.
 #[derive(Debug)]
@@ -32,6 +33,30 @@ struct Piece<'a> {
     offset: usize,
     /// Bytes.
     len: usize,
+}
+
+/// One region, looked up and checked once for several pieces of one transfer.
+pub(super) struct Window<'m> {
+    region: &'m Arc<Region>,
+    first: u64,
+    /// Inclusive.
+    last: u64,
+    host: *mut u8,
+}
+
+impl<'m> Window<'m> {
+    /// Appends `len` bytes at `iova`, not 0, to `target`; `None` when they do not all lie in the region.
+    pub(super) fn append(
+        &self,
+        iova: u64,
+        len: usize,
+        target: &mut impl Target<'m>,
+    ) -> Option<Result<(), DmaError>> {
+        let offset = iova.checked_sub(self.first)?;
+        let inside = iova <= self.last && (len as u64).checked_sub(1)? <= self.last - iova;
+        // It fits: a region with a mapping lies in our address space.
+        inside.then(|| target.push(self.region, self.host.wrapping_add(offset as usize), len, iova))
+    }
 }
 
 impl DmaMap {
@@ -118,6 +143,22 @@ impl DmaMap {
         })
     }
 
+    /// Writes a completion queue entry: three dwords, then the last one with release order (who sees its phase tag
+    /// sees the others). `iova` must be 16-byte aligned, else `Denied`. One look at the table instead of two.
+    pub fn store_cqe(&self, iova: u64, dwords: [u32; 4]) -> Result<(), DmaError> {
+        let mut result = Err(DmaError::Denied(iova));
+        if iova.is_multiple_of(16) {
+            // Regions with memory begin and end at page borders, so an aligned entry is one piece.
+            self.pieces(iova, 16, Access::Write, |piece| {
+                if piece.host.store_entry(piece.offset, dwords) {
+                    result = if piece.host.is_dead() { Err(DmaError::Gone(iova)) } else { Ok(()) };
+                }
+                Ok(())
+            })?;
+        }
+        result
+    }
+
     /// Loads one little-endian dword with acquire order (a shadow doorbell). `iova` must be 4-byte aligned, else
     /// `Denied`.
     pub fn load_u32(&self, iova: u64) -> Result<u32, DmaError> {
@@ -165,11 +206,25 @@ impl DmaMap {
         Ok(Words::new(Arc::clone(&entry.region), iova, offset, count))
     }
 
-    /// Appends the host memory behind `iova..iova + len` to `buf` and pins it. After an error `buf` may hold a
-    /// part of the range and should be dropped.
-    pub fn append(&self, iova: u64, len: usize, access: Access, buf: &mut GuestBuf) -> Result<(), DmaError> {
+    /// The region around `iova`, for pages that follow each other; nothing where the access is refused.
+    pub(super) fn window(&self, iova: u64, access: Access) -> Option<Window<'_>> {
+        let index = self.entries.partition_point(|entry| entry.last < iova);
+        let entry = self.entries.get(index).filter(|entry| entry.first <= iova)?;
+        let host = entry.region.check(iova, access).ok()?;
+        Some(Window { region: &entry.region, first: entry.first, last: entry.last, host: host.host_ptr(0) })
+    }
+
+    /// Appends the host memory behind `iova..iova + len` to `target`; a [`GuestBuf`](super::GuestBuf) pins it. After
+    /// an error `target` may hold a part of the range and should be dropped.
+    pub fn append<'m>(
+        &'m self,
+        iova: u64,
+        len: usize,
+        access: Access,
+        target: &mut impl Target<'m>,
+    ) -> Result<(), DmaError> {
         self.pieces(iova, len, access, |piece| {
-            buf.push(piece.region, piece.host.host_ptr(piece.offset), piece.len, piece.address)
+            target.push(piece.region, piece.host.host_ptr(piece.offset), piece.len, piece.address)
         })
     }
 }
@@ -180,8 +235,8 @@ mod tests {
     use rustix::fs::ftruncate;
 
     use super::*;
-    use crate::memory::Rights;
     use crate::memory::testing::Guest;
+    use crate::memory::{GuestBuf, Rights};
 
     /// Two adjacent regions whose file pages lie the other way round, then a hole, then a third.
     fn three() -> Guest {

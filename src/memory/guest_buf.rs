@@ -26,6 +26,20 @@ unsafe impl Sync for Scratch {}
 
 static SCRATCH: Scratch = Scratch(UnsafeCell::new([0; SCRATCH_LEN]));
 
+/// What a walk puts the pieces of a transfer into.
+pub trait Target<'m> {
+    /// Makes room for `pieces` more, at most [`MAX_IOVECS`].
+    fn reserve(&mut self, pieces: usize);
+    /// Appends `len` bytes of `region` at `host`, not 0; `address` is their guest address.
+    fn push(
+        &mut self,
+        region: &'m Arc<Region>,
+        host: *mut u8,
+        len: usize,
+        address: u64,
+    ) -> Result<(), DmaError>;
+}
+
 fn is_scratch(iovec: &libc::iovec) -> bool {
     (iovec.iov_base as usize).wrapping_sub(SCRATCH.0.get() as usize) < SCRATCH_LEN
 }
@@ -37,8 +51,9 @@ fn is_scratch(iovec: &libc::iovec) -> bool {
 /// [`check`](Self::check) when the transfer is over.
 #[derive(Default)]
 pub struct GuestBuf {
-    iovecs: SmallVec<[libc::iovec; 8]>,
-    pins: SmallVec<[Pin; 2]>,
+    /// Few in place: the value is moved several times on its way to an engine.
+    iovecs: SmallVec<[libc::iovec; 4]>,
+    pins: SmallVec<[Pin; 1]>,
     len: usize,
     /// A piece lies in a region that the device may not read.
     no_read: bool,
@@ -82,31 +97,6 @@ impl GuestBuf {
             None => Ok(()),
             Some(pin) => Err(DmaError::Gone(pin.region().iova())),
         }
-    }
-
-    /// Makes room for `pieces` more, at most [`MAX_IOVECS`].
-    pub(super) fn reserve(&mut self, pieces: usize) {
-        self.iovecs.reserve(pieces.min(MAX_IOVECS));
-    }
-
-    /// Appends `len` bytes of `region` at `host`, not 0; `address` is their guest address.
-    pub(super) fn push(
-        &mut self,
-        region: &Arc<Region>,
-        host: *mut u8,
-        len: usize,
-        address: u64,
-    ) -> Result<(), DmaError> {
-        // A few pins back is as far as it pays to look: a second pin on a region is harmless.
-        let pinned = self.pins.iter().rev().take(4);
-        if !pinned.into_iter().any(|pin| Arc::ptr_eq(pin.region(), region)) {
-            let pin = Pin::new(region).map_err(|_| DmaError::Unmapped(address))?;
-            self.pins.push(pin);
-        }
-        self.push_iovec(host, len, address)?;
-        self.no_read |= !region.rights().read;
-        self.no_write |= !region.rights().write;
-        Ok(())
     }
 
     fn push_iovec(&mut self, host: *mut u8, len: usize, address: u64) -> Result<(), DmaError> {
@@ -236,6 +226,31 @@ impl GuestBuf {
             skip = 0;
         }
         self.check()
+    }
+}
+
+impl<'m> Target<'m> for GuestBuf {
+    fn reserve(&mut self, pieces: usize) {
+        self.iovecs.reserve(pieces.min(MAX_IOVECS));
+    }
+
+    fn push(
+        &mut self,
+        region: &'m Arc<Region>,
+        host: *mut u8,
+        len: usize,
+        address: u64,
+    ) -> Result<(), DmaError> {
+        // A few pins back is as far as it pays to look: a second pin on a region is harmless.
+        let pinned = self.pins.iter().rev().take(4);
+        if !pinned.into_iter().any(|pin| Arc::ptr_eq(pin.region(), region)) {
+            let pin = Pin::new(region).map_err(|_| DmaError::Unmapped(address))?;
+            self.pins.push(pin);
+        }
+        self.push_iovec(host, len, address)?;
+        self.no_read |= !region.rights().read;
+        self.no_write |= !region.rights().write;
+        Ok(())
     }
 }
 

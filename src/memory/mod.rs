@@ -24,6 +24,7 @@ mod shared_page;
 mod sigbus;
 #[cfg(test)]
 pub(crate) mod testing;
+mod transient;
 mod words;
 
 pub use dma_map::DmaMap;
@@ -33,6 +34,7 @@ pub use prp::PrpError;
 pub use region::{Region, Rights};
 pub use sgl::SglError;
 pub use shared_page::SharedPage;
+pub use transient::Transient;
 pub use words::Words;
 
 /// What the controller is about to do with guest memory.

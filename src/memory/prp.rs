@@ -1,5 +1,7 @@
 //! PRP1 and PRP2 of a command to a host buffer (NVMe base specification, Physical Region Page Entry and List).
 
+use super::dma_map::Window;
+use super::guest_buf::Target;
 use super::{Access, DmaError, DmaMap, GuestBuf};
 
 /// Why a PRP pair does not describe a buffer.
@@ -14,8 +16,8 @@ pub enum PrpError {
     Dma(#[from] DmaError),
 }
 
-/// Entries fetched at a time: one 4 KiB page on the stack, whatever the guest's page size.
-const CHUNK: usize = 512;
+/// Entries fetched at a time: enough for 256 KiB, few enough that zeroing them on the stack is nothing.
+const CHUNK: usize = 64;
 
 /// Bytes of a list entry.
 const ENTRY: usize = 8;
@@ -31,27 +33,43 @@ pub fn walk(
     page_size: usize,
     access: Access,
 ) -> Result<GuestBuf, PrpError> {
+    let mut buf = GuestBuf::default();
+    walk_into(map, prp1, prp2, len, page_size, access, &mut buf)?;
+    Ok(buf)
+}
+
+/// As [`walk`], into an empty `target`, which after an error is to be dropped.
+pub fn walk_into<'m>(
+    map: &'m DmaMap,
+    prp1: u64,
+    prp2: u64,
+    len: usize,
+    page_size: usize,
+    access: Access,
+    target: &mut impl Target<'m>,
+) -> Result<(), PrpError> {
     debug_assert!(page_size.is_power_of_two() && page_size >= 4096);
     let mask = page_size as u64 - 1;
-    let mut buf = GuestBuf::default();
     if prp1 & 3 != 0 {
         return Err(PrpError::Offset);
     }
     let first = len.min(page_size - (prp1 & mask) as usize);
-    map.append(prp1, first, access, &mut buf)?;
+    map.append(prp1, first, access, target)?;
     let mut left = len - first;
     if left == 0 {
-        return Ok(buf);
+        return Ok(());
     }
     if left <= page_size {
-        append_page(map, prp2, left, mask, access, &mut buf)?;
-        return Ok(buf);
+        append_page(map, prp2, left, mask, access, target)?;
+        return Ok(());
     }
     if prp2 & 7 != 0 {
         return Err(PrpError::Offset);
     }
-    buf.reserve(left.div_ceil(page_size));
+    target.reserve(left.div_ceil(page_size));
     let mut list = prp2;
+    // Most lists stay in one region: it is looked up once.
+    let mut window = None;
     loop {
         let slots = (page_size - (list & mask) as usize) / ENTRY;
         let needed = left.div_ceil(page_size);
@@ -73,7 +91,16 @@ pub fn walk(
                     break;
                 }
                 let page = left.min(page_size);
-                append_page(map, entry, page, mask, access, &mut buf)?;
+                if entry & mask != 0 {
+                    return Err(PrpError::Offset);
+                }
+                match window.as_ref().and_then(|window: &Window<'_>| window.append(entry, page, target)) {
+                    Some(result) => result?,
+                    None => {
+                        append_page(map, entry, page, mask, access, target)?;
+                        window = map.window(entry, access);
+                    }
+                }
                 left -= page;
                 data -= 1;
             }
@@ -83,7 +110,7 @@ pub fn walk(
             list = list.wrapping_add((now * ENTRY) as u64);
         }
         if !chained {
-            return Ok(buf);
+            return Ok(());
         }
         if next & mask != 0 {
             return Err(PrpError::Offset);
@@ -92,18 +119,18 @@ pub fn walk(
     }
 }
 
-fn append_page(
-    map: &DmaMap,
+fn append_page<'m>(
+    map: &'m DmaMap,
     entry: u64,
     len: usize,
     mask: u64,
     access: Access,
-    buf: &mut GuestBuf,
+    target: &mut impl Target<'m>,
 ) -> Result<(), PrpError> {
     if entry & mask != 0 {
         return Err(PrpError::Offset);
     }
-    Ok(map.append(entry, len, access, buf)?)
+    Ok(map.append(entry, len, access, target)?)
 }
 
 #[cfg(test)]

@@ -338,6 +338,25 @@ impl Mapping {
         !self.is_dead()
     }
 
+    /// Stores four little-endian dwords, the last one with release order; false when out of range or not 4-byte
+    /// aligned. The region must be writable.
+    pub(super) fn store_entry(&self, offset: usize, dwords: [u32; 4]) -> bool {
+        let Some(slice) = self.slice(offset, 16) else {
+            return false;
+        };
+        let host = slice.ptr_guard_mut().as_ptr().cast::<u32>();
+        if !host.is_aligned() {
+            return false;
+        }
+        for (at, dword) in dwords.into_iter().enumerate() {
+            let order = if at == 3 { Ordering::Release } else { Ordering::Relaxed };
+            // SAFETY: in range and aligned (both checked), valid as long as `self`; other users of the memory in
+            // this process access it by volatile copies only.
+            unsafe { AtomicU32::from_ptr(host.add(at)) }.store(dword.to_le(), order);
+        }
+        true
+    }
+
     /// `None` when out of range or not 4-byte aligned. The region must allow what is done with it.
     pub(super) fn atomic_u32(&self, offset: usize) -> Option<&AtomicU32> {
         let slice = self.slice(offset, 4)?;

@@ -119,6 +119,14 @@ impl Walk<'_> {
     }
 }
 
+/// The guest address of `len` bytes, if `first` is a data block that has them, as almost every SGL is; else [`walk`] has
+/// to be asked, and knows what is wrong.
+pub fn data_block(first: [u8; DESCRIPTOR], len: usize) -> Option<u64> {
+    let descriptor = Descriptor::decode(&first).ok()?;
+    let enough = usize::try_from(descriptor.len).is_ok_and(|has| has >= len);
+    (descriptor.kind == Kind::DataBlock && enough).then_some(descriptor.address)
+}
+
 /// The host memory of `len` bytes described by the command's descriptor `first` (DPTR). `access` says what the
 /// device does with the data; bit buckets discard on [`Access::Write`] and are ignored on [`Access::Read`]. An SGL
 /// may describe more than `len` bytes (SGLS bit 18): the walk stops where it has enough and looks no further.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
@@ -134,6 +134,8 @@ impl Controller {
             write_cache: AtomicBool::new(true),
             cdfe: AtomicU16::new(config.cdfe),
             mps: AtomicU16::new(0),
+            coalescing: AtomicU32::new(0),
+            vector_cd: (0..config.vectors).map(|_| AtomicBool::new(true)).collect(),
             invalid_doorbell: AtomicBool::new(false),
             counters: Counters::default(),
             limits: Limits { max_transfer: 4096 << config.mdts, ocfs: config.ocfs & crate::copy::OCFS },

@@ -2,7 +2,7 @@
 //! costs can be counted to the instruction.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32};
 use std::sync::mpsc::{Receiver, channel};
 
 use arc_swap::ArcSwap;
@@ -48,6 +48,8 @@ impl Lone {
             write_cache: AtomicBool::new(true),
             cdfe: AtomicU16::new(0),
             mps: AtomicU16::new(0),
+            coalescing: AtomicU32::new(0),
+            vector_cd: Box::default(),
             invalid_doorbell: AtomicBool::new(false),
             counters: Counters::default(),
             limits: Limits { max_transfer: 4096 << 7, ocfs: crate::copy::OCFS },

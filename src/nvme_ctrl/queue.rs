@@ -41,14 +41,29 @@ impl SubmissionQueue {
         self.head == tail
     }
 
+    /// Copies the entry at the head out of guest memory. Who goes on with it calls [`advance`](Self::advance), and does
+    /// not read it again.
+    ///
+    /// # Errors
+    /// The entry's memory is not there.
+    pub fn peek(&self, memory: &DmaMap) -> Result<Sqe, DmaError> {
+        let mut sqe = Sqe::new_zeroed();
+        memory.read(entry(self.base, self.head, SQE_SIZE)?, sqe.as_mut_bytes())?;
+        Ok(sqe)
+    }
+
+    /// Moves the head past the entry it is at.
+    pub fn advance(&mut self) {
+        self.head = next(self.head, self.size);
+    }
+
     /// Copies the entry at the head out of guest memory, once, and moves the head on.
     ///
     /// # Errors
     /// The entry's memory is not there.
     pub fn fetch(&mut self, memory: &DmaMap) -> Result<Sqe, DmaError> {
-        let mut sqe = Sqe::new_zeroed();
-        memory.read(entry(self.base, self.head, SQE_SIZE)?, sqe.as_mut_bytes())?;
-        self.head = next(self.head, self.size);
+        let sqe = self.peek(memory)?;
+        self.advance();
         Ok(sqe)
     }
 }
@@ -113,6 +128,11 @@ impl CompletionQueue {
         self.size
     }
 
+    /// Has the host consumed all that was posted?
+    pub fn all_seen(&self) -> bool {
+        self.head == self.tail
+    }
+
     /// The host's head as last taken over.
     pub fn head(&self) -> u16 {
         self.head
@@ -152,10 +172,7 @@ impl CompletionQueue {
             status: Cqe::status_word(post.status, self.phase).into(),
         };
         let at = entry(self.base, self.tail, CQE_SIZE)?;
-        let (body, last) = cqe.as_bytes().split_at(CQE_SIZE - 4);
-        memory.write(at, body)?;
-        let last = u32::from_le_bytes(last.try_into().unwrap_or_default());
-        memory.store_u32(at + (CQE_SIZE as u64 - 4), last)?;
+        memory.store_cqe(at, zerocopy::transmute!(cqe))?;
         self.tail = next(self.tail, self.size);
         if self.tail == 0 {
             self.phase = !self.phase;
@@ -167,8 +184,11 @@ impl CompletionQueue {
         self.distance(self.head, self.tail)
     }
 
+    /// Both are below the size.
     fn distance(&self, from: u16, to: u16) -> u32 {
-        (u32::from(to) + self.size - u32::from(from)) % self.size
+        let (from, to) = (u32::from(from), u32::from(to));
+        // Not by a remainder: this is asked more than once for each command.
+        if to >= from { to - from } else { to + self.size - from }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the control thread and the workers both see. Values here are atomics or immutable: nobody waits for a lock.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
@@ -31,6 +31,10 @@ pub struct Shared {
     pub cdfe: AtomicU16,
     /// CC.MPS while the controller is enabled: log2 of the page size minus 12.
     pub mps: AtomicU16,
+    /// Interrupt Coalescing feature, CDW11: aggregation time in 100 us in 15:8, threshold in 7:0, 0-based.
+    pub coalescing: AtomicU32,
+    /// Interrupt Vector Configuration, Coalescing Disable by vector.
+    pub vector_cd: Box<[AtomicBool]>,
     /// A worker has reported an invalid doorbell value, and the control thread has not seen it yet.
     pub invalid_doorbell: AtomicBool,
     /// For the SMART log.
@@ -55,9 +59,43 @@ impl Shared {
     }
 }
 
-/// Counts for SMART: commands completed with success, and bytes they moved.
+/// Counts for SMART, as everybody who counts has them.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// Of all that is not worth a tally of one's own: each worker's commands with operations on files.
+    common: Tally,
+    /// One of each worker, which alone adds to it. The lock is taken when a worker starts and when a log is read.
+    own: Mutex<Vec<Arc<Tally>>>,
+}
+
+impl std::ops::Deref for Counters {
+    type Target = Tally;
+
+    fn deref(&self) -> &Tally {
+        &self.common
+    }
+}
+
+impl Counters {
+    /// A tally for one worker, counted in with all others.
+    pub fn tally(&self) -> Arc<Tally> {
+        let tally = Arc::new(Tally::default());
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&tally));
+        tally
+    }
+
+    /// The sum of one count over all who count.
+    pub fn sum(&self, count: impl Fn(&Tally) -> &AtomicU64) -> u64 {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = own.iter().map(|tally| &**tally).chain([&self.common]);
+        all.fold(0, |sum, tally| sum.wrapping_add(count(tally).load(Ordering::Relaxed)))
+    }
+}
+
+/// Commands completed with success, and bytes they moved. On cache lines of its own: it is written for each command.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Tally {
     /// SMART Host Read Commands: Read, Compare and Copy.
     pub reads: AtomicU64,
     /// User Data Out Commands: Write and Copy.
@@ -70,7 +108,7 @@ pub struct Counters {
     pub media_errors: AtomicU64,
 }
 
-impl Counters {
+impl Tally {
     /// One completed command that gave the host `bytes`.
     pub fn read(&self, bytes: u64) {
         self.reads.fetch_add(1, Ordering::Relaxed);
@@ -81,6 +119,18 @@ impl Counters {
     pub fn wrote(&self, bytes: u64) {
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// As [`read`](Self::read), in a tally that only the caller's thread adds to.
+    pub fn read_alone(&self, bytes: u64) {
+        add_alone(&self.reads, 1);
+        add_alone(&self.bytes_read, bytes);
+    }
+
+    /// As [`wrote`](Self::wrote), in a tally that only the caller's thread adds to.
+    pub fn wrote_alone(&self, bytes: u64) {
+        add_alone(&self.writes, 1);
+        add_alone(&self.bytes_written, bytes);
     }
 
     /// One completed Verify of `bytes`: no host read, for the host gets none of them, but data units read.
@@ -98,4 +148,9 @@ impl Counters {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.wrote(bytes);
     }
+}
+
+/// Without the locked instruction that several who add would need.
+fn add_alone(count: &AtomicU64, more: u64) {
+    count.store(count.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }

@@ -187,3 +187,33 @@ fn sizes_take_suffixes() {
     }
     assert!(d.resident() < 100 << 20);
 }
+
+/// Processors that a thread may use, as the kernel lists them.
+fn allowed(task: &std::path::Path) -> String {
+    let status = std::fs::read_to_string(task.join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    line.trim().to_owned()
+}
+
+#[test]
+fn workers_are_bound_to_their_processors_and_nobody_else_is() {
+    let all = allowed(std::path::Path::new("/proc/self"));
+    let first = all.split([',', '-']).next().unwrap();
+    let last = all.rsplit([',', '-']).next().unwrap();
+    let d = Daemon::start(&format!("--nvme iothreads=3,iothread-cpus={last}:{first},aio=threads"));
+    let want = [("worker0", last), ("worker1", first), ("worker2", last)];
+    let mut bound = 0;
+    for task in std::fs::read_dir(format!("/proc/{}/task", d.pid())).unwrap() {
+        let task = task.unwrap().path();
+        let name = std::fs::read_to_string(task.join("comm")).unwrap();
+        let is = allowed(&task);
+        match want.iter().find(|(worker, _)| *worker == name.trim()) {
+            Some((worker, cpu)) => {
+                assert_eq!(is, *cpu, "{worker}");
+                bound += 1;
+            }
+            None => assert_eq!(is, all, "{name}"),
+        }
+    }
+    assert_eq!(bound, 3);
+}

@@ -13,6 +13,7 @@ mod copy_methods;
 mod copying;
 mod doorbells;
 mod dulbe;
+mod interrupts;
 mod life;
 mod peer_faults;
 mod pointers;

@@ -214,6 +214,47 @@ fn unmap_with_nothing_in_flight() {
     });
 }
 
+/// Commands that hang hold all slots of the worker; those that memory does at once need none, whether it was awake when
+/// they came or asleep.
+#[test]
+fn memory_goes_on_while_every_slot_hangs() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "");
+        let mut host = Host::cold(&device.socket());
+        host.enable();
+        host.set_queue_count(3);
+        for (qid, size) in [(1, 1024), (2, 64), (3, 64)] {
+            host.create_cq(qid, size, Some(qid));
+            host.create_sq(qid, size, qid);
+        }
+        let (file, mut ram) = (Ns::facts(&mut host, 1), Ns::identify(&mut host, 3));
+        let page = host.ram.pages(1);
+        let hung = Host::rw(io::READ, &file, 0, 8).prp(page, 0);
+        // More than there are slots: the last ones stay in their queue.
+        for (qid, count) in [(1, 1023), (2, 30)] {
+            for _ in 0..count {
+                host.queue(qid, hung);
+            }
+            host.ring_sq(qid);
+        }
+        hang.wait_held(1024);
+        for round in 0..10 {
+            host.write(3, &mut ram, round, 1, round);
+            assert_eq!(host.read(3, &ram, round, 1), ram.at(round, 1));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        hang.end();
+        let mut left = 1023 + 30;
+        while left > 0 {
+            left -= host.drain(1) + host.drain(2);
+        }
+        host.forget(1);
+        host.forget(2);
+        drop(host);
+        device.ends_well();
+    });
+}
+
 #[test]
 fn reset_during_a_hung_read() {
     with_each_engine(|kind| {

@@ -100,7 +100,10 @@ impl PoolEngine {
         for n in 0..threads {
             let shared = Arc::clone(&engine.shared);
             lock(&shared.queue).alive += 1;
-            let spawned = std::thread::Builder::new().name(format!("io-{n}")).spawn(move || shared.run());
+            let spawned = std::thread::Builder::new().name(format!("io-{n}")).spawn(move || {
+                leave_the_workers_processor();
+                shared.run();
+            });
             match spawned {
                 Ok(thread) => engine.threads.push(thread),
                 Err(e) => {
@@ -264,6 +267,14 @@ fn make(job: &FileJob, call: Call) -> i64 {
         }
     };
     answer(result)
+}
+
+/// A thread inherits where it may run from the worker that starts it, which may be bound to one processor, and busy.
+fn leave_the_workers_processor() {
+    use rustix::thread::{sched_getaffinity, sched_setaffinity};
+    // Where that is forbidden it serves there, only later.
+    let _ = sched_getaffinity(Some(rustix::process::getpid()))
+        .and_then(|process| sched_setaffinity(None, &process));
 }
 
 #[cfg(test)]

@@ -136,6 +136,10 @@ impl Controller {
         for ns in self.shared.namespaces.iter() {
             ns.set_dulbe(features.error_recovery(ns.nsid) & DULBE != 0);
         }
+        self.shared.coalescing.store(features.coalescing, Ordering::Relaxed);
+        for (shared, cd) in self.shared.vector_cd.iter().zip(&features.vector_cd) {
+            shared.store(*cd, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn set_features(&mut self, memory: &DmaMap, sqe: &Sqe) -> Result<Reply, Status> {
@@ -167,6 +171,7 @@ impl Controller {
             fid::INTERRUPT_VECTOR => {
                 let place = features.vector_cd.get_mut(usize::from(cdw11 as u16));
                 *place.ok_or(Status::INVALID_FIELD.dnr())? = cdw11 & 1 << 16 != 0;
+                self.apply_features();
             }
             fid::TIMESTAMP => {
                 let data = self.take_data(memory, sqe, 8)?;
@@ -186,6 +191,7 @@ impl Controller {
                 if feature == fid::KEEP_ALIVE {
                     self.admin.keep_alive.set(cdw11);
                 }
+                self.apply_features();
             }
         }
         Ok(Status::SUCCESS.into())

@@ -1,7 +1,6 @@
 //! Get Log Page (02h).
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -92,13 +91,13 @@ impl Controller {
         smart.temperature = TEMPERATURE.into();
         smart.spare = 100;
         smart.spare_threshold = 10;
-        smart.data_units_read = units(counters.bytes_read.load(Ordering::Relaxed));
-        smart.data_units_written = units(counters.bytes_written.load(Ordering::Relaxed));
-        smart.host_reads = count(counters.reads.load(Ordering::Relaxed));
-        smart.host_writes = count(counters.writes.load(Ordering::Relaxed));
+        smart.data_units_read = units(counters.sum(|tally| &tally.bytes_read));
+        smart.data_units_written = units(counters.sum(|tally| &tally.bytes_written));
+        smart.host_reads = count(counters.sum(|tally| &tally.reads));
+        smart.host_writes = count(counters.sum(|tally| &tally.writes));
         smart.power_cycles = count(1);
         smart.power_on_hours = count(self.admin.started.elapsed().as_secs() / 3600);
-        smart.media_errors = count(counters.media_errors.load(Ordering::Relaxed));
+        smart.media_errors = count(counters.sum(|tally| &tally.media_errors));
         smart.error_entries = count(self.admin.errors.count);
         Ok(smart.as_bytes().to_vec())
     }

@@ -8,6 +8,7 @@ mod dsm;
 mod flush;
 mod group;
 mod inspect;
+mod now;
 mod rw;
 mod write_zeroes;
 
@@ -24,6 +25,7 @@ use super::shared::Shared;
 use copy::Copying;
 use group::Group;
 use inspect::Inspect;
+pub use now::{Now, now};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 
+use super::by_id::ById;
+use super::interrupt::{Coalescing, Owed, Verdict};
 use super::shadow::Shadow;
-use super::slots::{Command, Slots, untag};
+use super::slots::{Slots, untag};
 use super::{FromWorker, Mailbox, ToWorker, Token, fetch};
 use crate::backend::engine::Engine;
 use crate::backend::{Completion, Op};
@@ -15,8 +18,8 @@ use crate::copy::Bounce;
 use crate::memory::DmaMap;
 use crate::nvme_ctrl::doorbells::Bell;
 use crate::nvme_ctrl::io::{Issue, Outcome};
-use crate::nvme_ctrl::queue::{CompletionQueue, Post, SubmissionQueue};
-use crate::nvme_ctrl::shared::Shared;
+use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
+use crate::nvme_ctrl::shared::{Shared, Tally};
 use crate::spec::opcode;
 
 /// A submission queue and what only its worker knows of it.
@@ -35,11 +38,11 @@ pub(super) struct Sq {
     pub event: Option<u16>,
 }
 
-/// A completion queue and whether something was posted to it in this turn.
+/// A completion queue and what is owed to its host.
 #[derive(Debug)]
 pub(super) struct Cq {
     pub ring: CompletionQueue,
-    pub posted: bool,
+    pub owed: Owed,
     /// Head. The ring has its value too.
     pub head: Bell,
     /// The register when the shadow of the head was last looked at.
@@ -54,8 +57,8 @@ pub struct Core {
     pub(super) memory: Cache<Arc<ArcSwap<DmaMap>>, Arc<DmaMap>>,
     pub(super) engine: Box<dyn Engine>,
     pub(super) shadow: Shadow,
-    pub(super) sqs: Vec<Sq>,
-    pub(super) cqs: Vec<Cq>,
+    pub(super) sqs: ById<Sq>,
+    pub(super) cqs: ById<Cq>,
     pub(super) slots: Slots,
     /// Where the next turn starts fetching, so that no queue is always last.
     pub(super) rotation: usize,
@@ -63,12 +66,14 @@ pub struct Core {
     /// Operations done but not yet told to their commands.
     done: Vec<Completion>,
     /// Commands to poll again.
-    ready: VecDeque<u32>,
+    pub(super) ready: VecDeque<u32>,
     /// Commands to poll again whose polls take a while, for they move memory: one in a turn.
     moving: VecDeque<u32>,
     /// Copies that wait for bounce memory which other Copies hold.
     starved: VecDeque<u32>,
     pub(super) bounce: Bounce,
+    /// This worker's part of the SMART log.
+    pub(super) tally: Arc<Tally>,
     /// Resets to acknowledge; a second one may come while the first still waits for a slow disk.
     resetting: Vec<Token>,
     flushing: Vec<Flushing>,
@@ -87,6 +92,9 @@ struct Flushing {
     ok: bool,
 }
 
+/// Looks at the doorbells from one whole turn to the next, which takes as long as some of them.
+const GLANCES: usize = 8;
+
 /// Slot numbers from here on belong to [`Flushing`]s.
 const FLUSH_SLOTS: u32 = 1 << 31;
 
@@ -94,13 +102,15 @@ impl Core {
     /// A worker without queues.
     pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, out: Mailbox) -> Self {
         let memory = Cache::new(Arc::clone(&shared.memory));
+        let tally = shared.counters.tally();
         Self {
+            tally,
             shared,
             memory,
             engine,
             shadow: Shadow::default(),
-            sqs: Vec::new(),
-            cqs: Vec::new(),
+            sqs: ById::new(|sq| sq.ring.qid),
+            cqs: ById::new(|cq| cq.ring.qid),
             slots: Slots::default(),
             rotation: 0,
             out,
@@ -121,13 +131,19 @@ impl Core {
     pub fn message(&mut self, message: ToWorker) {
         match message {
             ToWorker::CreateCq(ring) => {
-                self.cqs.push(Cq { ring, posted: false, head: Bell::default(), register: 0, event: None });
+                self.cqs.push(Cq {
+                    ring,
+                    owed: Owed::default(),
+                    head: Bell::default(),
+                    register: 0,
+                    event: None,
+                });
             }
             ToWorker::CreateSq(ring) => {
                 let tail = Bell::default();
                 self.sqs.push(Sq { ring, in_flight: 0, deleting: None, tail, register: 0, event: None });
             }
-            ToWorker::DeleteSq(qid, token) => match self.sqs.iter_mut().find(|sq| sq.ring.qid == qid) {
+            ToWorker::DeleteSq(qid, token) => match self.sqs.find(qid) {
                 Some(sq) => {
                     sq.deleting = Some(token);
                     self.abort_matching(|sqid, _| sqid == qid);
@@ -136,7 +152,7 @@ impl Core {
                 None => self.ack(token, false),
             },
             ToWorker::DeleteCq(qid, token) => {
-                self.cqs.retain(|cq| cq.ring.qid != qid);
+                self.cqs.remove(qid);
                 self.ack(token, true);
             }
             ToWorker::Abort(sqid, cid, token) => {
@@ -189,7 +205,7 @@ impl Core {
             busy = true;
             self.poll(index);
         }
-        self.interrupt();
+        self.interrupt(false);
         if self.failed {
             self.end_reset();
         }
@@ -234,13 +250,6 @@ impl Core {
         }
     }
 
-    /// Runs a command that was just fetched.
-    pub(super) fn admit(&mut self, command: Command) {
-        if let Some(index) = self.slots.insert(command) {
-            self.make_ready(index);
-        }
-    }
-
     /// Has the command polled in this turn or the next: once, however many of its operations have ended.
     fn make_ready(&mut self, index: u32) {
         if let Some(command) = self.slots.get_mut(index)
@@ -257,14 +266,10 @@ impl Core {
     }
 
     /// Writes a completion into the entry that was reserved for it.
-    pub(super) fn post(&mut self, sqid: u16, cqid: u16, cid: u16, outcome: Outcome) {
-        let Some(sq) = self.sqs.iter().find(|sq| sq.ring.qid == sqid) else { return };
-        let sqhd = sq.ring.head();
-        let Some(cq) = self.cqs.iter_mut().find(|cq| cq.ring.qid == cqid) else { return };
-        let post = Post { sqid, sqhd, cid, status: outcome.status, dw0: outcome.dw0 };
-        match cq.ring.post(self.memory.load(), &post) {
-            Ok(()) => cq.posted = true,
-            Err(error) => self.fatal(&format!("completion queue {cqid}: {error}")),
+    fn post(&mut self, sqid: u16, cqid: u16, cid: u16, outcome: Outcome) {
+        let (Some(sq), Some(cq)) = (self.sqs.find(sqid), self.cqs.find(cqid)) else { return };
+        if let Err(why) = fetch::post(cq, &sq.ring, cid, outcome, self.memory.load()) {
+            self.fatal(&why);
         }
     }
 
@@ -278,10 +283,10 @@ impl Core {
         for (_, command) in self.slots.iter_mut() {
             command.orphan = true;
         }
-        for token in self.sqs.drain(..).filter_map(|sq| sq.deleting) {
+        for token in self.sqs.drain().filter_map(|sq| sq.deleting) {
             self.out.send(FromWorker::Ack(token, false));
         }
-        self.cqs.clear();
+        self.cqs.drain();
         self.shadow.clear();
     }
 
@@ -336,7 +341,7 @@ impl Core {
         self.feed_starved();
         if !command.orphan {
             self.post(command.sqid, command.cqid, command.cid, outcome);
-            if let Some(sq) = self.sqs.iter_mut().find(|sq| sq.ring.qid == command.sqid) {
+            if let Some(sq) = self.sqs.find(command.sqid) {
                 sq.in_flight -= 1;
             }
             self.end_deleted_queue(command.sqid);
@@ -359,11 +364,11 @@ impl Core {
     }
 
     fn end_deleted_queue(&mut self, qid: u16) {
-        let Some(at) = self.sqs.iter().position(|sq| sq.ring.qid == qid) else { return };
-        if self.sqs[at].in_flight == 0
-            && let Some(token) = self.sqs[at].deleting
+        if let Some(sq) = self.sqs.find(qid)
+            && sq.in_flight == 0
+            && let Some(token) = sq.deleting
         {
-            self.sqs.remove(at);
+            self.sqs.remove(qid);
             self.ack(token, true);
         }
     }
@@ -412,22 +417,57 @@ impl Core {
         }
     }
 
-    /// One interrupt per completion queue and turn, however many completions were posted.
-    fn interrupt(&mut self) {
-        for cq in &mut self.cqs {
-            if std::mem::take(&mut cq.posted)
-                && let Some(vector) = cq.ring.vector
-            {
-                self.shared.interrupts.raise(vector);
+    /// Raises what is owed and not put off; see [`super::interrupt`]. How long the rest can wait.
+    fn interrupt(&mut self, asleep: bool) -> Option<Duration> {
+        let mut clock = None;
+        let mut rest: Option<Duration> = None;
+        for at in 0..self.cqs.len() {
+            let Some(cq) = self.cqs.get_mut(at).filter(|cq| cq.owed.any()) else { continue };
+            let Some(vector) = cq.ring.vector else {
+                cq.owed.forgive();
+                continue;
+            };
+            if cq.owed.wants_head() {
+                let cqid = cq.ring.qid;
+                self.look_at_head(cqid);
             }
+            let Some(Cq { ring, owed, .. }) = self.cqs.get_mut(at) else { continue };
+            let enabled = |cd: &AtomicBool| !cd.load(Ordering::Relaxed);
+            let coalescing = Some(self.shared.coalescing.load(Ordering::Relaxed))
+                .filter(|_| self.shared.vector_cd.get(usize::from(vector)).is_some_and(enabled))
+                .and_then(Coalescing::from_dword);
+            let now = || *clock.get_or_insert_with(Instant::now);
+            match owed.verdict(ring.head(), ring.all_seen(), coalescing, asleep, now) {
+                Verdict::Nothing => {}
+                Verdict::Raise => self.shared.interrupts.raise(vector),
+                Verdict::Later(wait) => rest = Some(rest.map_or(wait, |rest| rest.min(wait))),
+            }
+        }
+        rest
+    }
+
+    /// Before a sleep: how long it may last for the sake of interrupts that are put off.
+    pub fn settle(&mut self) -> Option<Duration> {
+        self.interrupt(true)
+    }
+
+    /// Looks at the doorbells alone, a few times, where nothing else could happen. A turn follows.
+    pub fn glance(&self) {
+        // With something in flight the engine is to be asked as well.
+        let alone = self.slots.len() == 0 && self.flushing.is_empty();
+        for _ in 0..GLANCES {
+            if !alone || self.sqs.iter().any(|sq| self.has_rung(sq)) {
+                return;
+            }
+            std::hint::spin_loop();
         }
     }
 
     fn dump(&mut self) {
-        for cq in &self.cqs {
+        for cq in self.cqs.iter() {
             log::info!("{:?}", cq.ring);
         }
-        for sq in &self.sqs {
+        for sq in self.sqs.iter() {
             log::info!("{:?}, {:?}, event {:?}, {} in flight", sq.ring, sq.tail, sq.event, sq.in_flight);
         }
         for (index, command) in self.slots.iter_mut() {

@@ -1,31 +1,40 @@
-//! Taking commands out of submission queues.
+//! Taking commands out of submission queues, and doing at once what can be done at once.
 
 use std::time::Instant;
 
-use super::core::Core;
+use smallvec::SmallVec;
+
+use super::core::{Core, Cq};
 use super::slots::Command;
-use crate::nvme_ctrl::io::{self, Outcome};
+use crate::memory::{DmaError, DmaMap};
+use crate::nvme_ctrl::io::{self, Now, Outcome};
+use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
 
 /// Commands taken from one queue before the next one has its turn.
 const BURST: usize = 32;
 
-/// Fetches from every queue in turn, at most [`BURST`] each. True when a command was fetched.
+/// Bytes moved for one queue before the next one has its turn; a transfer that is begun is ended.
+const BURST_BYTES: u64 = 256 << 10;
+
+/// Commands that are looked at before the first of them is done: its data is on its way to the processor while the
+/// others are decoded. No more, for the host shall have completions to work on while we work.
+const AHEAD: usize = 4;
+
+/// Fetches from every queue in turn, at most a burst each. True when a command was fetched.
 pub(super) fn fetch(core: &mut Core) -> bool {
     let mut fetched = false;
     let queues = core.sqs.len();
     core.rotation = core.rotation.wrapping_add(1);
     for step in 0..queues {
-        // A failure on the way forgets all queues, so the count is looked at anew.
+        // A failure on the way forgets all queues: then none is there.
         let at = core.rotation.wrapping_add(step) % queues;
         if let Some(cqid) = waiting(core, at) {
             // Once for all of them: the host's cache line.
             core.look_at_head(cqid);
-        }
-        for _ in 0..BURST {
-            if at >= core.sqs.len() || !fetch_one(core, at) {
-                break;
+            match burst(core, at) {
+                Ok(any) => fetched |= any,
+                Err(why) => core.fatal(&why),
             }
-            fetched = true;
         }
     }
     fetched
@@ -33,7 +42,7 @@ pub(super) fn fetch(core: &mut Core) -> bool {
 
 /// Could [`fetch`] do anything?
 pub(super) fn has_work(core: &mut Core) -> bool {
-    (0..core.sqs.len()).any(|at| can_fetch(core, at)) && !core.slots.is_full()
+    (0..core.sqs.len()).any(|at| can_fetch(core, at) && (!core.slots.is_full() || needs_no_slot(core, at)))
 }
 
 /// The completion queue of the SQ at `at`, if a command waits in that one.
@@ -48,54 +57,104 @@ fn waiting(core: &mut Core, at: usize) -> Option<u16> {
 
 fn can_fetch(core: &mut Core, at: usize) -> bool {
     let Some(cqid) = waiting(core, at) else { return false };
-    let has_room = |core: &Core| core.cqs.iter().any(|cq| cq.ring.qid == cqid && cq.ring.has_room());
+    let has_room = |core: &mut Core| core.cqs.find(cqid).is_some_and(|cq| cq.ring.has_room());
     if !has_room(core) {
         core.look_at_head(cqid);
     }
     has_room(core)
 }
 
-/// Fetches one command from queue `at`. False when there is none, or no room for it or its completion.
-fn fetch_one(core: &mut Core, at: usize) -> bool {
-    if core.slots.is_full() || !can_fetch(core, at) {
-        return false;
-    }
+/// Can the next command of the SQ at `at` be done at once?
+fn needs_no_slot(core: &mut Core, at: usize) -> bool {
+    let Core { shared, memory, sqs, .. } = core;
+    let memory = memory.load();
+    let sqe = sqs.get(at).and_then(|sq| sq.ring.peek(memory).ok());
+    sqe.is_some_and(|sqe| io::now(shared, memory, &sqe).is_some())
+}
+
+/// Fetches from the SQ at `at` until it is empty, its completion queue full, no slot left, or the burst over. True when
+/// a command was fetched.
+///
+/// # Errors
+/// A queue's memory is not there: what to say of the controller's end.
+fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
+    let Core { shared, memory, sqs, cqs, slots, ready, bounce, tally, .. } = core;
     // The table is looked at after the doorbell: a mapping the host made before ringing is in it.
-    let memory = core.memory.load();
-    let sq = &mut core.sqs[at];
-    let (sqid, cqid) = (sq.ring.qid, sq.ring.cqid);
-    let sqe = match sq.ring.fetch(memory) {
-        Ok(sqe) => sqe,
-        Err(error) => {
-            core.fatal(&format!("submission queue {sqid}: {error}"));
-            return false;
+    let memory: &DmaMap = memory.load();
+    let Some(sq) = sqs.get_mut(at) else { return Ok(false) };
+    let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };
+    let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
+    let (mut fetched, mut bytes, mut stuck) = (0, 0, false);
+    let mut batch: SmallVec<[Now<'_>; AHEAD]> = SmallVec::new();
+    loop {
+        while batch.len() < AHEAD
+            && fetched < BURST
+            && bytes < BURST_BYTES
+            && !stuck
+            && !sq.ring.is_empty(tail)
+            && cq.ring.has_room()
+        {
+            let sqe = sq.ring.peek(memory).map_err(|error| format!("submission queue {sqid}: {error}"))?;
+            let now = io::now(shared, memory, &sqe);
+            if now.is_none() && slots.is_full() {
+                // It stays where it is, and is read anew when a slot is free.
+                stuck = true;
+                break;
+            }
+            sq.ring.advance();
+            cq.ring.reserve();
+            fetched += 1;
+            if let Some(now) = now {
+                now.prefetch();
+                bytes += now.bytes();
+                batch.push(now);
+                continue;
+            }
+            let cid = sqe.cid.get();
+            match io::start(shared, memory, bounce, &sqe) {
+                Ok(task) => {
+                    sq.in_flight += 1;
+                    let command = Command {
+                        sqid,
+                        cqid: sq.ring.cqid,
+                        cid,
+                        opc: sqe.opc,
+                        nsid: sqe.nsid.get(),
+                        slba: sqe.slba(),
+                        since: Instant::now(),
+                        task,
+                        ready: true,
+                        orphan: false,
+                    };
+                    ready.extend(slots.insert(command));
+                }
+                Err(status) => {
+                    log::debug!("sqid {sqid} cid {cid:#x}: refused: {status:?}: {sqe:x?}");
+                    post(cq, &sq.ring, cid, Outcome::of(status), memory)?;
+                }
+            }
         }
-    };
-    let cid = sqe.cid.get();
-    if let Some(cq) = core.cqs.iter_mut().find(|cq| cq.ring.qid == cqid) {
-        cq.ring.reserve();
+        if batch.is_empty() {
+            return Ok(fetched > 0);
+        }
+        for now in batch.drain(..) {
+            let outcome = now.run(tally);
+            post(cq, &sq.ring, now.cid, outcome, memory)?;
+        }
     }
-    match io::start(&core.shared, memory, &core.bounce, &sqe) {
-        Ok(task) => {
-            sq.in_flight += 1;
-            let command = Command {
-                sqid,
-                cqid,
-                cid,
-                opc: sqe.opc,
-                nsid: sqe.nsid.get(),
-                slba: sqe.slba(),
-                since: Instant::now(),
-                task,
-                ready: false,
-                orphan: false,
-            };
-            core.admit(command);
-        }
-        Err(status) => {
-            log::debug!("sqid {sqid} cid {cid:#x}: refused: {status:?}: {sqe:x?}");
-            core.post(sqid, cqid, cid, Outcome::of(status));
-        }
-    }
-    true
+}
+
+/// Writes a completion into the entry that was reserved for it. What it says of a failure is for the log.
+pub(super) fn post(
+    cq: &mut Cq,
+    sq: &SubmissionQueue,
+    cid: u16,
+    outcome: Outcome,
+    memory: &DmaMap,
+) -> Result<(), String> {
+    let post = Post { sqid: sq.qid, sqhd: sq.head(), cid, status: outcome.status, dw0: outcome.dw0 };
+    let posted: Result<(), DmaError> = cq.ring.post(memory, &post);
+    posted.map_err(|error| format!("completion queue {}: {error}", cq.ring.qid))?;
+    cq.owed.post();
+    Ok(())
 }

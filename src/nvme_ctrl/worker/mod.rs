@@ -3,8 +3,10 @@
 //! [`core`] is the state machine of one turn; this file is the thread around it. A worker never waits for anything
 //! but its engine, and takes no lock.
 
+mod by_id;
 mod core;
 mod fetch;
+mod interrupt;
 mod park;
 mod shadow;
 mod sleeper;
@@ -13,6 +15,7 @@ mod slots;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -73,6 +76,29 @@ pub enum FromWorker {
     Fatal(String),
 }
 
+/// The worker's end of its messages.
+struct Messages {
+    queue: Receiver<ToWorker>,
+    mail: Arc<AtomicBool>,
+}
+
+impl Messages {
+    /// The next one, if there is one. In most turns there is none, and a look at the channel costs a fence.
+    fn next(&self) -> Option<ToWorker> {
+        if !self.mail.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.queue.try_recv().ok().or_else(|| {
+            // An exchange, so that what was sent before the flag was raised is seen by the last look; and there may be
+            // more where that came from.
+            self.mail.swap(false, Ordering::AcqRel);
+            let last = self.queue.try_recv().ok()?;
+            self.mail.store(true, Ordering::Relaxed);
+            Some(last)
+        })
+    }
+}
+
 /// Carries a worker's messages to the control thread and wakes it.
 #[derive(Clone)]
 pub struct Mailbox {
@@ -96,6 +122,8 @@ pub type EngineFactory = Arc<dyn Fn() -> io::Result<Box<dyn Engine>> + Send + Sy
 /// The control thread's handle of one worker.
 pub struct Worker {
     inbox: Sender<ToWorker>,
+    /// A message was sent since the worker last looked.
+    mail: Arc<AtomicBool>,
     waker: Waker,
     sleeper: Arc<Sleeper>,
     thread: Option<JoinHandle<()>>,
@@ -117,6 +145,8 @@ impl Worker {
         let (ready, started) = channel();
         let sleeper = Arc::new(Sleeper::new());
         let own = Arc::clone(&sleeper);
+        let mail = Arc::new(AtomicBool::new(false));
+        let messages = Messages { queue: messages, mail: Arc::clone(&mail) };
         let park = Park::new(poll, shared.doorbells.page().is_some());
         let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
             let engine = match engine() {
@@ -131,12 +161,13 @@ impl Worker {
             run(Core::new(shared, engine, out.clone()), park, &messages, &own, &out);
         })?;
         let waker = started.recv().map_err(|_| io::Error::other("the worker ended at once"))??;
-        Ok(Self { inbox, waker, sleeper, thread: Some(thread) })
+        Ok(Self { inbox, mail, waker, sleeper, thread: Some(thread) })
     }
 
     /// Sends one message.
     pub fn send(&self, message: ToWorker) {
         let _ = self.inbox.send(message);
+        self.mail.store(true, Ordering::Release);
         self.waker.wake();
     }
 
@@ -172,7 +203,7 @@ impl Drop for Worker {
     }
 }
 
-fn run(mut core: Core, mut park: Park, messages: &Receiver<ToWorker>, sleeper: &Sleeper, out: &Mailbox) {
+fn run(mut core: Core, mut park: Park, messages: &Messages, sleeper: &Sleeper, out: &Mailbox) {
     while catch_unwind(AssertUnwindSafe(|| live(&mut core, &mut park, messages, sleeper))).is_err() {
         // The panic message is in the log already. The controller goes to CFS; what the kernel still does for this
         // worker must end before its memory may, so go on answering without touching any queue.
@@ -185,10 +216,10 @@ fn run(mut core: Core, mut park: Park, messages: &Receiver<ToWorker>, sleeper: &
     }
 }
 
-fn live(core: &mut Core, park: &mut Park, messages: &Receiver<ToWorker>, sleeper: &Sleeper) {
+fn live(core: &mut Core, park: &mut Park, messages: &Messages, sleeper: &Sleeper) {
     loop {
         let mut busy = false;
-        while let Ok(message) = messages.try_recv() {
+        while let Some(message) = messages.next() {
             core.message(message);
             busy = true;
         }
@@ -202,11 +233,13 @@ fn live(core: &mut Core, park: &mut Park, messages: &Receiver<ToWorker>, sleeper
         }
         match park.look_again() {
             Look::First => core.disarm(),
-            Look::Again => std::hint::spin_loop(),
+            Look::Again => core.glance(),
             Look::Sleep => {
+                let owing = core.settle();
                 // Messages always write the waker.
                 if sleeper.may_sleep(core) {
-                    core.sleep(core.must_watch().then(|| park.tick()));
+                    let tick = core.must_watch().then(|| park.tick());
+                    core.sleep(owing.into_iter().chain(tick).min());
                 }
                 sleeper.awake();
             }

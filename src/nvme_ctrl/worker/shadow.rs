@@ -56,7 +56,7 @@ impl Core {
         log::warn!("shadow doorbells are gone ({error}); doorbells in BAR0 count until they are back");
         let doorbells = &self.shared.doorbells;
         let mut invalid = false;
-        for Sq { ring, tail, register, .. } in &mut self.sqs {
+        for Sq { ring, tail, register, .. } in self.sqs.iter_mut() {
             let last = buffers.last_tail(ring.qid);
             let size = ring.size();
             invalid |= last.is_ok_and(|raw| tail.take(raw, |tail| u32::from(tail) < size).is_err());
@@ -64,7 +64,7 @@ impl Core {
                 doorbells.set_tail(ring.qid, tail.value());
             }
         }
-        for Cq { ring, head, register, .. } in &mut self.cqs {
+        for Cq { ring, head, register, .. } in self.cqs.iter_mut() {
             let last = buffers.last_head(ring.qid);
             invalid |= last.is_ok_and(|raw| head.take(raw, |head| ring.set_head(head).is_ok()).is_err());
             if last.is_ok() || doorbells.head(ring.qid) == *register {
@@ -95,16 +95,24 @@ impl Core {
         }
     }
 
+    /// Does the tail's slot hold something else than what was taken in last?
+    pub(super) fn has_rung(&self, sq: &Sq) -> bool {
+        let raw = match &self.shadow.buffers {
+            Some(buffers) => buffers.tail(sq.ring.qid).unwrap_or(u32::MAX),
+            None => self.shared.doorbells.tail(sq.ring.qid),
+        };
+        raw as u16 != sq.tail.value()
+    }
+
     /// Takes in the head of the CQ `cqid`.
     pub(super) fn look_at_head(&mut self, cqid: u16) {
-        let Some(at) = self.cqs.iter().position(|cq| cq.ring.qid == cqid) else { return };
         let mut raw = self.shared.doorbells.head(cqid);
         let shadow = self.shadow.buffers.as_ref().map(|buffers| buffers.head(cqid));
         if let Some(Err(error)) = shadow {
             self.lose_buffers(error);
             raw = self.shared.doorbells.head(cqid);
         }
-        let Some(Cq { ring, head, register, .. }) = self.cqs.get_mut(at) else { return };
+        let Some(Cq { ring, head, register, .. }) = self.cqs.find(cqid) else { return };
         if let Some(Ok(shadow)) = shadow {
             *register = std::mem::replace(&mut raw, shadow);
         }
@@ -130,7 +138,7 @@ impl Core {
     pub(super) fn disarm(&mut self) {
         let Some(buffers) = &self.shadow.buffers else { return };
         let mut result = Ok(());
-        for sq in &mut self.sqs {
+        for sq in self.sqs.iter_mut() {
             let tail = sq.tail.value();
             if sq.event == Some(tail) {
                 let passed = tail.wrapping_sub(1);
@@ -150,7 +158,7 @@ impl sleeper::Doorbells for Core {
     fn arm(&mut self) {
         let Some(buffers) = &self.shadow.buffers else { return };
         let mut result = Ok(());
-        for sq in &mut self.sqs {
+        for sq in self.sqs.iter_mut() {
             let tail = sq.tail.value();
             if sq.event != Some(tail) {
                 result = result.and(buffers.set_tail_event(sq.ring.qid, tail));
@@ -159,8 +167,7 @@ impl sleeper::Doorbells for Core {
             if sq.ring.is_empty(tail) {
                 continue;
             }
-            let full = |cq: &&mut Cq| cq.ring.qid == sq.ring.cqid && !cq.ring.has_room();
-            if let Some(cq) = self.cqs.iter_mut().find(full) {
+            if let Some(cq) = self.cqs.find(sq.ring.cqid).filter(|cq| !cq.ring.has_room()) {
                 let head = cq.ring.head();
                 if cq.event != Some(head) {
                     result = result.and(buffers.set_head_event(cq.ring.qid, head));

@@ -1,4 +1,4 @@
-//! Commands in flight, in a slab of fixed size.
+//! Commands in flight, in a slab that keeps its memory and grows to a fixed size.
 
 use std::time::Instant;
 
@@ -34,22 +34,17 @@ pub struct Command {
 }
 
 /// The slab.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Slots {
-    commands: Vec<Option<Box<Command>>>,
+    /// As many as were ever in flight at once.
+    commands: Vec<Option<Command>>,
     free: Vec<u32>,
-}
-
-impl Default for Slots {
-    fn default() -> Self {
-        Self { commands: (0..SLOTS).map(|_| None).collect(), free: (0..SLOTS as u32).rev().collect() }
-    }
 }
 
 impl Slots {
     /// Is there no room for another command?
     pub fn is_full(&self) -> bool {
-        self.free.is_empty()
+        self.free.is_empty() && self.commands.len() == SLOTS
     }
 
     /// Commands in flight.
@@ -59,18 +54,24 @@ impl Slots {
 
     /// Takes a command in; `None` when full.
     pub fn insert(&mut self, command: Command) -> Option<u32> {
-        let index = self.free.pop()?;
-        *self.commands.get_mut(index as usize)? = Some(Box::new(command));
+        if self.is_full() {
+            return None;
+        }
+        let Some(index) = self.free.pop() else {
+            self.commands.push(Some(command));
+            return Some(self.commands.len() as u32 - 1);
+        };
+        *self.commands.get_mut(index as usize)? = Some(command);
         Some(index)
     }
 
     /// The command in `index`.
     pub fn get_mut(&mut self, index: u32) -> Option<&mut Command> {
-        self.commands.get_mut(index as usize)?.as_deref_mut()
+        self.commands.get_mut(index as usize)?.as_mut()
     }
 
     /// Takes the command out of `index`.
-    pub fn remove(&mut self, index: u32) -> Option<Box<Command>> {
+    pub fn remove(&mut self, index: u32) -> Option<Command> {
         let command = self.commands.get_mut(index as usize)?.take()?;
         self.free.push(index);
         Some(command)
@@ -78,7 +79,7 @@ impl Slots {
 
     /// All commands in flight with their indices.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Command)> {
-        self.commands.iter_mut().enumerate().filter_map(|(i, c)| Some((i as u32, c.as_deref_mut()?)))
+        self.commands.iter_mut().enumerate().filter_map(|(i, c)| Some((i as u32, c.as_mut()?)))
     }
 }
 

@@ -1,0 +1,90 @@
+//! Read and Write on an image that does them at once, such as memory: checked, found, moved, over. No slot, no task,
+//! no pin, no allocation.
+
+use super::Outcome;
+use crate::backend::BackendError;
+use crate::memory::{Access, DmaMap, Transient, prp, sgl};
+use crate::namespace::{ByteRange, Namespace};
+use crate::nvme_ctrl::shared::{Shared, Tally};
+use crate::nvme_ctrl::status::{self, Direction};
+use crate::spec::command::Psdt;
+use crate::spec::opcode::io as opcode;
+use crate::spec::{Sqe, Status};
+
+/// A command that passed all its checks and is not begun.
+pub struct Now<'a> {
+    /// Where it came from.
+    pub cid: u16,
+    ns: &'a Namespace,
+    range: ByteRange,
+    data: Transient<'a>,
+    direction: Direction,
+}
+
+/// Nothing unless it is a Read or Write that can be done at once. Whatever is unusual about it or wrong with it is
+/// left to [`super::start`], which says so.
+pub fn now<'a>(shared: &'a Shared, memory: &'a DmaMap, sqe: &Sqe) -> Option<Now<'a>> {
+    let (direction, access) = match sqe.opc {
+        opcode::READ => (Direction::Read, Access::Write),
+        opcode::WRITE => (Direction::Write, Access::Read),
+        _ => return None,
+    };
+    let ns = &**shared.namespaces.get(sqe.nsid.get()).ok()?;
+    let refused = sqe.fuse() != 0 || (direction == Direction::Write && ns.facts.read_only);
+    if refused || !ns.backend.is_immediate() || (direction == Direction::Read && ns.dulbe()) {
+        return None;
+    }
+    let range = ns.facts.bytes(sqe.slba(), u64::from(sqe.nlb().count()))?;
+    if range.len > shared.limits.max_transfer {
+        return None;
+    }
+    let len = usize::try_from(range.len).ok()?;
+    let mut data = Transient::default();
+    match sqe.psdt() {
+        Psdt::Prp => {
+            let page_size = shared.page_size() as usize;
+            let (prp1, prp2) = (sqe.prp1.get(), sqe.prp2.get());
+            prp::walk_into(memory, prp1, prp2, len, page_size, access, &mut data).ok()?;
+        }
+        Psdt::Sgl => memory.append(sgl::data_block(sqe.sgl(), len)?, len, access, &mut data).ok()?,
+        Psdt::Reserved => return None,
+    }
+    Some(Now { cid: sqe.cid.get(), ns, range, data, direction })
+}
+
+impl Now<'_> {
+    /// Bytes to move.
+    pub fn bytes(&self) -> u64 {
+        self.range.len
+    }
+
+    /// Begins to bring the image's memory near, for a Read that is done soon.
+    pub fn prefetch(&self) {
+        if self.direction == Direction::Read {
+            self.ns.backend.prefetch(self.range.offset, self.range.len);
+        }
+    }
+
+    /// Does it, and counts it in `tally` if it succeeds.
+    pub fn run(&self, tally: &Tally) -> Outcome {
+        let result = match self.direction {
+            Direction::Read => self.ns.backend.read_now(self.range.offset, &self.data),
+            Direction::Write => self.ns.backend.write_now(self.range.offset, &self.data),
+        };
+        // Guest memory that was lost on the way is not the image's failure.
+        let result = result.and(self.data.check().map_err(|_| BackendError::GuestMemory));
+        Outcome::of(match result {
+            Ok(()) => {
+                match self.direction {
+                    Direction::Read => tally.read_alone(self.range.len),
+                    Direction::Write => tally.wrote_alone(self.range.len),
+                }
+                Status::SUCCESS
+            }
+            Err(error) => {
+                log::debug!("{:?} of {:?} failed: {error}", self.direction, self.range);
+                status::backend(&error, self.direction)
+            }
+        })
+    }
+}
