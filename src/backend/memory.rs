@@ -80,6 +80,7 @@ impl MemoryBackend {
                 (Nature::Memory(source), Shortcut::MemMove) => self.move_from(source, *from, offset, len),
                 _ => Err(BackendError::NoShortcut),
             },
+            Op::Relay { .. } => Err(BackendError::NoShortcut),
         }
     }
 

@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bounce::{Bounce, Pool};
-use super::cut::{Account, Stretch, piece};
+use super::cut::{Account, Piece, Stretch, piece, pieces};
 use super::ladder::{Ladder, SLICE, Span, Way};
 use super::order::{self, Bounds, Gates, Group};
 use super::plan::{CopyPlan, Reject};
 use super::status::{Side, status};
-use crate::backend::{BackendError, Gather, IoBuf, Op, Shortcut};
+use crate::backend::{BackendError, Gather, IoBuf, Op, Pieces, Shortcut};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 
@@ -69,8 +69,9 @@ const POLL: u64 = 2 * SLICE;
 /// One Copy in execution.
 ///
 /// The destination is cut into segments. Each is copied by one operation, where a shortcut leads there, or bounced:
-/// read (in one piece, or gathered from short ranges into one buffer) and then written at once. Segments run in any
-/// order, unless sources overlap the destination: then the order of [`order`] holds, and only memory is moved directly.
+/// read (in one piece, or gathered from short ranges into one buffer) and then written at once, or relayed, which is the
+/// same in one operation. Segments run in any order, unless sources overlap the destination: then the order of [`order`]
+/// holds, only memory is moved directly, and nothing is relayed, because writes wait for the reads of others.
 ///
 /// A shortcut that is refused changes nothing, and its stretch is copied by the next rung of the ladder. One that fails
 /// does not say whether its source or its destination is at fault: the stretch is bounced, which succeeds or tells.
@@ -162,6 +163,11 @@ enum Part {
     },
     Direct {
         how: Shortcut,
+        to: Stretch,
+    },
+    /// Of a source.
+    Relay {
+        nsid: u32,
         to: Stretch,
     },
     Flush,
@@ -273,6 +279,7 @@ impl CopyTask {
                     Err(error) => self.direct_failed(how, to, &error),
                 }
             }
+            Part::Relay { nsid, to } => self.relayed(nsid, to, result, buf),
             Part::Flush => match result {
                 Ok(()) => self.barrier = Barrier::Done,
                 Err(error) => self.fail(0, status(Side::Destination, &error)),
@@ -395,8 +402,47 @@ impl CopyTask {
         }
         match next.way {
             Way::Direct(how) => self.start_direct(how, next, submit),
-            Way::Bounce => self.open(next) && self.start_read(submit),
+            Way::Bounce => match self.relay(next.to) {
+                Some((ns, pieces)) => self.start_relay(next, &ns, pieces, submit),
+                None => self.open(next) && self.start_read(submit),
+            },
         }
+    }
+
+    /// The source of a stretch and what to read there, if it can be relayed: all of it from one source.
+    fn relay(&self, to: Stretch) -> Option<(Arc<Namespace>, Pieces)> {
+        let first = piece(&self.plan, to.start, to.end)?;
+        if !self.ladder.relays(first.ns.nsid) || !matches!(self.stages.front(), Some(Stage::Free(_))) {
+            return None;
+        }
+        let read = |next: Piece<'_>| {
+            (next.ns.nsid == first.ns.nsid).then_some((next.offset, next.to.len()))
+        };
+        let pieces = pieces(&self.plan, to).map(read).collect::<Option<Pieces>>()?;
+        Some((first.ns.clone(), pieces))
+    }
+
+    fn start_relay(
+        &mut self,
+        next: Next,
+        ns: &Arc<Namespace>,
+        pieces: Pieces,
+        submit: &mut impl FnMut(u32, &Arc<Namespace>, Op),
+    ) -> bool {
+        let Some(buf) = self.memory(next.to.len()) else {
+            return false;
+        };
+        self.take(next);
+        let part = self.part(Part::Relay { nsid: ns.nsid, to: next.to });
+        let op = Op::Relay {
+            source: ns.backend.clone(),
+            pieces,
+            offset: self.plan.dst.offset + next.to.start,
+            buf: IoBuf::Pool(buf),
+            fua: self.plan.fua && self.barrier == Barrier::NotNeeded,
+        };
+        submit(part, &self.plan.dst_ns, op);
+        true
     }
 
     fn start_direct(
@@ -447,16 +493,9 @@ impl CopyTask {
             *claimed -= bytes;
             self.pool.buffer(bytes)
         } else {
-            // Never with nothing in flight, so that a completion comes and this is asked again.
-            if self.in_flight > 0 && self.pool.held().saturating_add(bytes) > PACE {
-                return false;
-            }
-            match self.pool.reserve(bytes) {
+            match self.memory(bytes) {
                 Some(buf) => buf,
-                None => {
-                    self.starved = true;
-                    return false;
-                }
+                None => return false,
             }
         };
         let slot = free_slot(&mut self.segments);
@@ -466,6 +505,17 @@ impl CopyTask {
         self.filling = Some((slot, to.start));
         self.take(next);
         true
+    }
+
+    /// Memory for an ordinary segment.
+    fn memory(&mut self, bytes: u64) -> Option<Box<[u8]>> {
+        // Never refused with nothing in flight, so that a completion comes and this is asked again.
+        if self.in_flight > 0 && self.pool.held().saturating_add(bytes) > PACE {
+            return None;
+        }
+        let buf = self.pool.reserve(bytes);
+        self.starved |= buf.is_none();
+        buf
     }
 
     /// What comes next. `None`: nothing, or nothing yet.
@@ -583,6 +633,27 @@ impl CopyTask {
         self.give_back(grouped, to.len());
         if let Some(IoBuf::Pool(buf)) = buf {
             self.pool.keep(buf);
+        }
+    }
+
+    fn relayed(&mut self, nsid: u32, to: Stretch, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+        self.pool.release(to.len());
+        if let Some(IoBuf::Pool(buf)) = buf {
+            self.pool.keep(buf);
+        }
+        match result {
+            Ok(()) => self.account.written(&self.plan, to),
+            Err(BackendError::NoShortcut) => {
+                self.ladder.refuse_relay(nsid);
+                match self.stages.front_mut() {
+                    Some(Stage::Free(spans)) => spans.push_front(Span { to, way: Way::Bounce }),
+                    _ => self.fail(to.start, Status::INTERNAL_ERROR),
+                }
+            }
+            Err(error) => {
+                let read = if let BackendError::Source { at, .. } = error { at } else { 0 };
+                self.fail(to.start + read, status(Side::Destination, &error));
+            }
         }
     }
 
