@@ -82,7 +82,7 @@ impl ImageFile {
     /// Does a relay from `source` cost less than reads and a write by a ring? (O_DIRECT is for a ring anyway, and wants
     /// its reads aligned.)
     pub(super) fn relays_from(&self, source: &ImageFile) -> bool {
-        self.writes_wait && !source.direct && std::env::var_os("NORELAY").is_none()
+        self.writes_wait && !source.direct
     }
 
     /// The kernel answered `errno` to `way` from `source` to this file.

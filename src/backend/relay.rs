@@ -86,3 +86,143 @@ pub(super) fn writes_wait(file: &File) -> bool {
     let errno = std::io::Error::last_os_error().raw_os_error();
     answer == -1 && errno == Some(libc::EOPNOTSUPP) && !is_direct(file)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::super::conformance::pool;
+    use super::super::engine::{EngineKind, create};
+    use super::super::image_file::Tap;
+    use super::super::{BackendError, Completion, FileJob, JobKind, MemoryBackend, Op, Tag};
+    use super::*;
+
+    fn image(tap: Option<Arc<dyn Tap>>) -> Arc<ImageFile> {
+        let file = tempfile::tempfile().expect("a file for the test");
+        let bytes: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+        file.write_all_at(&bytes, 0).expect("it is written");
+        Arc::new(ImageFile::new(file, tap))
+    }
+
+    fn job(source: &Arc<ImageFile>, target: &Arc<ImageFile>, pieces: &[(u64, u64)], fua: bool) -> FileJob {
+        let len = pieces.iter().map(|piece| piece.1).sum::<u64>() as usize;
+        let relay = Relay::new(Arc::clone(source), pieces.into());
+        let any = Arc::new(MemoryBackend::new(1).expect("the memory is there"));
+        let op = Op::Relay { source: any, pieces: Pieces::new(), offset: 5000, buf: pool(vec![0; len]), fua };
+        FileJob::relay(Arc::clone(target), op, relay)
+    }
+
+    /// Answers the calls of a relay of 10 bytes from 100 and 20 from 300.
+    fn script(fua: bool, steps: &[(Call, i32)]) -> Completion {
+        let (source, target) = (image(None), image(None));
+        let mut job = job(&source, &target, &[(100, 10), (300, 20)], fua);
+        assert_eq!((job.kind(), job.range()), (JobKind::Relay, (5000, 30)));
+        for (expected, answer) in steps {
+            assert_eq!(job.next_call().as_ref(), Some(expected));
+            let read = matches!(expected, Call::Preadv { .. });
+            assert_eq!(job.fd(), if read { source.fd() } else { target.fd() });
+            assert_eq!(job.iovecs().len(), usize::from(*expected != Call::Fdatasync));
+            job.complete(*answer);
+        }
+        assert_eq!(job.next_call(), None);
+        job.finish(Tag(0))
+    }
+
+    fn read(offset: u64) -> Call {
+        Call::Preadv { offset }
+    }
+
+    fn write(offset: u64, dsync: bool) -> Call {
+        Call::Pwritev { offset, dsync }
+    }
+
+    #[test]
+    fn all_is_read_then_written() {
+        let eintr = -libc::EINTR;
+        let reads = [(read(100), 4), (read(104), eintr), (read(104), 6), (read(300), 20)];
+        for fua in [false, true] {
+            let mut steps = reads.to_vec();
+            steps.extend([(write(5000, fua), 29), (write(5029, fua), 1)]);
+            let end = script(fua, &steps);
+            assert!(end.result.is_ok() && end.buf.is_some_and(|buf| buf.len() == 30));
+        }
+        let mut steps = reads.to_vec();
+        steps.extend([(write(5000, true), -libc::EOPNOTSUPP), (write(5000, false), 30)]);
+        steps.push((Call::Fdatasync, 0));
+        assert!(script(true, &steps).result.is_ok());
+    }
+
+    #[test]
+    fn the_side_that_fails_is_named() {
+        let eio = -libc::EIO;
+        for (answer, truncated) in [(eio, false), (0, true)] {
+            let end = script(false, &[(read(100), 10), (read(300), 7), (read(307), answer)]);
+            let Err(BackendError::Source { at: 17, error }) = &end.result else { panic!("{end:?}") };
+            assert_eq!(matches!(**error, BackendError::Truncated), truncated);
+            assert!(end.buf.is_some());
+        }
+        let end = script(false, &[(read(100), 10), (read(300), 20), (write(5000, false), eio)]);
+        assert!(matches!(end.result, Err(BackendError::Io(_))) && end.buf.is_some());
+    }
+
+    #[derive(Debug, Default)]
+    struct Log(std::sync::Mutex<Vec<Call>>);
+
+    impl Tap for Log {
+        fn issued(&self, call: &Call, data: &[u8]) -> u64 {
+            assert_eq!(data.is_empty(), matches!(call, Call::Preadv { .. }));
+            self.0.lock().expect("no panic").push(*call);
+            0
+        }
+        fn completed(&self, _: u64, _: &Call, result: Result<u32, i32>) {
+            assert!(result.is_ok());
+        }
+    }
+
+    /// By both engines, more of them than threads, each byte in its place; and either image's tap hears of its calls.
+    #[test]
+    fn engines_relay() {
+        for kind in [EngineKind::Auto, EngineKind::Threads] {
+            let mut engine = create(kind).expect("the engine starts");
+            let (from, to) = (Arc::new(Log::default()), Arc::new(Log::default()));
+            let (source, target) = (image(Some(from.clone())), image(Some(to.clone())));
+            let mut out = Vec::new();
+            for round in 0..50_u64 {
+                for n in 0..8 {
+                    let pieces = [(round, 1000), (90_000 - 7 * n, 1), (n, 3000)];
+                    engine.submit(Tag(n), job(&source, &target, &pieces, false));
+                }
+                while out.len() < 8 {
+                    engine.wait(None);
+                    engine.reap(&mut out);
+                }
+                assert_eq!(engine.in_flight(), 0);
+                for end in out.drain(..) {
+                    end.result.expect("it succeeds");
+                    let places = (round..round + 1000).chain([90_000 - 7 * end.tag.0]);
+                    let expected: Vec<u8> =
+                        places.chain(end.tag.0..end.tag.0 + 3000).map(|n| (n % 251) as u8).collect();
+                    assert_eq!(end.buf.as_ref().and_then(|buf| buf.ours()), Some(&expected[..]));
+                }
+                assert_eq!(target.content(5000, 1000), source.content(round, 1000));
+            }
+            let (reads, writes) = (from.0.lock().expect("no panic"), to.0.lock().expect("no panic"));
+            assert_eq!((reads.len(), writes.len()), (1200, 400));
+            assert!(reads.iter().all(|call| matches!(call, Call::Preadv { .. })));
+            assert!(writes.iter().all(|call| matches!(call, Call::Pwritev { .. })));
+        }
+    }
+
+    /// The probe is harmless, whatever the answer, and says no where nothing can be written.
+    #[test]
+    fn the_probe_changes_nothing() {
+        let file = tempfile::tempfile().expect("a file for the test");
+        file.write_all_at(b"untouched", 0).expect("it is written");
+        let answer = writes_wait(&file);
+        assert_eq!(writes_wait(&file), answer);
+        let mut bytes = [0; 9];
+        file.read_exact_at(&mut bytes, 0).expect("it is read");
+        assert_eq!((&bytes, file.metadata().expect("it has").len()), (b"untouched", 9));
+        assert!(!writes_wait(&File::open("/dev/null").expect("it opens")));
+    }
+}

@@ -63,6 +63,10 @@ pub struct Outcome {
 /// Operations of the file system in flight at most: each may take long and a thread of the engine.
 const FILE_SYSTEM_WINDOW: u32 = 4;
 
+/// Operations handed out in one poll at least, where they are done at once: more of them wait for nothing but a turn of
+/// the worker each.
+pub(super) const MEMORY_WINDOW: u32 = 64;
+
 /// Bytes of memory moved in one poll at most: 30 to 50 us, after which a worker looks at its other commands.
 const POLL: u64 = 2 * SLICE;
 
@@ -194,6 +198,7 @@ impl CopyTask {
         let ladder = Ladder::new(&plan);
         if ladder.any_memory() {
             options.segment_bytes = options.segment_bytes.min(SLICE);
+            options.window = options.window.max(MEMORY_WINDOW);
         }
         let stages = stages(&plan, &ladder, options, block).ok_or(Reject {
             status: Status::INSUFFICIENT_RESOURCES,
@@ -314,6 +319,12 @@ impl CopyTask {
         self.ladder.any_memory()
     }
 
+    /// Is there nothing left to do but to be polled for the outcome?
+    pub fn is_over(&self) -> bool {
+        let complete = self.barrier != Barrier::Pending && self.account.first_incomplete().is_none();
+        self.in_flight == 0 && !self.finished && (complete || self.failure.is_some() || self.aborted)
+    }
+
     /// Bytes that all ranges have together.
     pub fn len(&self) -> u64 {
         self.plan.dst.len
@@ -402,6 +413,7 @@ impl CopyTask {
         }
         match next.way {
             Way::Direct(how) => self.start_direct(how, next, submit),
+            Way::Bounce if !next.grouped && self.must_wait(next.to.len()) => false,
             Way::Bounce => match self.relay(next.to) {
                 Some((ns, pieces)) => self.start_relay(next, &ns, pieces, submit),
                 None => self.open(next) && self.start_read(submit),
@@ -415,9 +427,7 @@ impl CopyTask {
         if !self.ladder.relays(first.ns.nsid) || !matches!(self.stages.front(), Some(Stage::Free(_))) {
             return None;
         }
-        let read = |next: Piece<'_>| {
-            (next.ns.nsid == first.ns.nsid).then_some((next.offset, next.to.len()))
-        };
+        let read = |next: Piece<'_>| (next.ns.nsid == first.ns.nsid).then_some((next.offset, next.to.len()));
         let pieces = pieces(&self.plan, to).map(read).collect::<Option<Pieces>>()?;
         Some((first.ns.clone(), pieces))
     }
@@ -507,12 +517,13 @@ impl CopyTask {
         true
     }
 
+    /// Never with nothing in flight, so that a completion comes and this is asked again.
+    fn must_wait(&self, bytes: u64) -> bool {
+        self.in_flight > 0 && self.pool.held().saturating_add(bytes) > PACE
+    }
+
     /// Memory for an ordinary segment.
     fn memory(&mut self, bytes: u64) -> Option<Box<[u8]>> {
-        // Never refused with nothing in flight, so that a completion comes and this is asked again.
-        if self.in_flight > 0 && self.pool.held().saturating_add(bytes) > PACE {
-            return None;
-        }
         let buf = self.pool.reserve(bytes);
         self.starved |= buf.is_none();
         buf

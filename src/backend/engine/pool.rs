@@ -3,10 +3,10 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libc::c_int;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,8 +16,10 @@ use crate::backend::file_job::{Call, JobKind};
 use crate::backend::shortcut::{answer, clone_range, copy_range};
 use crate::backend::{Completion, Tag};
 
-/// Threads that relay beside a ring.
+/// Threads that relay beside a ring: one reads while the other writes, which a file lets only one do at a time.
 const RELAYS: usize = 2;
+/// How long a thread that has relayed looks for more before it sleeps: to wake it again costs as much.
+const LOOK: Duration = Duration::from_micros(30);
 
 /// How long a dropped engine waits for calls in progress before it abandons their threads.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -40,6 +42,8 @@ struct Shared {
     idle: Condvar,
     done: Mutex<Done>,
     waker: Waker,
+    /// Jobs that can start, for those who look without the lock.
+    waiting: AtomicUsize,
     /// Said under the lock of the queue too; here for those who are between two calls.
     stopping: AtomicBool,
 }
@@ -139,8 +143,7 @@ impl PoolEngine {
 
     /// Threads for the copies and relays alone of an engine that sleeps by other means, and is woken by `waker`.
     pub(super) fn beside(waker: Waker) -> io::Result<Self> {
-        let relays = std::env::var("RELAYS").map_or(RELAYS, |n| n.parse().unwrap());
-        Self::with(Self::THREADS, Self::THREADS - relays, relays, waker)
+        Self::with(Self::THREADS, Self::THREADS - RELAYS, RELAYS, waker)
     }
 
     fn with(threads: usize, copies: usize, relays: usize, waker: Waker) -> io::Result<Self> {
@@ -152,6 +155,7 @@ impl PoolEngine {
                 idle: Condvar::new(),
                 done: Mutex::default(),
                 waker,
+                waiting: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
             }),
             threads: Vec::new(),
@@ -191,6 +195,7 @@ impl PoolEngine {
             queue.push(tag, job);
         }
         let call = queue.call();
+        self.shared.waiting.store(queue.startable(), Ordering::Relaxed);
         drop(queue);
         for _ in 0..call {
             self.shared.work.notify_one();
@@ -274,7 +279,8 @@ impl Drop for PoolEngine {
 
 impl Shared {
     fn run(&self) {
-        while let Some((tag, mut job)) = self.take() {
+        let mut look = false;
+        while let Some((tag, mut job)) = self.take(look) {
             while let Some(call) = job.next_call() {
                 let result = make(&job, call);
                 job.complete(result);
@@ -284,10 +290,13 @@ impl Shared {
                 }
             }
             let kind = job.kind();
+            look = kind == JobKind::Relay;
             let ended = job.finish(tag);
             if matches!(kind, JobKind::Copy | JobKind::Relay) {
                 // This thread looks for work again itself, and finds what waited for it, if there is anything.
-                lock(&self.queue).ended(kind);
+                let mut queue = lock(&self.queue);
+                queue.ended(kind);
+                self.waiting.store(queue.startable(), Ordering::Relaxed);
             }
             let mut done = lock(&self.done);
             done.list.push(ended);
@@ -301,7 +310,17 @@ impl Shared {
         self.idle.notify_all();
     }
 
-    fn take(&self) -> Option<(Tag, FileJob)> {
+    /// The next job, once there is one; `None` at the end. `look`: there may well be one soon.
+    fn take(&self, look: bool) -> Option<(Tag, FileJob)> {
+        if look {
+            let since = Instant::now();
+            while self.waiting.load(Ordering::Relaxed) == 0
+                && !self.stopping.load(Ordering::Relaxed)
+                && since.elapsed() < LOOK
+            {
+                std::thread::yield_now();
+            }
+        }
         let mut queue = lock(&self.queue);
         while queue.startable() == 0 && !queue.stop {
             queue.idle += 1;
@@ -310,7 +329,9 @@ impl Shared {
             queue.idle -= 1;
             queue.called = queue.called.saturating_sub(1);
         }
-        if queue.stop { None } else { queue.pop() }
+        let job = if queue.stop { None } else { queue.pop() };
+        self.waiting.store(queue.startable(), Ordering::Relaxed);
+        job
     }
 }
 
@@ -347,7 +368,6 @@ fn make(job: &FileJob, call: Call) -> i64 {
 mod tests {
     use std::fs::File;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-    use std::time::Instant;
 
     use super::*;
     use crate::backend::conformance::pool;
