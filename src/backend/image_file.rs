@@ -66,6 +66,7 @@ impl ImageFile {
     #[cfg(test)]
     pub(super) fn sharing(mut self, block: u64) -> Self {
         self.facts = self.facts.sharing(block);
+        self.writes_wait = false;
         self
     }
 
