@@ -307,6 +307,7 @@ mod tests {
         offload: true,
         offload_pays: true,
         offload_clones: true,
+        relay: false,
     };
 
     fn clone(at: u64, len: u64) -> Call {

@@ -394,7 +394,7 @@ fn on_ext4() {
     if let Some(ext4) = Mounted::new("ext4", 64 << 20) {
         on_file_system(&ext4.path);
         let pair = Pair::files(&ext4.path, EngineKind::Threads);
-        let plain = Shortcuts { offload: true, ..Shortcuts::default() };
+        let plain = Shortcuts { offload: true, relay: true, ..Shortcuts::default() };
         assert_eq!(pair.shortcuts(0, 1), plain);
     }
 }
@@ -479,6 +479,73 @@ fn a_full_file_system() {
     }
 }
 
+/// Relays within and across two images, against two vectors of bytes; what does not lie in its image is refused, and
+/// memory refuses all.
+#[test]
+fn relays() {
+    for kind in engines() {
+        let folder = folder();
+        let mut pair = Pair::files(folder.path(), kind);
+        let relay = |pair: &Pair, from: usize, pieces: &[(u64, u64)], offset, len: usize| Op::Relay {
+            source: Arc::clone(&pair.images[from]),
+            pieces: pieces.into(),
+            offset,
+            buf: pool(vec![0xee; len]),
+            fua: offset % 2 == 0,
+        };
+        let memory: SharedBackend = Arc::new(MemoryBackend::new(LEN).expect("the memory is there"));
+        let op = relay(&pair, 0, &[(0, 10)], 0, 10);
+        pair.rig.backend = Arc::clone(&memory);
+        let tag = pair.rig.start(op);
+        let done = pair.rig.finish(tag);
+        assert!(is_no_shortcut(&done.result) && done.buf.is_some());
+        if !pair.shortcuts(0, 1).relay {
+            let op = relay(&pair, 0, &[(0, 10)], 0, 10);
+            assert!(is_no_shortcut(&pair.run(1, op)));
+            eprintln!("not tested: the ring writes to this file system");
+            continue;
+        }
+        let mut random = Random(7);
+        let mut model = [0, 1].map(|n| (0..LEN).map(|at| (at % 251) as u8 ^ n).collect::<Vec<u8>>());
+        for (image, bytes) in model.iter().enumerate() {
+            pair.write(image, 0, bytes);
+        }
+        for _ in 0..100 {
+            let (from, to) = (random.below(2) as usize, random.below(2) as usize);
+            let pieces: Vec<(u64, u64)> = (0..1 + random.below(40))
+                .map(|_| {
+                    let len = 1 + random.below(5000);
+                    (random.below(LEN - len + 1), len)
+                })
+                .collect();
+            let data: Vec<u8> = pieces
+                .iter()
+                .flat_map(|&(at, len)| model[from][at as usize..(at + len) as usize].to_vec())
+                .collect();
+            let offset = random.below(LEN - data.len() as u64 + 1);
+            let op = relay(&pair, from, &pieces, offset, data.len());
+            pair.ok(to, op);
+            model[to][offset as usize..][..data.len()].copy_from_slice(&data);
+        }
+        for (pieces, offset, len) in [
+            (&[(LEN - 9, 10)][..], 0, 10),
+            (&[(0, 10)], LEN - 9, 10),
+            (&[(0, 10)], 0, 11),
+            (&[(0, 10), (5, 0)], 0, 10),
+            (&[(u64::MAX, 10)], 0, 10),
+            (&[(0, u64::MAX), (0, 11)], 0, 10),
+            (&[], 0, 10),
+        ] {
+            let op = relay(&pair, 0, pieces, offset, len);
+            let result = pair.run(1, op);
+            assert!(matches!(result, Err(BackendError::Truncated)), "{pieces:?} {offset} {len}");
+        }
+        for (image, bytes) in model.iter().enumerate() {
+            assert!(pair.read(image) == *bytes, "{kind}");
+        }
+    }
+}
+
 /// Shortcuts do not lead from one file system to another, nor between a file and memory.
 #[test]
 fn between_different_kinds() {
@@ -503,7 +570,9 @@ fn between_different_kinds() {
             pair.write(1, 0, &[3; 8192]);
             let before = pair.read(0);
             for (from, to) in [(0, 1), (1, 0)] {
-                assert_eq!(pair.shortcuts(from, to), Shortcuts::default());
+                let ways = pair.shortcuts(from, to);
+                let files = pair.images.iter().all(|image| matches!(image.nature(), Nature::File(_)));
+                assert_eq!(ways, Shortcuts { relay: ways.relay && files, ..Shortcuts::default() });
                 for how in [Shortcut::MemMove, Shortcut::Reflink, Shortcut::Offload] {
                     assert!(is_no_shortcut(&pair.copy((from, to), 0, 0, 4096, how)));
                 }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use libc::iovec;
 
 use super::copy_steps::{CopySteps, Next};
-use super::image_file::{Ability, ImageFile};
+use super::image_file::{Ability, ImageFile, Tap};
+use super::relay::Relay;
 use super::{BackendError, Completion, IoBuf, Op, Tag};
 
 /// The kernel moves no more than this in one call (MAX_RW_COUNT), and says so only by a short transfer.
@@ -105,12 +106,14 @@ pub enum JobKind {
     Copy,
     /// [`Op::Probe`]
     Probe,
+    /// [`Op::Relay`]
+    Relay,
 }
 
 impl JobKind {
-    /// Made of calls for which a ring has no opcode.
+    /// Made for a thread: of calls for which a ring has no opcode, or that it would hand to one anyway.
     pub(super) fn is_beside_a_ring(self) -> bool {
-        matches!(self, JobKind::Copy | JobKind::Probe)
+        matches!(self, JobKind::Copy | JobKind::Probe | JobKind::Relay)
     }
 }
 
@@ -132,6 +135,8 @@ enum Stage {
     FindExtent,
     /// It is a hole, unless the file ends before the range does.
     FindEnd,
+    /// The reads of a relay; its write follows.
+    Gather,
     Sync,
     Done,
 }
@@ -186,7 +191,7 @@ unsafe impl Send for Iovecs {}
 #[derive(Debug)]
 struct Issued {
     call: Call,
-    /// A call on a copy's source alone; the tap is not told of it.
+    /// A call on the source of a copy or a relay alone.
     of_source: bool,
     ticket: u64,
 }
@@ -214,6 +219,8 @@ pub struct FileJob {
     buf: Option<IoBuf>,
     /// Of a copy, while it lasts.
     copy: Option<Box<CopySteps>>,
+    /// The reads of a relay, and how the write begins that follows them.
+    relay: Option<Box<(Relay, Stage)>>,
     iovecs: Iovecs,
     issued: Option<Issued>,
     result: Result<(), BackendError>,
@@ -231,13 +238,14 @@ impl FileJob {
             Op::Discard { .. } => (JobKind::Discard, false),
             Op::CopyFrom { .. } => (JobKind::Copy, false),
             Op::Probe { .. } => (JobKind::Probe, false),
+            Op::Relay { fua, .. } => (JobKind::Relay, *fua),
         };
         let dsync = fua && file.can(Ability::DsyncWrite);
         let stage = match &op {
             Op::Flush => Stage::Sync,
             _ if len == 0 => Stage::Done,
             Op::Read { .. } => Stage::Read,
-            Op::Write { .. } => Stage::Write { dsync },
+            Op::Write { .. } | Op::Relay { .. } => Stage::Write { dsync },
             Op::WriteZeroes { unmap: true, .. } if file.can(Ability::PunchHole) => Stage::PunchHole,
             Op::WriteZeroes { .. } if file.can(Ability::ZeroRange) => Stage::ZeroRange,
             Op::WriteZeroes { .. } => Stage::WriteZeroes,
@@ -258,6 +266,7 @@ impl FileJob {
             again: 0,
             buf: op.into_buf(),
             copy: None,
+            relay: None,
             iovecs: Iovecs::NONE,
             issued: None,
             result: Ok(()),
@@ -284,10 +293,21 @@ impl FileJob {
             again: 0,
             buf: None,
             copy: Some(Box::new(steps)),
+            relay: None,
             iovecs: Iovecs::NONE,
             issued: None,
             result: Ok(()),
         }
+    }
+
+    /// A job that makes the reads of `relay` and then the write that `op`, an [`Op::Relay`], ends with.
+    pub(super) fn relay(file: Arc<ImageFile>, op: Op, relay: Relay) -> Self {
+        let mut job = Self::new(file, op);
+        if !job.is_done() {
+            job.relay = Some(Box::new((relay, job.stage)));
+            job.stage = Stage::Gather;
+        }
+        job
     }
 
     /// What the job is for.
@@ -313,9 +333,22 @@ impl FileJob {
         }
     }
 
-    /// The file a copy comes from; of no use to other jobs, which give their own.
+    /// The file a copy or a relay comes from; of no use to other jobs, which give their own.
     pub fn source_fd(&self) -> RawFd {
-        self.copy.as_ref().map_or(&*self.file, |copy| copy.source()).fd()
+        match (&self.copy, &self.relay) {
+            (Some(copy), _) => copy.source().fd(),
+            (None, Some(relay)) => relay.0.source().fd(),
+            (None, None) => self.file.fd(),
+        }
+    }
+
+    /// Who is told of the call: of those on a copy's source alone nobody.
+    fn tap(&self, of_source: bool) -> Option<&dyn Tap> {
+        match &self.relay {
+            _ if !of_source => self.file.tap(),
+            Some(relay) => relay.0.source().tap(),
+            None => None,
+        }
     }
 
     /// The buffers of the call in progress; valid from [`FileJob::next_call`] to [`FileJob::complete`].
@@ -343,6 +376,11 @@ impl FileJob {
                 let copy = self.copy.as_mut()?;
                 of_source = copy.on_source_alone();
                 copy.next_call(&mut self.iovecs)
+            }
+            Stage::Gather => {
+                of_source = true;
+                let buf = self.buf.as_mut().and_then(IoBuf::ours_mut)?;
+                self.relay.as_ref()?.0.next_call(buf, &mut self.iovecs)
             }
             Stage::Read => {
                 self.aim_at_buffer();
@@ -372,10 +410,7 @@ impl FileJob {
             Stage::FindExtent => Call::ExtentEnd { offset: at, len: left },
             Stage::FindEnd => Call::Seek { whence: libc::SEEK_END, offset: 0 },
         };
-        let ticket = match self.file.tap() {
-            Some(tap) if !of_source => tap.issued(&call, &self.outgoing(&call)),
-            _ => 0,
-        };
+        let ticket = self.tap(of_source).map_or(0, |tap| tap.issued(&call, &self.outgoing(&call)));
         self.issued = Some(Issued { call, of_source, ticket });
         Some(call)
     }
@@ -388,9 +423,7 @@ impl FileJob {
         };
         let errno = i32::try_from(result.wrapping_neg()).unwrap_or(libc::EIO);
         let result = u64::try_from(result).map_err(|_| errno);
-        if let Some(tap) = self.file.tap()
-            && !of_source
-        {
+        if let Some(tap) = self.tap(of_source) {
             // What a tap is told of moves less than 2 GiB in a call.
             tap.completed(ticket, &call, result.map(|moved| u32::try_from(moved).unwrap_or(u32::MAX)));
         }
@@ -409,9 +442,25 @@ impl FileJob {
         Completion { tag, result: self.result.and(lost), buf: self.buf }
     }
 
+    /// Ends a job for which there is no thread; nothing has changed. What can be done in another way is.
+    pub(super) fn refuse(self, tag: Tag, why: io::Error) -> Completion {
+        let error = match self.kind {
+            JobKind::Copy | JobKind::Relay => BackendError::NoShortcut,
+            _ => why.into(),
+        };
+        Completion { tag, result: Err(error), buf: self.buf }
+    }
+
     fn succeeded(&mut self, moved: u64) {
         match self.stage {
-            Stage::Read if moved == 0 => self.fail(BackendError::Truncated),
+            Stage::Read | Stage::Gather if moved == 0 => self.fail(BackendError::Truncated),
+            Stage::Gather => {
+                if let Some(relay) = &mut self.relay
+                    && relay.0.moved(moved)
+                {
+                    self.stage = relay.1;
+                }
+            }
             Stage::Write { .. } | Stage::WriteZeroes if moved == 0 => {
                 self.fail(io::Error::from(io::ErrorKind::WriteZero).into());
             }
@@ -517,7 +566,12 @@ impl FileJob {
     }
 
     fn fail(&mut self, error: BackendError) {
-        self.result = Err(error);
+        self.result = Err(match &self.relay {
+            Some(relay) if self.stage == Stage::Gather => {
+                BackendError::Source { at: relay.0.filled(), error: Box::new(error) }
+            }
+            _ => error,
+        });
         self.stage = Stage::Done;
     }
 

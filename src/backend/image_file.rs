@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use super::Shortcuts;
 use super::file_job::Call;
+use super::relay;
 use super::shortcut::{self, FileFacts, Refusals, Way};
 
 /// Watches the real calls on one image, on whatever thread makes them: the seam of the durability
@@ -38,6 +39,8 @@ pub(super) enum Ability {
 pub(super) struct ImageFile {
     file: File,
     facts: FileFacts,
+    writes_wait: bool,
+    direct: bool,
     refusals: Refusals,
     lacks: [AtomicBool; 3],
     /// errno of the first failed fdatasync, or 0.
@@ -49,6 +52,8 @@ impl ImageFile {
     pub(super) fn new(file: File, tap: Option<Arc<dyn Tap>>) -> Self {
         ImageFile {
             facts: FileFacts::of(&file),
+            writes_wait: relay::writes_wait(&file),
+            direct: relay::is_direct(&file),
             refusals: Refusals::default(),
             file,
             lacks: Default::default(),
@@ -61,6 +66,7 @@ impl ImageFile {
     #[cfg(test)]
     pub(super) fn sharing(mut self, block: u64) -> Self {
         self.facts = self.facts.sharing(block);
+        self.writes_wait = false;
         self
     }
 
@@ -70,7 +76,14 @@ impl ImageFile {
 
     /// Ways from `source` to this file.
     pub(super) fn shortcuts_from(&self, source: &ImageFile) -> Shortcuts {
-        shortcut::between(&source.facts, &self.facts, &self.refusals)
+        let relay = self.relays_from(source);
+        Shortcuts { relay, ..shortcut::between(&source.facts, &self.facts, &self.refusals) }
+    }
+
+    /// Does a relay from `source` cost less than reads and a write by a ring? (O_DIRECT is for a ring anyway, and wants
+    /// its reads aligned.)
+    pub(super) fn relays_from(&self, source: &ImageFile) -> bool {
+        self.writes_wait && !source.direct
     }
 
     /// The kernel answered `errno` to `way` from `source` to this file.

@@ -147,6 +147,7 @@ impl MemoryBackend {
                 (Nature::Memory(source), Shortcut::MemMove) => self.move_from(source, *from, offset, len),
                 _ => Err(BackendError::NoShortcut),
             },
+            Op::Relay { .. } => Err(BackendError::NoShortcut),
         };
         // After a failure too, for it has written something. Zeroes copied over zeroes have been written as well,
         // though they are worth no huge page.

@@ -18,6 +18,7 @@ mod lock;
 mod memory;
 mod page_map;
 mod raw;
+mod relay;
 mod shortcut;
 mod stall;
 mod volatile;
@@ -41,6 +42,7 @@ pub use image_file::Tap;
 pub use io_buf::IoBuf;
 pub use memory::MemoryBackend;
 pub use raw::{OpenError, RawBackend, RawOptions};
+pub use relay::Pieces;
 pub use stall::{Gate, StallEngine};
 pub use volatile::VolatileLog;
 
@@ -112,6 +114,21 @@ pub enum Op {
         /// By which way.
         how: Shortcut,
     },
+    /// Reads `pieces` of `source` into `buf`, one behind the other, then writes `buf` at `offset`: all in one go, where
+    /// that costs less than a [`Op::Read`] and a [`Op::Write`] ([`Shortcuts::relay`]). A failure on the reading side is
+    /// [`BackendError::Source`], and nothing has been written then.
+    Relay {
+        /// The image to read from; may be this one.
+        source: SharedBackend,
+        /// What to read: together as long as `buf`.
+        pieces: Pieces,
+        /// Byte offset in this image.
+        offset: u64,
+        /// On the way.
+        buf: IoBuf,
+        /// Durable before completion.
+        fua: bool,
+    },
 }
 
 /// A way to copy between two images without passing through a buffer of ours.
@@ -144,6 +161,8 @@ pub struct Shortcuts {
     /// And shares blocks wherever the ranges are aligned: the kernel cannot be asked to copy instead. What was
     /// moved by it is then to be reported as shared, not as copied.
     pub offload_clones: bool,
+    /// [`Op::Relay`] works, and costs less than reading and writing.
+    pub relay: bool,
 }
 
 /// What an image is made of, as far as another one may copy from it without a buffer.
@@ -160,13 +179,15 @@ pub enum Nature<'a> {
 impl Op {
     /// Does it change the image (so that a read-only one must refuse it)?
     pub fn is_write(&self) -> bool {
-        matches!(self, Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. } | Op::CopyFrom { .. })
+        !matches!(self, Op::Read { .. } | Op::Flush)
     }
 
     /// First byte and number of bytes touched; nothing for a Flush.
     fn range(&self) -> (u64, u64) {
         match self {
-            Op::Read { offset, buf } | Op::Write { offset, buf, .. } => (*offset, buf.len() as u64),
+            Op::Read { offset, buf } | Op::Write { offset, buf, .. } | Op::Relay { offset, buf, .. } => {
+                (*offset, buf.len() as u64)
+            }
             Op::WriteZeroes { offset, len, .. }
             | Op::Discard { offset, len }
             | Op::Probe { offset, len }
@@ -184,6 +205,13 @@ impl Op {
         let lies_within = |from: u64, len: u64| from.checked_add(count).is_some_and(|end| end <= len);
         let source_has_it = match self {
             Op::CopyFrom { source, from, .. } => lies_within(*from, source.len()),
+            Op::Relay { source, pieces, .. } => {
+                let inside = |&(from, len): &(u64, u64)| {
+                    len > 0 && from.checked_add(len).is_some_and(|end| end <= source.len())
+                };
+                let sum = pieces.iter().try_fold(0, |sum: u64, piece| sum.checked_add(piece.1));
+                pieces.iter().all(inside) && sum == Some(count)
+            }
             _ => true,
         };
         if source_has_it && lies_within(offset, len) { Ok(()) } else { Err(BackendError::Truncated) }
@@ -192,7 +220,7 @@ impl Op {
     /// The buffer, for a completion that was refused.
     fn into_buf(self) -> Option<IoBuf> {
         match self {
-            Op::Read { buf, .. } | Op::Write { buf, .. } => Some(buf),
+            Op::Read { buf, .. } | Op::Write { buf, .. } | Op::Relay { buf, .. } => Some(buf),
             _ => None,
         }
     }
@@ -210,12 +238,20 @@ pub enum BackendError {
     /// The guest pages of the transfer are gone (EFAULT).
     #[error("guest memory of the transfer is gone")]
     GuestMemory,
-    /// [`Op::CopyFrom`] by a way that does not lead from this source to this image. Nothing has changed.
+    /// [`Op::CopyFrom`] or [`Op::Relay`] by a way that does not lead from this source to this image. Nothing has changed.
     #[error("there is no such shortcut between the two images")]
     NoShortcut,
     /// [`Op::Probe`] of a range with a byte that was never written, or has been given back.
     #[error("a part of the range is not allocated")]
     Deallocated,
+    /// The reading side of [`Op::Relay`].
+    #[error("reading what is to be copied: {error}")]
+    Source {
+        /// Bytes that had been read.
+        at: u64,
+        /// Why it went no further.
+        error: Box<BackendError>,
+    },
     /// Write to a read-only image.
     #[error("the image is read-only")]
     ReadOnly,
@@ -228,7 +264,7 @@ pub struct Completion {
     pub tag: Tag,
     /// Success, or why not. After a failed write the range's content is undefined.
     pub result: Result<(), BackendError>,
-    /// The buffer of a Read or Write.
+    /// The buffer of a Read, Write or Relay.
     pub buf: Option<IoBuf>,
 }
 

@@ -12,6 +12,7 @@ use super::extents;
 use super::file_job::FileJob;
 use super::image_file::{ImageFile, Tap};
 use super::lock::{self, LockError};
+use super::relay::Relay;
 use super::{Backend, BackendError, Completion, Nature, Op, Shortcut, Shortcuts, Tag};
 
 /// Images come in whole sectors of this many bytes.
@@ -152,6 +153,13 @@ impl Backend for RawBackend {
                     }
                 }
             }
+            Op::Relay { .. } => match self.relay_job(op) {
+                Ok(job) => job,
+                Err(op) => {
+                    let result = Err(BackendError::NoShortcut);
+                    return Some(Completion { tag, result, buf: op.into_buf() });
+                }
+            },
             op => FileJob::new(Arc::clone(&self.file), op),
         };
         if job.is_done() {
@@ -182,6 +190,20 @@ impl Backend for RawBackend {
 }
 
 impl RawBackend {
+    /// For a relay whose ranges lie in both images; the operation again if no such way leads here.
+    #[expect(clippy::result_large_err, reason = "it is given back as it came")]
+    fn relay_job(&self, mut op: Op) -> Result<FileJob, Op> {
+        let Op::Relay { source, pieces, buf, .. } = &mut op else { return Err(op) };
+        let source = match source.nature() {
+            Nature::File(source) if buf.ours().is_some() && self.file.relays_from(&source.file) => {
+                Arc::clone(&source.file)
+            }
+            _ => return Err(op),
+        };
+        let relay = Relay::new(source, std::mem::take(pieces));
+        Ok(FileJob::relay(Arc::clone(&self.file), op, relay))
+    }
+
     /// For a range that lies in both images; nothing if `how` does not lead from there to here.
     fn copy_job(
         &self,

@@ -176,6 +176,7 @@ fn between_at(source: &FileFacts, target: &FileFacts, refusals: &Refusals, now: 
         // Measured on ext4 and tmpfs: the splice inside the kernel is no faster than a pread and pwrite of 1 MiB.
         offload_pays: offload && (clones.is_some() || target.served),
         offload_clones: offload && clones.is_some(),
+        relay: false,
     }
 }
 

@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bounce::{Bounce, Pool};
-use super::cut::{Account, Stretch, piece};
+use super::cut::{Account, Piece, Stretch, piece, pieces};
 use super::ladder::{Ladder, SLICE, Span, Way};
 use super::order::{self, Bounds, Gates, Group};
 use super::plan::{CopyPlan, PlannedRange, Reject};
 use super::probe::Probes;
 use super::status::{Side, status};
-use crate::backend::{BackendError, Gather, IoBuf, Op, Shortcut};
+use crate::backend::{BackendError, Gather, IoBuf, Op, Pieces, Shortcut};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 
@@ -64,14 +64,19 @@ pub struct Outcome {
 /// Operations of the file system in flight at most: each may take long and a thread of the engine.
 const FILE_SYSTEM_WINDOW: u32 = 4;
 
+/// Operations handed out in one poll at least, where they are done at once: more of them wait for nothing but a turn of
+/// the worker each.
+pub(super) const MEMORY_WINDOW: u32 = 64;
+
 /// Bytes of memory moved in one poll at most: 30 to 50 us, after which a worker looks at its other commands.
 const POLL: u64 = 2 * SLICE;
 
 /// One Copy in execution.
 ///
 /// The destination is cut into segments. Each is copied by one operation, where a shortcut leads there, or bounced:
-/// read (in one piece, or gathered from short ranges into one buffer) and then written at once. Segments run in any
-/// order, unless sources overlap the destination: then the order of [`order`] holds, and only memory is moved directly.
+/// read (in one piece, or gathered from short ranges into one buffer) and then written at once, or relayed, which is the
+/// same in one operation. Segments run in any order, unless sources overlap the destination: then the order of [`order`]
+/// holds, only memory is moved directly, and nothing is relayed, because writes wait for the reads of others.
 ///
 /// A shortcut that is refused changes nothing, and its stretch is copied by the next rung of the ladder. One that fails
 /// does not say whether its source or its destination is at fault: the stretch is bounced, which succeeds or tells.
@@ -171,6 +176,11 @@ enum Part {
         how: Shortcut,
         to: Stretch,
     },
+    /// Of a source.
+    Relay {
+        nsid: u32,
+        to: Stretch,
+    },
     Flush,
 }
 
@@ -195,6 +205,7 @@ impl CopyTask {
         let ladder = Ladder::new(&plan);
         if ladder.any_memory() {
             options.segment_bytes = options.segment_bytes.min(SLICE);
+            options.window = options.window.max(MEMORY_WINDOW);
         }
         let stages = stages(&plan, &ladder, options, block).ok_or(Reject {
             status: Status::INSUFFICIENT_RESOURCES,
@@ -293,6 +304,7 @@ impl CopyTask {
                     Err(error) => self.direct_failed(how, to, &error),
                 }
             }
+            Part::Relay { nsid, to } => self.relayed(nsid, to, result, buf),
             Part::Flush => match result {
                 Ok(()) => self.barrier = Barrier::Done,
                 Err(error) => self.fail(0, status(Side::Destination, &error)),
@@ -325,6 +337,12 @@ impl CopyTask {
     /// other work of a worker.
     pub fn moves_memory(&self) -> bool {
         self.ladder.any_memory()
+    }
+
+    /// Is there nothing left to do but to be polled for the outcome?
+    pub fn is_over(&self) -> bool {
+        let complete = self.barrier != Barrier::Pending && self.account.first_incomplete().is_none();
+        self.in_flight == 0 && !self.finished && (complete || self.failure.is_some() || self.aborted)
     }
 
     /// Bytes that all ranges have together.
@@ -426,8 +444,46 @@ impl CopyTask {
         }
         match next.way {
             Way::Direct(how) => self.start_direct(how, next, submit),
-            Way::Bounce => self.open(next) && self.start_read(submit),
+            Way::Bounce if !next.grouped && self.must_wait(next.to.len()) => false,
+            Way::Bounce => match self.relay(next.to) {
+                Some((ns, pieces)) => self.start_relay(next, &ns, pieces, submit),
+                None => self.open(next) && self.start_read(submit),
+            },
         }
+    }
+
+    /// The source of a stretch and what to read there, if it can be relayed: all of it from one source.
+    fn relay(&self, to: Stretch) -> Option<(Arc<Namespace>, Pieces)> {
+        let first = piece(&self.plan, to.start, to.end)?;
+        if !self.ladder.relays(first.ns.nsid) || !matches!(self.stages.front(), Some(Stage::Free(_))) {
+            return None;
+        }
+        let read = |next: Piece<'_>| (next.ns.nsid == first.ns.nsid).then_some((next.offset, next.to.len()));
+        let pieces = pieces(&self.plan, to).map(read).collect::<Option<Pieces>>()?;
+        Some((first.ns.clone(), pieces))
+    }
+
+    fn start_relay(
+        &mut self,
+        next: Next,
+        ns: &Arc<Namespace>,
+        pieces: Pieces,
+        submit: &mut impl FnMut(u32, &Arc<Namespace>, Op),
+    ) -> bool {
+        let Some(buf) = self.memory(next.to.len()) else {
+            return false;
+        };
+        self.take(next);
+        let part = self.part(Part::Relay { nsid: ns.nsid, to: next.to });
+        let op = Op::Relay {
+            source: ns.backend.clone(),
+            pieces,
+            offset: self.plan.dst.offset + next.to.start,
+            buf: IoBuf::Pool(buf),
+            fua: self.plan.fua && self.barrier == Barrier::NotNeeded,
+        };
+        submit(part, &self.plan.dst_ns, op);
+        true
     }
 
     fn start_direct(
@@ -478,16 +534,9 @@ impl CopyTask {
             *claimed -= bytes;
             self.pool.buffer(bytes)
         } else {
-            // Never with nothing in flight, so that a completion comes and this is asked again.
-            if self.in_flight > 0 && self.pool.held().saturating_add(bytes) > PACE {
-                return false;
-            }
-            match self.pool.reserve(bytes) {
+            match self.memory(bytes) {
                 Some(buf) => buf,
-                None => {
-                    self.starved = true;
-                    return false;
-                }
+                None => return false,
             }
         };
         let slot = free_slot(&mut self.segments);
@@ -497,6 +546,18 @@ impl CopyTask {
         self.filling = Some((slot, to.start));
         self.take(next);
         true
+    }
+
+    /// Never with nothing in flight, so that a completion comes and this is asked again.
+    fn must_wait(&self, bytes: u64) -> bool {
+        self.in_flight > 0 && self.pool.held().saturating_add(bytes) > PACE
+    }
+
+    /// Memory for an ordinary segment.
+    fn memory(&mut self, bytes: u64) -> Option<Box<[u8]>> {
+        let buf = self.pool.reserve(bytes);
+        self.starved |= buf.is_none();
+        buf
     }
 
     /// What comes next. `None`: nothing, or nothing yet.
@@ -614,6 +675,27 @@ impl CopyTask {
         self.give_back(grouped, to.len());
         if let Some(IoBuf::Pool(buf)) = buf {
             self.pool.keep(buf);
+        }
+    }
+
+    fn relayed(&mut self, nsid: u32, to: Stretch, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+        self.pool.release(to.len());
+        if let Some(IoBuf::Pool(buf)) = buf {
+            self.pool.keep(buf);
+        }
+        match result {
+            Ok(()) => self.account.written(&self.plan, to),
+            Err(BackendError::NoShortcut) => {
+                self.ladder.refuse_relay(nsid);
+                match self.stages.front_mut() {
+                    Some(Stage::Free(spans)) => spans.push_front(Span { to, way: Way::Bounce }),
+                    _ => self.fail(to.start, Status::INTERNAL_ERROR),
+                }
+            }
+            Err(error) => {
+                let read = if let BackendError::Source { at, .. } = error { at } else { 0 };
+                self.fail(to.start + read, status(Side::Destination, &error));
+            }
         }
     }
 

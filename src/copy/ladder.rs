@@ -100,6 +100,18 @@ impl Ladder {
         }
     }
 
+    /// Is a bounce from the source `nsid` one operation, its reads and its write?
+    pub fn relays(&self, nsid: u32) -> bool {
+        self.source(nsid).is_some_and(|source| source.shortcuts.relay)
+    }
+
+    /// The backend has refused to.
+    pub fn refuse_relay(&mut self, nsid: u32) {
+        if let Some(source) = self.sources.iter_mut().find(|source| source.nsid == nsid) {
+            source.shortcuts.relay = false;
+        }
+    }
+
     /// The backend has refused it.
     pub fn refuse(&mut self, nsid: u32, how: Shortcut) {
         let Some(source) = self.sources.iter_mut().find(|source| source.nsid == nsid) else { return };

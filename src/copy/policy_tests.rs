@@ -136,6 +136,8 @@ struct Seen {
     reflinked: u64,
     offloaded: u64,
     written: u64,
+    relayed: u64,
+    relays: usize,
     reads: usize,
     writes: usize,
     operations: usize,
@@ -154,17 +156,23 @@ struct Pending {
     early: bool,
 }
 
-/// What an operation reads and writes: NSID, first byte, end.
-type Extent = Option<(u32, u64, u64)>;
+/// What an operation reads or writes: NSID, first byte, end.
+type Extent = (u32, u64, u64);
 
-fn extents(nsid: u32, op: &Op) -> (Extent, Extent) {
+/// What it reads, and what it writes.
+fn extents(nsid: u32, op: &Op) -> (Vec<Extent>, Vec<Extent>) {
     match op {
-        Op::Read { offset, buf } => (Some((nsid, *offset, offset + buf.len() as u64)), None),
-        Op::Write { offset, buf, .. } => (None, Some((nsid, *offset, offset + buf.len() as u64))),
+        Op::Read { offset, buf } => (vec![(nsid, *offset, offset + buf.len() as u64)], vec![]),
+        Op::Write { offset, buf, .. } => (vec![], vec![(nsid, *offset, offset + buf.len() as u64)]),
         Op::CopyFrom { source, from, offset, len, .. } => {
-            (Some((source_nsid(source), *from, from + len)), Some((nsid, *offset, offset + len)))
+            (vec![(source_nsid(source), *from, from + len)], vec![(nsid, *offset, offset + len)])
         }
-        _ => (None, None),
+        Op::Relay { source, pieces, offset, buf, .. } => {
+            let source = source_nsid(source);
+            let reads = pieces.iter().map(|(from, len)| (source, *from, from + len));
+            (reads.collect(), vec![(nsid, *offset, offset + buf.len() as u64)])
+        }
+        _ => (vec![], vec![]),
     }
 }
 
@@ -181,8 +189,13 @@ thread_local! {
     static SOURCES: std::cell::RefCell<Vec<(u32, crate::backend::SharedBackend)>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
-fn meet(a: Extent, b: Extent) -> bool {
-    matches!((a, b), (Some(a), Some(b)) if a.0 == b.0 && a.1 < b.2 && b.1 < a.2)
+fn meet(a: &[Extent], b: &[Extent]) -> bool {
+    a.iter().any(|a| b.iter().any(|b| a.0 == b.0 && a.1 < b.2 && b.1 < a.2))
+}
+
+/// Which side of a failing relay fails.
+fn reading_fails(number: usize) -> bool {
+    number.is_multiple_of(2)
 }
 
 struct World {
@@ -195,6 +208,7 @@ struct World {
     durable: Vec<bool>,
     errors: Vec<Status>,
     refused: Vec<(u32, Shortcut)>,
+    relay_refused: Vec<u32>,
 }
 
 impl World {
@@ -215,7 +229,7 @@ impl World {
         for other in pending {
             let (other_reads, other_writes) = extents(other.nsid, &other.op);
             assert!(
-                !meet(writes, other_writes) && !meet(writes, other_reads) && !meet(reads, other_writes),
+                !meet(&writes, &other_writes) && !meet(&writes, &other_reads) && !meet(&reads, &other_writes),
                 "{op:?} races with {:?}",
                 other.op
             );
@@ -247,15 +261,33 @@ impl World {
                         let end = self.case.blocks * BLOCK;
                         let ends = from + len == end && offset + len == end;
                         assert!(from % align == 0 && offset % align == 0 && (len % align == 0 || ends));
-                        assert!(!meet(reads, writes), "no reflink onto itself");
+                        assert!(!meet(&reads, &writes), "no reflink onto itself");
                     }
                     Shortcut::Offload => {
                         assert!(shortcuts.offload && method != Method::Bounce);
                         assert!(method != Method::Auto || shortcuts.offload_pays && *len >= 64 << 10);
-                        assert!(!meet(reads, writes) && *len <= 16 << 20);
+                        assert!(!meet(&reads, &writes) && *len <= 16 << 20);
                         assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
                     }
                 }
+            }
+            Op::Relay { source, pieces, offset, buf: IoBuf::Pool(buf), .. } => {
+                assert_eq!(nsid, 1);
+                let from = source_nsid(source);
+                assert!(self.case.shortcuts.relay && !self.relay_refused.contains(&from));
+                let blocks = self.blocks(*offset, buf.len() as u64);
+                assert!(buf.len() as u64 <= self.case.options.segment_bytes.max(BLOCK));
+                assert_eq!(pieces.iter().map(|(_, len)| len).sum::<u64>(), buf.len() as u64);
+                assert!(blocks.clone().all(|block| !self.written[block]), "written twice");
+                assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
+                // It reads when it likes: what lies there now must be what is wanted, until it ends.
+                let at = blocks.start * BLOCK as usize;
+                let data = relayed(&self.images[&from], pieces);
+                assert!(data == self.expected[at..at + buf.len()], "wrong data for {blocks:?}");
+                assert!(
+                    !meet(&reads, &writes),
+                    "its own write comes after its reads, those of others do not"
+                );
             }
             Op::Read { buf: IoBuf::Pool(_) | IoBuf::Part(_), .. } => {}
             Op::Flush => {
@@ -265,7 +297,7 @@ impl World {
         }
     }
 
-    fn act(&mut self, nsid: u32, op: &mut Op, fails: bool, refused: bool) {
+    fn act(&mut self, nsid: u32, op: &mut Op, number: usize, fails: bool, refused: bool) {
         let fate = |image: &mut [u8]| {
             let half = image.len() / 2;
             image[..half].fill(0xee);
@@ -280,7 +312,16 @@ impl World {
                 let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..buf.len()];
                 if fails { fate(place) } else { place.copy_from_slice(buf) }
             }
-            Op::CopyFrom { .. } if refused => {}
+            Op::CopyFrom { .. } | Op::Relay { .. } if refused => {}
+            Op::Relay { buf, .. } if fails && reading_fails(number) => {
+                buf.ours_mut().expect("a bounce buffer").fill(0xee);
+            }
+            Op::Relay { source, pieces, offset, buf, .. } => {
+                let data = relayed(&self.images[&source_nsid(source)], pieces);
+                buf.ours_mut().expect("a bounce buffer").copy_from_slice(&data);
+                let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..data.len()];
+                if fails { fate(place) } else { place.copy_from_slice(&data) }
+            }
             Op::CopyFrom { source, from, offset, len, .. } => {
                 let data = self.images[&source_nsid(source)][*from as usize..][..*len as usize].to_vec();
                 let place =
@@ -292,6 +333,10 @@ impl World {
     }
 }
 
+fn relayed(image: &[u8], pieces: &[(u64, u64)]) -> Vec<u8> {
+    pieces.iter().flat_map(|&(from, len)| &image[from as usize..(from + len) as usize]).copied().collect()
+}
+
 fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
     let plan = case.plan();
     SOURCES.with(|sources| {
@@ -300,6 +345,8 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
     });
     let bounce = Bounce::new(1 << 20);
     let bounds = case.options.effective(BLOCK, &bounce);
+    let window =
+        if case.shortcuts.memmove { bounds.window.max(super::execute::MEMORY_WINDOW) } else { bounds.window };
     let before = case.images();
     let mut task = match CopyTask::new(plan.clone(), case.options, &bounce) {
         Ok(task) => task,
@@ -319,6 +366,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
         durable: vec![false; blocks],
         errors: Vec::new(),
         refused: Vec::new(),
+        relay_refused: Vec::new(),
     };
     let mut dice = Dice(seed | 1);
     let mut pending: Vec<Pending> = Vec::new();
@@ -333,13 +381,18 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
         let mut moved = 0;
         let outcome = task.poll(&mut |part, ns, mut op| {
             assert!(!stopped, "nothing starts after an error or an abort");
-            assert!(part < bounds.window && pending.iter().all(|p| p.part != part), "part numbers");
+            assert!(part < window && pending.iter().all(|p| p.part != part), "part numbers");
             world.inspect(ns.nsid, &op, &pending);
             match &op {
                 Op::Read { .. } => seen.reads += 1,
                 Op::Write { offset, buf, .. } => {
                     seen.writes += 1;
                     seen.written += buf.len() as u64;
+                    seen.order.extend(world.blocks(*offset, buf.len() as u64));
+                }
+                Op::Relay { offset, buf, .. } => {
+                    seen.relays += 1;
+                    seen.relayed += buf.len() as u64;
                     seen.order.extend(world.blocks(*offset, buf.len() as u64));
                 }
                 Op::CopyFrom { how, len, offset, .. } => {
@@ -357,18 +410,18 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
             let early = dice.roll(2) == 0;
             if early {
                 let fails = trouble.fail.contains(&number);
-                world.act(ns.nsid, &mut op, fails, trouble.refuse.contains(&number));
+                world.act(ns.nsid, &mut op, number, fails, trouble.refuse.contains(&number));
             }
             pending.push(Pending { part, nsid: ns.nsid, op, number, early });
         });
         assert!(moved <= 256 << 10, "a poll is short");
         seen.moved += moved;
         seen.memory = seen.memory.max(task.bounce_bytes());
-        assert!(pending.len() == task.in_flight() as usize && pending.len() <= bounds.window as usize);
+        assert!(pending.len() == task.in_flight() as usize && pending.len() <= window as usize);
         let held: usize = pending
             .iter()
             .map(|p| match &p.op {
-                Op::Read { buf, .. } | Op::Write { buf, .. } => buf.len(),
+                Op::Read { buf, .. } | Op::Write { buf, .. } | Op::Relay { buf, .. } => buf.len(),
                 _ => 0,
             })
             .sum();
@@ -385,19 +438,40 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                 break;
             }
             let mut next = pending.swap_remove(dice.roll(pending.len()));
-            let direct = matches!(next.op, Op::CopyFrom { .. });
+            let direct = matches!(next.op, Op::CopyFrom { .. } | Op::Relay { .. });
             let refused = direct && trouble.refuse.contains(&next.number);
             let fails = !refused && trouble.fail.contains(&next.number);
             if !next.early {
-                world.act(next.nsid, &mut next.op, fails, refused);
+                world.act(next.nsid, &mut next.op, next.number, fails, refused);
             }
             let mut result = Ok(());
             if refused {
                 result = Err(BackendError::NoShortcut);
             } else if fails {
-                result = Err(BackendError::Io(std::io::Error::from_raw_os_error(libc::EIO)));
+                let error = BackendError::Io(std::io::Error::from_raw_os_error(libc::EIO));
+                let relay = matches!(next.op, Op::Relay { .. });
+                result = Err(match error {
+                    error if relay && reading_fails(next.number) => {
+                        BackendError::Source { at: 0, error: Box::new(error) }
+                    }
+                    error => error,
+                });
             }
             let buf = match next.op {
+                Op::Relay { source, offset, buf, fua, .. } => {
+                    if refused {
+                        world.relay_refused.push(source_nsid(&source));
+                    } else if fails && reading_fails(next.number) {
+                        world.errors.push(Status::UNRECOVERED_READ);
+                    } else if fails {
+                        world.errors.push(Status::WRITE_FAULT);
+                    } else {
+                        for block in world.blocks(offset, buf.len() as u64) {
+                            (world.written[block], world.durable[block]) = (true, fua);
+                        }
+                    }
+                    Some(buf)
+                }
                 Op::Read { buf, .. } => {
                     if fails {
                         world.errors.push(Status::UNRECOVERED_READ);
@@ -737,6 +811,7 @@ fn rungs() {
         offload: true,
         offload_pays: true,
         offload_clones: false,
+        relay: false,
     };
     let tally = |method, shortcuts| {
         let seen = good(&Case::ladder(method, shortcuts));
@@ -762,6 +837,44 @@ fn rungs() {
     assert_eq!(tally(Method::Auto, Shortcuts { reflink: Some(1 << 20), ..dear }), [0, 0, 0, RUN + SHORT]);
 }
 
+/// One operation for each bounced segment, however many ranges are in it; none where writes wait for others' reads, nor
+/// of two sources; and reads and writes where the way is refused.
+#[test]
+fn segments_are_relayed() {
+    let relay = Shortcuts { relay: true, ..Shortcuts::default() };
+    let seen = good(&Case::ladder(Method::Auto, relay));
+    assert_eq!((seen.relayed, seen.relays, seen.reads, seen.writes), (RUN + SHORT, 7, 0, 0));
+    let scattered: Vec<_> = (0..256).map(|n| (2, 3 * n, 1, false)).collect();
+    let case = Case { ranges: scattered, ..Case::ladder(Method::Bounce, relay) };
+    let seen = good(&case);
+    assert_eq!((seen.relays, seen.reads), (4, 0));
+    let mixed =
+        Case { ranges: vec![(2, 0, 64, false), (2, 90, 30, false), (1, 500, 30, false)], ..case.clone() };
+    let seen = good(&mixed);
+    assert_eq!((seen.relays, seen.reads, seen.writes), (1, 2, 1));
+    let overlap = Case { shortcuts: relay, ..Case::overlapping(Overlap::Snapshot, 10, &[(0, 40)]) };
+    assert_eq!(good(&overlap).relays, 0);
+    for seed in 1..12 {
+        let refuse = Trouble { refuse: (0..100).collect(), ..Trouble::default() };
+        let seen = run(&case, seed, &refuse);
+        assert_eq!(seen.outcome, Some(Outcome { status: Status::SUCCESS, dw0: 0 }));
+        assert_eq!(seen.written, 256 * BLOCK);
+    }
+}
+
+/// Which side failed decides the status.
+#[test]
+fn relays_fail_on_either_side() {
+    let relay = Shortcuts { relay: true, ..Shortcuts::default() };
+    for (fail, status) in [(2, Status::UNRECOVERED_READ), (3, Status::WRITE_FAULT)] {
+        let trouble = Trouble { fail: vec![fail], ..Trouble::default() };
+        for seed in 1..12 {
+            let outcome = run(&Case::ladder(Method::Auto, relay), seed, &trouble).outcome;
+            assert_eq!(outcome.map(|outcome| outcome.status), Some(status));
+        }
+    }
+}
+
 /// Source and destination not congruent: nothing is aligned, nothing is shared.
 #[test]
 fn a_run_out_of_step_is_not_shared() {
@@ -778,6 +891,7 @@ fn a_refused_rung_falls_to_the_next_and_nothing_is_lost() {
         offload: true,
         offload_pays: true,
         offload_clones: false,
+        relay: false,
     };
     for (method, shortcuts) in [
         (Method::Auto, all),
@@ -818,6 +932,7 @@ fn fast_copy_only_is_fast_or_fails() {
         offload_pays: true,
         memmove: true,
         offload_clones: false,
+        relay: false,
     };
     let case = Case {
         ranges: vec![(2, 0, 8, false), (2, 64, 8, true), (2, 80, 3, false)],
@@ -889,13 +1004,14 @@ fn a_poll_is_short() {
 
 fn shortcuts() -> impl Strategy<Value = Shortcuts> {
     let reflink = prop_oneof![1 => Just(None), 2 => Just(Some(4096)), 1 => Just(Some(1024))];
-    (prop::bool::weighted(0.3), reflink, any::<bool>(), any::<bool>()).prop_map(
-        |(memmove, reflink, offload, offload_pays)| Shortcuts {
+    (prop::bool::weighted(0.3), reflink, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(memmove, reflink, offload, offload_pays, relay)| Shortcuts {
             memmove,
             reflink,
             offload,
             offload_pays,
             offload_clones: false,
+            relay,
         },
     )
 }

@@ -27,6 +27,7 @@ pub(super) fn status(side: Side, error: &BackendError) -> Status {
             Status::CAPACITY_EXCEEDED
         }
         (Side::Destination, BackendError::Io(_) | BackendError::Truncated) => Status::WRITE_FAULT,
+        (_, BackendError::Source { error, .. }) => status(Side::Source, error),
         (Side::Destination, BackendError::ReadOnly) => Status::WRITE_PROTECTED.dnr(),
         // A bounce buffer is not guest memory, and a read needs no leave to write.
         // A shortcut that is not there is replaced by another way before it gets here.

@@ -60,6 +60,7 @@ pub fn backend(error: &BackendError, direction: Direction) -> Status {
         BackendError::GuestMemory => Status::DATA_TRANSFER_ERROR,
         BackendError::NoShortcut => Status::INTERNAL_ERROR, // only Copy asks for one, and it has another way
         BackendError::Deallocated => Status::DEALLOCATED_BLOCK,
+        BackendError::Source { error, .. } => backend(error, Direction::Read),
         BackendError::ReadOnly => Status::WRITE_PROTECTED.dnr(),
         BackendError::Io(error) if error.raw_os_error() == Some(libc::ENOSPC) => Status::CAPACITY_EXCEEDED,
         BackendError::Io(_) | BackendError::Truncated => match direction {

@@ -60,6 +60,8 @@ pub enum Fault {
     Nothing,
     /// The first call of the job is interrupted a few times, and then moves no more than so many bytes.
     Short(usize),
+    /// This one, but in the write of a relay, whose reads succeed.
+    Writing(Box<Fault>),
 }
 
 type Plan = Arc<dyn Fn(&FileJob) -> Option<Fault> + Send + Sync>;
@@ -103,6 +105,19 @@ impl Engine for Faulty {
                 }
                 short(&mut job, bytes);
             }
+            Some(Fault::Writing(fault)) => {
+                read(&mut job);
+                match *fault {
+                    Fault::Nothing => job.complete(0),
+                    Fault::Errno(errno) => loop {
+                        job.complete(i64::from(-errno));
+                        if job.next_call().is_none() {
+                            break;
+                        }
+                    },
+                    _ => panic!("no test wants it"),
+                }
+            }
         }
         if job.is_done() {
             self.done.push(job.finish(tag));
@@ -127,6 +142,18 @@ impl Engine for Faulty {
 
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.done.len()
+    }
+}
+
+/// Makes the reads of a relay; its write is the call in progress then.
+#[expect(unsafe_code, reason = "a system call on iovecs")]
+fn read(job: &mut FileJob) {
+    while let Some(Call::Preadv { offset }) = job.next_call() {
+        let iovecs = job.iovecs();
+        let (fd, iov, count) = (job.fd(), iovecs.as_ptr(), iovecs.len() as i32);
+        // SAFETY: the job owns the memory of its iovecs, and stays where it is until the call is complete.
+        let moved = unsafe { libc::preadv(fd, iov, count, offset as i64) };
+        job.complete(moved as i64);
     }
 }
 

@@ -47,10 +47,17 @@ impl Bad {
         move |job| {
             let (kind, at, fault) = (*bad.lock().expect("no panic"))?;
             let (offset, len) = job.range();
-            let hit = job.kind() == kind && (kind == JobKind::Flush || (offset..offset + len).contains(&at));
+            // A relay is the read and the write of part of a Copy, of which there is only `copy_half`'s.
+            let relay = job.kind() == JobKind::Relay && matches!(kind, JobKind::Read | JobKind::Write);
+            let at = if relay && kind == JobKind::Read { at + TARGET * BLOCK } else { at };
+            let hit = (relay || job.kind() == kind)
+                && (kind == JobKind::Flush || (offset..offset + len).contains(&at));
             hit.then(|| {
                 strikes.fetch_add(1, Ordering::SeqCst);
-                fault()
+                match fault() {
+                    fault if relay && kind == JobKind::Write => Fault::Writing(Box::new(fault)),
+                    fault => fault,
+                }
             })
         }
     }

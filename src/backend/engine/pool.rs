@@ -3,10 +3,10 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libc::c_int;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,16 +17,23 @@ use crate::backend::file_job::{Call, JobKind};
 use crate::backend::shortcut::{answer, clone_range, copy_range};
 use crate::backend::{Completion, Tag};
 
+/// Threads that relay beside a ring: one reads while the other writes, which a file lets only one do at a time.
+const RELAYS: usize = 2;
+/// How long a thread that has relayed looks for more before it sleeps: to wake it again costs as much.
+const LOOK: Duration = Duration::from_micros(30);
+
 /// How long a dropped engine waits for calls in progress before it abandons their threads.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// See the module docs. At most half of the threads copy at a time, so that a long [`JobKind::Copy`] leaves
-/// others their turn.
+/// See the module docs. At most half of the threads copy at a time, and so many relay, so that neither a long
+/// [`JobKind::Copy`] nor many [`JobKind::Relay`]s keep others out.
 #[derive(Debug)]
 pub struct PoolEngine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
+    /// Submitted and not handed over yet: one look at the queue and one wake-up serve for all.
+    fresh: Vec<(Tag, FileJob)>,
 }
 
 #[derive(Debug)]
@@ -34,32 +41,89 @@ struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
     idle: Condvar,
-    done: Mutex<Vec<Completion>>,
+    done: Mutex<Done>,
     waker: Waker,
+    /// Jobs that can start, for those who look without the lock.
+    waiting: AtomicUsize,
     /// Said under the lock of the queue too; here for those who are between two calls.
     stopping: AtomicBool,
 }
 
 #[derive(Debug, Default)]
+struct Done {
+    list: Vec<Completion>,
+    /// The engine's thread sleeps, or is about to, and wants to be woken by the next completion.
+    asleep: bool,
+}
+
+#[derive(Debug, Default)]
 struct Queue {
     jobs: VecDeque<(Tag, FileJob)>,
-    copies: VecDeque<(Tag, FileJob)>,
-    /// Threads that copy, and how many may.
-    copying: usize,
-    max_copying: usize,
+    copies: Limited,
+    relays: Limited,
+    /// Threads that wait for work, and of those that have been told of some and do not run yet.
+    idle: usize,
+    called: usize,
     alive: usize,
     stop: bool,
 }
 
-impl Queue {
+/// Jobs that not all threads may do at once.
+#[derive(Debug, Default)]
+struct Limited {
+    jobs: VecDeque<(Tag, FileJob)>,
+    /// Threads that do, and how many may.
+    running: usize,
+    max: usize,
+}
+
+impl Limited {
+    fn of_at_most(max: usize) -> Self {
+        Limited { max, ..Limited::default() }
+    }
+
     fn pop(&mut self) -> Option<(Tag, FileJob)> {
-        if self.copying < self.max_copying
-            && let Some(copy) = self.copies.pop_front()
-        {
-            self.copying += 1;
-            return Some(copy);
+        let job = if self.running < self.max { self.jobs.pop_front() } else { None };
+        self.running += usize::from(job.is_some());
+        job
+    }
+
+    /// Jobs that a thread may begin now.
+    fn startable(&self) -> usize {
+        self.jobs.len().min(self.max - self.running)
+    }
+}
+
+impl Queue {
+    fn push(&mut self, tag: Tag, job: FileJob) {
+        match job.kind() {
+            JobKind::Copy => self.copies.jobs.push_back((tag, job)),
+            JobKind::Relay => self.relays.jobs.push_back((tag, job)),
+            _ => self.jobs.push_back((tag, job)),
         }
-        self.jobs.pop_front()
+    }
+
+    fn pop(&mut self) -> Option<(Tag, FileJob)> {
+        self.copies.pop().or_else(|| self.relays.pop()).or_else(|| self.jobs.pop_front())
+    }
+
+    fn startable(&self) -> usize {
+        self.jobs.len() + self.copies.startable() + self.relays.startable()
+    }
+
+    /// How many of the waiting threads are to be called for what can start.
+    fn call(&mut self) -> usize {
+        let call = self.startable().saturating_sub(self.called).min(self.idle - self.called);
+        self.called += call;
+        call
+    }
+
+    fn ended(&mut self, kind: JobKind) {
+        match kind {
+            JobKind::Copy => self.copies.running -= 1,
+            JobKind::Relay => self.relays.running -= 1,
+            _ => {}
+        }
     }
 }
 
@@ -75,27 +139,30 @@ impl PoolEngine {
     /// An engine of `threads` threads (at least one), which sleep until there is work.
     pub fn new(threads: usize) -> io::Result<Self> {
         let threads = threads.max(1);
-        Self::with(threads, threads.div_ceil(2), Waker::new()?)
+        Self::with(threads, threads.div_ceil(2), (threads / 4).max(1), Waker::new()?)
     }
 
-    /// Threads for the copies and probes alone of an engine that sleeps by other means, and is woken by `waker`. One of
-    /// them never copies: a probe is short, and a command waits for it.
+    /// Threads for the copies, relays and probes alone of an engine that sleeps by other means, and is woken by `waker`.
+    /// One of them neither copies nor relays: a probe is short, and a command waits for it.
     pub(super) fn beside(waker: Waker) -> io::Result<Self> {
-        Self::with(Self::THREADS + 1, Self::THREADS, waker)
+        Self::with(Self::THREADS + 1, Self::THREADS - RELAYS, RELAYS, waker)
     }
 
-    fn with(threads: usize, max_copying: usize, waker: Waker) -> io::Result<Self> {
+    fn with(threads: usize, copies: usize, relays: usize, waker: Waker) -> io::Result<Self> {
+        let (copies, relays) = (Limited::of_at_most(copies), Limited::of_at_most(relays));
         let mut engine = PoolEngine {
             shared: Arc::new(Shared {
-                queue: Mutex::new(Queue { max_copying, ..Queue::default() }),
+                queue: Mutex::new(Queue { copies, relays, ..Queue::default() }),
                 work: Condvar::new(),
                 idle: Condvar::new(),
                 done: Mutex::default(),
                 waker,
+                waiting: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
             }),
             threads: Vec::new(),
             in_flight: 0,
+            fresh: Vec::new(),
         };
         for n in 0..threads {
             let shared = Arc::clone(&engine.shared);
@@ -115,9 +182,29 @@ impl PoolEngine {
         Ok(engine)
     }
 
-    /// Nothing to reap?
-    pub(super) fn none_done(&self) -> bool {
-        lock(&self.shared.done).is_empty()
+    /// Nothing to reap? Then the next completion writes the waker. To be asked before a sleep, always: it hands over
+    /// what was submitted.
+    pub(super) fn may_sleep(&mut self) -> bool {
+        self.hand_over();
+        let mut done = lock(&self.shared.done);
+        done.asleep = done.list.is_empty();
+        done.asleep
+    }
+
+    fn hand_over(&mut self) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        let mut queue = lock(&self.shared.queue);
+        for (tag, job) in self.fresh.drain(..) {
+            queue.push(tag, job);
+        }
+        let call = queue.call();
+        self.shared.waiting.store(queue.startable(), Ordering::Relaxed);
+        drop(queue);
+        for _ in 0..call {
+            self.shared.work.notify_one();
+        }
     }
 
     /// Starts no call any more; dropping it then waits for those in progress.
@@ -125,7 +212,11 @@ impl PoolEngine {
         let mut queue = lock(&self.shared.queue);
         queue.stop = true;
         self.shared.stopping.store(true, Ordering::Relaxed);
-        let unstarted = (std::mem::take(&mut queue.jobs), std::mem::take(&mut queue.copies));
+        let unstarted = [
+            std::mem::take(&mut queue.jobs),
+            std::mem::take(&mut queue.copies.jobs),
+            std::mem::take(&mut queue.relays.jobs),
+        ];
         drop(queue);
         self.shared.work.notify_all();
         drop(unstarted);
@@ -135,24 +226,20 @@ impl PoolEngine {
 impl Engine for PoolEngine {
     fn submit(&mut self, tag: Tag, job: FileJob) {
         self.in_flight += 1;
-        let mut queue = lock(&self.shared.queue);
-        match job.kind() {
-            JobKind::Copy => queue.copies.push_back((tag, job)),
-            _ => queue.jobs.push_back((tag, job)),
-        }
-        drop(queue);
-        self.shared.work.notify_one();
+        self.fresh.push((tag, job));
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
+        self.hand_over();
         let mut done = lock(&self.shared.done);
-        self.in_flight -= done.len();
-        out.append(&mut done);
+        done.asleep = false;
+        self.in_flight -= done.list.len();
+        out.append(&mut done.list);
     }
 
     fn wait(&mut self, timeout: Option<Duration>) {
         // An earlier wait may have taken the wake-up of completions that nobody has reaped yet.
-        if !self.none_done() {
+        if !self.may_sleep() {
             return;
         }
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
@@ -197,7 +284,8 @@ impl Drop for PoolEngine {
 
 impl Shared {
     fn run(&self) {
-        while let Some((tag, mut job)) = self.take() {
+        let mut look = false;
+        while let Some((tag, mut job)) = self.take(look) {
             while let Some(call) = job.next_call() {
                 let result = make(&job, call);
                 job.complete(result);
@@ -206,15 +294,20 @@ impl Shared {
                     break;
                 }
             }
-            if job.kind() == JobKind::Copy {
-                self.copy_ended();
+            let kind = job.kind();
+            look = kind == JobKind::Relay;
+            let ended = job.finish(tag);
+            if matches!(kind, JobKind::Copy | JobKind::Relay) {
+                // This thread looks for work again itself, and finds what waited for it, if there is anything.
+                let mut queue = lock(&self.queue);
+                queue.ended(kind);
+                self.waiting.store(queue.startable(), Ordering::Relaxed);
             }
             let mut done = lock(&self.done);
-            let first = done.is_empty();
-            done.push(job.finish(tag));
+            done.list.push(ended);
+            let wake = std::mem::take(&mut done.asleep);
             drop(done);
-            // Whoever finds others there came after the wake-up for the first.
-            if first {
+            if wake {
                 self.waker.wake();
             }
         }
@@ -222,20 +315,28 @@ impl Shared {
         self.idle.notify_all();
     }
 
-    fn take(&self) -> Option<(Tag, FileJob)> {
-        let mut queue = self
-            .work
-            .wait_while(lock(&self.queue), |queue| {
-                let copies = !queue.copies.is_empty() && queue.copying < queue.max_copying;
-                queue.jobs.is_empty() && !copies && !queue.stop
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        if queue.stop { None } else { queue.pop() }
-    }
-
-    /// This thread looks for work again itself, and finds the copy that waited for it, if there is one.
-    fn copy_ended(&self) {
-        lock(&self.queue).copying -= 1;
+    /// The next job, once there is one; `None` at the end. `look`: there may well be one soon.
+    fn take(&self, look: bool) -> Option<(Tag, FileJob)> {
+        if look {
+            let since = Instant::now();
+            while self.waiting.load(Ordering::Relaxed) == 0
+                && !self.stopping.load(Ordering::Relaxed)
+                && since.elapsed() < LOOK
+            {
+                std::thread::yield_now();
+            }
+        }
+        let mut queue = lock(&self.queue);
+        while queue.startable() == 0 && !queue.stop {
+            queue.idle += 1;
+            queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            // Woken for nothing, it answers another's call; that one finds nothing and waits again.
+            queue.idle -= 1;
+            queue.called = queue.called.saturating_sub(1);
+        }
+        let job = if queue.stop { None } else { queue.pop() };
+        self.waiting.store(queue.startable(), Ordering::Relaxed);
+        job
     }
 }
 
@@ -281,7 +382,6 @@ fn leave_the_workers_processor() {
 mod tests {
     use std::fs::File;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-    use std::time::Instant;
 
     use super::*;
     use crate::backend::conformance::pool;
@@ -316,6 +416,7 @@ mod tests {
             let write = Op::Write { offset: 0, buf: pool(vec![0; 512]), fua: false };
             engine.submit(Tag(n), FileJob::new(Arc::clone(&file), write));
         }
+        engine.reap(&mut Vec::new());
         has_started.recv().expect("the first call starts");
         assert_eq!(engine.in_flight(), 3);
         let start = Instant::now();

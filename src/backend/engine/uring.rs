@@ -1,8 +1,8 @@
 //! The io_uring engine: a job's calls are ring entries; one enter per turn hands over and collects.
 //!
 //! The eventfd of the waker is read through the ring itself, so that one wait covers everything. The ring has
-//! no opcodes for copies from file to file, nor for lseek: these go to threads beside it, started for the first of them,
-//! which wake the same eventfd.
+//! no opcodes for copies from file to file, nor for lseek, and relays are made for a thread: these go to threads beside
+//! it, started for the first of them, which wake the same eventfd.
 #![expect(unsafe_code, reason = "ring entries carry raw pointers the kernel uses later")]
 
 use std::collections::VecDeque;
@@ -14,8 +14,8 @@ use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 
 use super::{Engine, FileJob, PoolEngine, Waker};
-use crate::backend::file_job::{Call, JobKind};
-use crate::backend::{BackendError, Completion, Tag};
+use crate::backend::file_job::Call;
+use crate::backend::{Completion, Tag};
 
 /// Entries of the submission ring: what one enter can hand over.
 const SQ_ENTRIES: u32 = 256;
@@ -54,7 +54,7 @@ pub struct UringEngine {
     cqes: Vec<(u64, i32)>,
     /// Calls pushed to the ring or the backlog and not completed.
     calls: usize,
-    /// For copies and probes.
+    /// For copies, relays and probes.
     beside: Option<PoolEngine>,
 }
 
@@ -250,11 +250,7 @@ impl UringEngine {
             Ok(beside) => self.beside.insert(beside).submit(tag, job),
             Err(e) => {
                 log::warn!("no thread for a copy or a probe of a file: {e}");
-                let error = match job.kind() {
-                    JobKind::Copy => BackendError::NoShortcut,
-                    _ => e.into(),
-                };
-                self.done.push(Completion { tag, result: Err(error), buf: None });
+                self.done.push(job.refuse(tag, e));
             }
         }
     }
@@ -316,7 +312,7 @@ impl Engine for UringEngine {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) {
-        if !self.done.is_empty() || self.beside.as_ref().is_some_and(|beside| !beside.none_done()) {
+        if !self.done.is_empty() || self.beside.as_mut().is_some_and(|beside| !beside.may_sleep()) {
             return;
         }
         // The next sleep to come ends too: a reap may have taken the wake-up since the last one.

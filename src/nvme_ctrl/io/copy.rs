@@ -91,6 +91,10 @@ impl Copying {
         self.task.abort();
     }
 
+    pub(super) fn is_over(&self) -> bool {
+        self.flushing.is_none() && self.task.is_over()
+    }
+
     pub(super) fn is_starved(&self) -> bool {
         self.task.is_starved()
     }

@@ -93,6 +93,11 @@ impl Task {
         matches!(self, Self::Copy(task) if task.moves_memory())
     }
 
+    /// Will the next poll end it, without moving anything more? `false`: perhaps not.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Copy(task) if task.is_over())
+    }
+
     /// Does it wait, with nothing in flight, for bounce memory that other Copies hold?
     pub fn is_starved(&self) -> bool {
         matches!(self, Self::Copy(task) if task.is_starved())

@@ -94,6 +94,9 @@ struct Flushing {
 
 /// Looks at the doorbells from one whole turn to the next, which takes as long as some of them.
 const GLANCES: usize = 8;
+/// Short moves of memory are done in one turn, and announced together, as long as they take less than this: to raise an
+/// interrupt can cost as much.
+const BRIEF: Duration = Duration::from_micros(10);
 
 /// Slot numbers from here on belong to [`Flushing`]s.
 const FLUSH_SLOTS: u32 = 1 << 31;
@@ -200,10 +203,14 @@ impl Core {
                 None => {}
             }
         }
-        // Between two of these, commands are fetched and all others go on: nothing waits for more than one poll.
-        if let Some(index) = self.moving.pop_front() {
+        // Between these, commands are fetched and all others go on: nothing waits for more than a poll and a little.
+        let since = (!self.moving.is_empty()).then(Instant::now);
+        while let Some(index) = self.moving.pop_front() {
             busy = true;
-            self.poll(index);
+            self.poll_moving(index);
+            if since.is_none_or(|since| since.elapsed() >= BRIEF) {
+                break;
+            }
         }
         self.interrupt(false);
         if self.failed {
@@ -304,6 +311,19 @@ impl Core {
             self.make_ready(index);
             // Whatever ended may have given bounce memory back.
             self.feed_starved();
+        }
+    }
+
+    /// Polls a command that moves memory. What that did is done: if it was all, the command ends now, so that the host
+    /// hears of it while the next one is under way.
+    fn poll_moving(&mut self, index: u32) {
+        self.poll(index);
+        for completion in std::mem::take(&mut self.done) {
+            self.complete(completion);
+        }
+        if self.slots.get_mut(index).is_some_and(|command| command.task.is_over()) {
+            self.ready.retain(|ready| *ready != index);
+            self.poll(index);
         }
     }
 

@@ -1,0 +1,228 @@
+//! A bounced segment of a Copy as one job: reads of its pieces into one buffer, then one write, by a thread that may
+//! block. Part of `file_job`.
+//!
+//! A ring hands a write that its file cannot do without waiting to threads of the kernel, and each such hand-over costs
+//! more than copying 64 KiB. There a whole segment is handed to a thread of ours instead, once.
+#![expect(unsafe_code, reason = "the probe is a system call")]
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::file_job::{Call, Iovecs};
+use super::image_file::ImageFile;
+
+/// What is read one behind the other: byte offsets in the source, and bytes, none of them 0.
+pub type Pieces = SmallVec<[(u64, u64); 1]>;
+
+/// The reads of a relay.
+#[derive(Debug)]
+pub(super) struct Relay {
+    source: Arc<ImageFile>,
+    pieces: Pieces,
+    /// The piece that is being read, and how many of its bytes have been.
+    current: usize,
+    got: u64,
+    /// Bytes of the buffer that are filled.
+    filled: u64,
+}
+
+impl Relay {
+    /// For pieces that lie in the source and together are as long as the buffer.
+    pub(super) fn new(source: Arc<ImageFile>, pieces: Pieces) -> Self {
+        Relay { source, pieces, current: 0, got: 0, filled: 0 }
+    }
+
+    pub(super) fn source(&self) -> &ImageFile {
+        &self.source
+    }
+
+    /// Bytes of the buffer that are filled.
+    pub(super) fn filled(&self) -> u64 {
+        self.filled
+    }
+
+    /// The next read, into the rest of `buf`.
+    pub(super) fn next_call(&self, buf: &mut [u8], iovecs: &mut Iovecs) -> Call {
+        let (offset, len) = self.pieces.get(self.current).copied().unwrap_or_default();
+        // At most the length of a buffer in memory.
+        let room = buf.get_mut(self.filled as usize..).unwrap_or_default();
+        let want = usize::try_from(len - self.got).unwrap_or(usize::MAX).min(room.len());
+        iovecs.aim_at(room.as_mut_ptr(), want);
+        Call::Preadv { offset: offset + self.got }
+    }
+
+    /// The read moved so many bytes; was it the last?
+    pub(super) fn moved(&mut self, count: u64) -> bool {
+        let len = self.pieces.get(self.current).map_or(0, |piece| piece.1);
+        let count = count.min(len - self.got);
+        self.got += count;
+        self.filled += count;
+        if self.got == len {
+            self.current += 1;
+            self.got = 0;
+        }
+        self.current >= self.pieces.len()
+    }
+}
+
+/// Is it open for O_DIRECT?
+pub(super) fn is_direct(file: &File) -> bool {
+    // SAFETY: no pointer is passed.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    flags != -1 && flags & libc::O_DIRECT != 0
+}
+
+/// Does a write to the file have to wait, so that a ring hands it on to a thread? Not one of O_DIRECT, nor one through
+/// the page cache of XFS or btrfs; but one through that of ext4, or of a block device.
+///
+/// Asked with a write that cannot take place: of a byte at an address that is never mapped.
+pub(super) fn writes_wait(file: &File) -> bool {
+    let nowhere = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 };
+    // SAFETY: the kernel reads the iovec, which lives through the call, and refuses the address in it.
+    let answer = unsafe { libc::pwritev2(file.as_raw_fd(), &raw const nowhere, 1, 0, libc::RWF_NOWAIT) };
+    let errno = std::io::Error::last_os_error().raw_os_error();
+    answer == -1 && errno == Some(libc::EOPNOTSUPP) && !is_direct(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::super::conformance::pool;
+    use super::super::engine::{EngineKind, create};
+    use super::super::image_file::Tap;
+    use super::super::{BackendError, Completion, FileJob, JobKind, MemoryBackend, Op, Tag};
+    use super::*;
+
+    fn image(tap: Option<Arc<dyn Tap>>) -> Arc<ImageFile> {
+        let file = tempfile::tempfile().expect("a file for the test");
+        let bytes: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+        file.write_all_at(&bytes, 0).expect("it is written");
+        Arc::new(ImageFile::new(file, tap))
+    }
+
+    fn job(source: &Arc<ImageFile>, target: &Arc<ImageFile>, pieces: &[(u64, u64)], fua: bool) -> FileJob {
+        let len = pieces.iter().map(|piece| piece.1).sum::<u64>() as usize;
+        let relay = Relay::new(Arc::clone(source), pieces.into());
+        let any = Arc::new(MemoryBackend::new(1).expect("the memory is there"));
+        let op = Op::Relay { source: any, pieces: Pieces::new(), offset: 5000, buf: pool(vec![0; len]), fua };
+        FileJob::relay(Arc::clone(target), op, relay)
+    }
+
+    /// Answers the calls of a relay of 10 bytes from 100 and 20 from 300.
+    fn script(fua: bool, steps: &[(Call, i32)]) -> Completion {
+        let (source, target) = (image(None), image(None));
+        let mut job = job(&source, &target, &[(100, 10), (300, 20)], fua);
+        assert_eq!((job.kind(), job.range()), (JobKind::Relay, (5000, 30)));
+        for (expected, answer) in steps {
+            assert_eq!(job.next_call().as_ref(), Some(expected));
+            let read = matches!(expected, Call::Preadv { .. });
+            assert_eq!(job.fd(), if read { source.fd() } else { target.fd() });
+            assert_eq!(job.iovecs().len(), usize::from(*expected != Call::Fdatasync));
+            job.complete(*answer);
+        }
+        assert_eq!(job.next_call(), None);
+        job.finish(Tag(0))
+    }
+
+    fn read(offset: u64) -> Call {
+        Call::Preadv { offset }
+    }
+
+    fn write(offset: u64, dsync: bool) -> Call {
+        Call::Pwritev { offset, dsync }
+    }
+
+    #[test]
+    fn all_is_read_then_written() {
+        let eintr = -libc::EINTR;
+        let reads = [(read(100), 4), (read(104), eintr), (read(104), 6), (read(300), 20)];
+        for fua in [false, true] {
+            let mut steps = reads.to_vec();
+            steps.extend([(write(5000, fua), 29), (write(5029, fua), 1)]);
+            let end = script(fua, &steps);
+            assert!(end.result.is_ok() && end.buf.is_some_and(|buf| buf.len() == 30));
+        }
+        let mut steps = reads.to_vec();
+        steps.extend([(write(5000, true), -libc::EOPNOTSUPP), (write(5000, false), 30)]);
+        steps.push((Call::Fdatasync, 0));
+        assert!(script(true, &steps).result.is_ok());
+    }
+
+    #[test]
+    fn the_side_that_fails_is_named() {
+        let eio = -libc::EIO;
+        for (answer, truncated) in [(eio, false), (0, true)] {
+            let end = script(false, &[(read(100), 10), (read(300), 7), (read(307), answer)]);
+            let Err(BackendError::Source { at: 17, error }) = &end.result else { panic!("{end:?}") };
+            assert_eq!(matches!(**error, BackendError::Truncated), truncated);
+            assert!(end.buf.is_some());
+        }
+        let end = script(false, &[(read(100), 10), (read(300), 20), (write(5000, false), eio)]);
+        assert!(matches!(end.result, Err(BackendError::Io(_))) && end.buf.is_some());
+    }
+
+    #[derive(Debug, Default)]
+    struct Log(std::sync::Mutex<Vec<Call>>);
+
+    impl Tap for Log {
+        fn issued(&self, call: &Call, data: &[u8]) -> u64 {
+            assert_eq!(data.is_empty(), matches!(call, Call::Preadv { .. }));
+            self.0.lock().expect("no panic").push(*call);
+            0
+        }
+        fn completed(&self, _: u64, _: &Call, result: Result<u32, i32>) {
+            assert!(result.is_ok());
+        }
+    }
+
+    /// By both engines, more of them than threads, each byte in its place; and either image's tap hears of its calls.
+    #[test]
+    fn engines_relay() {
+        for kind in [EngineKind::Auto, EngineKind::Threads] {
+            let mut engine = create(kind).expect("the engine starts");
+            let (from, to) = (Arc::new(Log::default()), Arc::new(Log::default()));
+            let (source, target) = (image(Some(from.clone())), image(Some(to.clone())));
+            let mut out = Vec::new();
+            for round in 0..50_u64 {
+                for n in 0..8 {
+                    let pieces = [(round, 1000), (90_000 - 7 * n, 1), (n, 3000)];
+                    engine.submit(Tag(n), job(&source, &target, &pieces, false));
+                }
+                while out.len() < 8 {
+                    engine.wait(None);
+                    engine.reap(&mut out);
+                }
+                assert_eq!(engine.in_flight(), 0);
+                for end in out.drain(..) {
+                    end.result.expect("it succeeds");
+                    let places = (round..round + 1000).chain([90_000 - 7 * end.tag.0]);
+                    let expected: Vec<u8> =
+                        places.chain(end.tag.0..end.tag.0 + 3000).map(|n| (n % 251) as u8).collect();
+                    assert_eq!(end.buf.as_ref().and_then(|buf| buf.ours()), Some(&expected[..]));
+                }
+                assert_eq!(target.content(5000, 1000), source.content(round, 1000));
+            }
+            let (reads, writes) = (from.0.lock().expect("no panic"), to.0.lock().expect("no panic"));
+            assert_eq!((reads.len(), writes.len()), (1200, 400));
+            assert!(reads.iter().all(|call| matches!(call, Call::Preadv { .. })));
+            assert!(writes.iter().all(|call| matches!(call, Call::Pwritev { .. })));
+        }
+    }
+
+    /// The probe is harmless, whatever the answer, and says no where nothing can be written.
+    #[test]
+    fn the_probe_changes_nothing() {
+        let file = tempfile::tempfile().expect("a file for the test");
+        file.write_all_at(b"untouched", 0).expect("it is written");
+        let answer = writes_wait(&file);
+        assert_eq!(writes_wait(&file), answer);
+        let mut bytes = [0; 9];
+        file.read_exact_at(&mut bytes, 0).expect("it is read");
+        assert_eq!((&bytes, file.metadata().expect("it has").len()), (b"untouched", 9));
+        assert!(!writes_wait(&File::open("/dev/null").expect("it opens")));
+    }
+}
