@@ -104,7 +104,7 @@ impl Rig {
 }
 
 pub(super) fn pool(bytes: Vec<u8>) -> IoBuf {
-    IoBuf::Pool(bytes.into_boxed_slice())
+    IoBuf::Pool(bytes.into())
 }
 
 /// Guest memory holding `bytes`, in pieces of these lengths, repeated as needed.
@@ -149,7 +149,7 @@ const LEN: u64 = 1 << 20;
 
 /// `bytes` as a part of a larger buffer.
 fn part(bytes: &[u8]) -> IoBuf {
-    let mut gather = Gather::new(vec![0xee; bytes.len() + 6].into_boxed_slice());
+    let mut gather = Gather::new(vec![0xee; bytes.len() + 6].into());
     let before = gather.split(3);
     let mut part = gather.split(bytes.len()).expect("there is room, and a byte at least");
     drop((before, gather));
@@ -482,6 +482,74 @@ fn memory() {
 fn raw_on_io_uring() {
     if engines().contains(&EngineKind::IoUring) {
         raw_suite(EngineKind::IoUring, folder().path());
+    }
+}
+
+/// Past the page cache, with requests of any alignment: memory and offsets that the kernel refuses are our affair.
+#[test]
+fn raw_past_the_page_cache() {
+    let folder = folder();
+    for kind in engines() {
+        for cache in [CacheMode::None, CacheMode::Directsync] {
+            let numbers = std::cell::Cell::new(0);
+            suite(|| {
+                numbers.set(numbers.get() + 1);
+                let path = folder.path().join(format!("{kind}-{cache:?}-{}", numbers.get()));
+                let options = RawOptions { size: Some(LEN), cache, ..RawOptions::new(&path) };
+                let image = RawBackend::open(options).expect("the image opens");
+                Rig::new(image, create(kind).expect("the engine starts"))
+            });
+        }
+    }
+}
+
+/// Neighbours within one block of the file, written at the same time by engines of several workers, are all kept,
+/// whole blocks beside them too. The file is made to ask for pages.
+#[test]
+fn neighbours_in_one_block() {
+    for kind in engines() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        let options = RawOptions { size: Some(LEN), cache: CacheMode::None, ..RawOptions::new(&path) };
+        let image: SharedBackend = Arc::new(RawBackend::open(options).expect("it opens").asking_for(4096));
+        let workers = 3u64;
+        std::thread::scope(|scope| {
+            for worker in 0..workers {
+                let image = Arc::clone(&image);
+                scope.spawn(move || {
+                    let mut rig =
+                        Rig::new(MemoryBackend::new(1).expect("memory"), create(kind).expect("engine"));
+                    rig.backend = image;
+                    for round in 0..20 {
+                        // Each has every third sector; all of them lie in few blocks.
+                        let tags: Vec<Tag> = (0..24)
+                            .map(|n| {
+                                let sector = n * workers + worker;
+                                let byte = 1 + (sector + round) as u8;
+                                let (offset, buf) = (sector * 512, pool(vec![byte; 512]));
+                                rig.start(match n % 8 {
+                                    7 => Op::WriteZeroes {
+                                        offset,
+                                        len: 512,
+                                        unmap: round % 2 == 0,
+                                        fua: false,
+                                    },
+                                    _ => Op::Write { offset, buf, fua: n % 5 == 0 },
+                                })
+                            })
+                            .collect();
+                        for tag in tags {
+                            rig.finish(tag).result.expect("the write succeeds");
+                        }
+                        for n in 0..24 {
+                            let sector = n * workers + worker;
+                            let byte = if n % 8 == 7 { 0 } else { 1 + (sector + round) as u8 };
+                            assert!(rig.read(sector * 512, 512) == [byte; 512], "{kind}: sector {sector}");
+                        }
+                    }
+                });
+            }
+        });
     }
 }
 

@@ -6,6 +6,9 @@
 //! Operations in flight have no order among each other: who needs one waits for the completion. A
 //! [`Op::Flush`] covers what was *completed* before it was submitted.
 
+mod align;
+mod buffer;
+mod cache;
 mod copy_steps;
 pub mod engine;
 mod file_job;
@@ -17,6 +20,8 @@ mod memory;
 mod raw;
 mod shortcut;
 mod stall;
+mod turns;
+mod uneven;
 mod volatile;
 
 #[cfg(test)]
@@ -29,6 +34,8 @@ mod durability;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+pub use buffer::Buffer;
+pub use cache::CacheMode;
 pub use file_job::{Call, FileJob, JobKind};
 pub use gather::{Gather, Part};
 pub use image_file::Tap;
@@ -226,6 +233,14 @@ pub trait Backend: Send + Sync + Debug {
     fn read_only(&self) -> bool;
     /// Starts `op`. `Some` when it was done at once; otherwise the engine completes it later.
     fn submit(&self, tag: Tag, op: Op, engine: &mut dyn engine::Engine) -> Option<Completion>;
+    /// May what was written be lost with the power until a Flush?
+    fn volatile_cache(&self) -> bool {
+        true
+    }
+    /// Does [`Op::Discard`] leave zeroes, and may [`Op::WriteZeroes`] give blocks back?
+    fn unmaps(&self) -> bool {
+        true
+    }
     /// What it is made of. A decorator that must see every read leaves it [`Nature::Opaque`]; one that need not
     /// answers for the image inside.
     fn nature(&self) -> Nature<'_> {

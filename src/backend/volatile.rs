@@ -144,7 +144,7 @@ impl Tap for VolatileLog {
         let mut state = self.state();
         let ticket = state.tick();
         let (offset, content) = match call {
-            Call::Preadv { .. } | Call::Seek { .. } | Call::Fdatasync => return ticket,
+            Call::Preadv { .. } | Call::Seek { .. } | Call::Fdatasync | Call::Wait => return ticket,
             Call::Pwritev { offset, .. }
             | Call::CloneRange { offset, .. }
             | Call::CopyRange { offset, .. } => (*offset, Content::Data(data.to_vec())),
@@ -165,7 +165,7 @@ impl Tap for VolatileLog {
         let mut state = self.state();
         let now = state.tick();
         match (call, result) {
-            (Call::Preadv { .. } | Call::Seek { .. }, _) | (Call::Fdatasync, Err(_)) => return,
+            (Call::Preadv { .. } | Call::Seek { .. } | Call::Wait, _) | (Call::Fdatasync, Err(_)) => return,
             (Call::Fdatasync, Ok(_)) => {
                 for write in &mut state.writes {
                     // Only what was complete when the sync was issued is covered by it.

@@ -10,6 +10,7 @@ use super::nvme::{NOT_YET, NvmeConfig, THE_VMMS, properties};
 use super::table::{Default as Def, Property, Table};
 use super::value::{self, Reject};
 use super::{Aio, identity};
+use crate::backend::CacheMode;
 use crate::namespace::{CopyPolicy, Method, Overlap};
 
 /// Largest nsid and most namespaces, as in QEMU.
@@ -62,6 +63,10 @@ pub struct NsConfig {
     pub locking: bool,
     /// The engine for this image.
     pub aio: Aio,
+    /// How the image is cached; of no meaning for memory.
+    pub cache: CacheMode,
+    /// Deallocated blocks are given back; of no meaning for memory, which always does.
+    pub discard: bool,
 }
 
 /// What one `--nvme-ns` said so far; `None` where the default depends on something else.
@@ -82,6 +87,8 @@ pub(super) struct NsDraft {
     readonly: bool,
     locking: bool,
     aio: Option<Aio>,
+    cache: Option<CacheMode>,
+    discard: Option<bool>,
 }
 
 impl Default for NsDraft {
@@ -103,6 +110,8 @@ impl Default for NsDraft {
             readonly: false,
             locking: true,
             aio: None,
+            cache: None,
+            discard: None,
         }
     }
 }
@@ -147,6 +156,14 @@ impl NsDraft {
             }
             (Some(path), size) => Drive::File { path: path.into(), size },
         };
+        let of_files = [("cache", self.cache.is_some()), ("discard", self.discard.is_some())];
+        if let (Drive::Memory { .. }, Some((name, _))) = (&drive, of_files.iter().find(|(_, given)| *given)) {
+            return Err(TABLE.refuse(
+                name,
+                "(given)",
+                Reject::with("is for files and devices, not for drive=memory", "leave it out"),
+            ));
+        }
         let serial = &nvme.serial;
         Ok(NsConfig {
             drive,
@@ -162,6 +179,8 @@ impl NsDraft {
             readonly: self.readonly,
             locking: self.locking,
             aio: self.aio.unwrap_or(nvme.aio),
+            cache: self.cache.unwrap_or_default(),
+            discard: self.discard.unwrap_or(true),
         })
     }
 }
@@ -179,6 +198,11 @@ impl NsConfig {
         if msrc > 126 {
             notes.push(format!(
                 "namespace {nsid}: msrc={msrc} allows more than 127 ranges; Linux copy offload as posted fails with them"
+            ));
+        }
+        if self.cache.is_unsafe() {
+            notes.push(format!(
+                "namespace {nsid}: cache=unsafe: Flush and FUA do nothing; what the guest wrote may be lost with the host"
             ));
         }
         if !mcl.is_multiple_of(u32::from(mssrl)) {
@@ -223,6 +247,20 @@ fn method(given: &OsStr) -> Result<Method, Reject> {
         Some("offload") => Ok(Method::Offload),
         Some("bounce") => Ok(Method::Bounce),
         _ => Err(Reject::new("must be auto, reflink, offload or bounce")),
+    }
+}
+
+fn cache(given: &OsStr) -> Result<CacheMode, Reject> {
+    let mode = CacheMode::ALL.iter().find(|(word, _)| given == *word);
+    mode.map(|(_, mode)| *mode)
+        .ok_or_else(|| Reject::new("must be writeback, none, writethrough, directsync or unsafe"))
+}
+
+fn discard(given: &OsStr) -> Result<bool, Reject> {
+    match given.to_str() {
+        Some("unmap") => Ok(true),
+        Some("ignore") => Ok(false),
+        _ => Err(Reject::new("must be unmap or ignore")),
     }
 }
 
@@ -301,6 +339,13 @@ pub(super) const TABLE: Table<NsDraft> = Table {
         "aio" = "auto|io_uring|threads", Def::Derived("that of --nvme"), "threads",
             "How this image is read and written",
             |d, v| { d.aio = Some(Aio::parse(v)?); Ok(()) };
+        "cache" = "writeback|none|writethrough|directsync|unsafe", Def::Value("writeback"), "none",
+            "As in QEMU. none: O_DIRECT; writethrough: every write durable; directsync: both; unsafe: no flushes",
+            |d, v| { d.cache = Some(cache(v)?); Ok(()) };
+        // Not QEMU's ignore: images are created sparse here, and what a guest gives back is to be given back.
+        "discard" = "unmap|ignore", Def::Value("unmap"), "ignore",
+            "What becomes of deallocated blocks: given back to the file system, or kept as they are",
+            |d, v| { d.discard = Some(discard(v)?); Ok(()) };
     },
     not_ours: &[
         ("eui64-default", "leave it out: an eui64 is made unless eui64=0"),
@@ -393,6 +438,8 @@ mod tests {
                 readonly: false,
                 locking: true,
                 aio: Aio::Threads,
+                cache: CacheMode::Writeback,
+                discard: true,
             }
         );
         assert_eq!(config("drive=a.img").notes(), Vec::<String>::new());
@@ -404,12 +451,12 @@ mod tests {
         let uuid = "7d444840-9dc0-11d1-b245-5ffdce74fad2";
         assert_eq!(
             config(&format!(
-                "drive=memory,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
+                "drive=a.img,cache=directsync,discard=ignore,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
                  copy_overlap=in-order,copy_method=offload,\
                  nguid=00112233-4455-6677-8899-aabbccddeeff,eui64=0,readonly=on,locking=off,aio=io_uring"
             )),
             NsConfig {
-                drive: Drive::Memory { size: 4096 },
+                drive: Drive::File { path: "a.img".into(), size: Some(4096) },
                 nsid: 1,
                 logical_block_size: 4096,
                 mssrl: 65535,
@@ -422,8 +469,12 @@ mod tests {
                 readonly: true,
                 locking: false,
                 aio: Aio::IoUring,
+                cache: CacheMode::Directsync,
+                discard: false,
             }
         );
+        assert_eq!(config("drive=memory,size=4K").drive, Drive::Memory { size: 4096 });
+        assert_eq!(config("drive=a,cache=unsafe").notes().len(), 1);
         assert_eq!(config("drive=a,eui64=5254000000000001").eui64[0], 0x52);
         assert_eq!(
             config("drive=a,,b.img,size=1.5K").drive,
@@ -487,6 +538,15 @@ mod tests {
                 "drive=a,aio=native",
                 "--nvme-ns aio=native: must be auto, io_uring or threads; leave it out for that of --nvme",
             ),
+            (
+                "drive=a,cache=on",
+                "--nvme-ns cache=on: must be writeback, none, writethrough, directsync or unsafe; leave it out for writeback",
+            ),
+            ("drive=a,discard=on", "--nvme-ns discard=on: must be unmap or ignore; leave it out for unmap"),
+            (
+                "drive=memory,size=1M,cache=none",
+                "--nvme-ns cache=(given): is for files and devices, not for drive=memory; leave it out",
+            ),
             ("size=1G", "--nvme-ns drive: missing; add drive=disk.img or drive=memory"),
             ("drive=", "--nvme-ns drive=(empty): must be a path or memory; for example drive=disk.img"),
             (
@@ -511,11 +571,11 @@ mod tests {
             ),
             (
                 "disk.img",
-                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio",
+                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, cache, discard",
             ),
             (
                 "read-only=on",
-                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio",
+                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, cache, discard",
             ),
         ] {
             assert_eq!(error(list), message);

@@ -10,7 +10,7 @@ use super::ladder::{Ladder, SLICE, Span, Way};
 use super::order::{self, Bounds, Gates, Group};
 use super::plan::{CopyPlan, Reject};
 use super::status::{Side, status};
-use crate::backend::{BackendError, Gather, IoBuf, Op, Shortcut};
+use crate::backend::{BackendError, Buffer, Gather, IoBuf, Op, Shortcut};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 
@@ -141,7 +141,7 @@ struct Next {
 struct Segment {
     to: Stretch,
     /// What will be written: absent while the one read or the write holds it, or while it is gathered.
-    buf: Option<Box<[u8]>>,
+    buf: Option<Buffer>,
     /// The same while several reads fill it, each its part.
     gather: Option<Gather>,
     grouped: bool,

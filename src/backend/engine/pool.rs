@@ -194,8 +194,13 @@ impl Shared {
     fn run(&self) {
         while let Some((tag, mut job)) = self.take() {
             while let Some(call) = job.next_call() {
-                let result = make(&job, call);
-                job.complete(result);
+                if call == Call::Wait {
+                    // Who holds what it waits for is on another thread, or in another engine, and not waiting.
+                    job.sleep();
+                } else {
+                    let result = make(&job, call);
+                    job.complete(result);
+                }
                 // Nobody will hear of its end, and a copy can have many calls to go.
                 if self.stopping.load(Ordering::Relaxed) {
                     break;
@@ -251,6 +256,7 @@ fn make(job: &FileJob, call: Call) -> i64 {
             Call::Fallocate { mode, offset, len } => {
                 i64::from(libc::fallocate(fd, mode, offset as i64, len as i64))
             }
+            Call::Wait => return 0,
             Call::Seek { whence, offset } => libc::lseek64(fd, offset as i64, whence),
             Call::CloneRange { from, offset, len } => {
                 return clone_range(job.source_fd(), from, fd, offset, len);
