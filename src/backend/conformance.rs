@@ -692,6 +692,45 @@ fn unmapping_frees_blocks() {
     }
 }
 
+/// Zeroes over a hole leave it one, where blocks may be given back.
+#[test]
+fn zeroes_over_a_hole_take_no_blocks() {
+    use std::os::unix::fs::MetadataExt;
+    for kind in engines() {
+        for cache in [CacheMode::Writeback, CacheMode::None] {
+            let folder = folder();
+            let path = folder.path().join("image");
+            let options = RawOptions { size: Some(LEN), cache, ..RawOptions::new(&path) };
+            let image = RawBackend::open(options).expect("the image opens");
+            let mut rig = Rig::new(image, create(kind).expect("the engine starts"));
+            rig.ok(Op::WriteZeroes { offset: 0, len: LEN, unmap: true, fua: true });
+            rig.ok(Op::Discard { offset: 0, len: LEN });
+            rig.ok(Op::Flush);
+            assert_eq!(std::fs::metadata(&path).expect("it is there").blocks(), 0);
+        }
+    }
+}
+
+/// discard=ignore: nothing is given back, neither by Discard, which changes nothing, nor by zeroes.
+#[test]
+fn an_image_that_keeps_its_blocks() {
+    use std::os::unix::fs::MetadataExt;
+    for kind in engines() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        let options = RawOptions { size: Some(LEN), unmap: false, ..RawOptions::new(&path) };
+        let image = RawBackend::open(options).expect("the image opens");
+        assert!(!image.unmaps());
+        let mut rig = Rig::new(image, create(kind).expect("the engine starts"));
+        rig.ok(Op::Write { offset: 0, buf: pool(vec![1; LEN as usize]), fua: true });
+        rig.ok(Op::Discard { offset: 0, len: LEN });
+        assert!(rig.read(0, LEN as usize) == vec![1; LEN as usize]);
+        rig.ok(Op::WriteZeroes { offset: 0, len: LEN, unmap: true, fua: true });
+        assert!(rig.read(0, LEN as usize) == vec![0; LEN as usize]);
+        assert!(std::fs::metadata(&path).expect("it is there").blocks() >= LEN / 512);
+    }
+}
+
 /// What is done through a backend is in the file, and the other way round.
 #[test]
 fn the_file_is_the_image() {

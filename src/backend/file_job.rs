@@ -460,6 +460,12 @@ impl FileJob {
             },
             Stage::Sync => Call::Fdatasync,
         };
+        if self.file.alignment().is_some()
+            && let Some(IoBuf::Guest(buf)) = &mut self.buf
+            && matches!(self.iovecs.window, Window::Guest | Window::Built)
+        {
+            buf.hold(true);
+        }
         let ticket = match self.file.tap() {
             Some(tap) if !of_source => tap.issued(&call, &self.outgoing(&call)),
             _ => 0,
@@ -474,6 +480,9 @@ impl FileJob {
         let Some(Issued { call, of_source, ticket }) = self.issued.take() else {
             return;
         };
+        if let Some(IoBuf::Guest(buf)) = &mut self.buf {
+            buf.hold(false);
+        }
         let errno = i32::try_from(result.wrapping_neg()).unwrap_or(libc::EIO);
         let result = u64::try_from(result).map_err(|_| errno);
         if let Some(tap) = self.file.tap()

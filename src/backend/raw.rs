@@ -237,9 +237,9 @@ impl RawBackend {
         let Nature::File(source) = source.nature() else {
             return None;
         };
-        // The kernel refuses direct access to parts of blocks.
-        let refuses = |file: &ImageFile, at| file.alignment().is_some_and(|align| !align.fits(at, len));
-        if refuses(&source.file, from) || refuses(&self.file, offset) {
+        // The kernel refuses direct access to parts of blocks, and pages that are shifted against them.
+        let mut direct = [&source.file, &self.file].into_iter().filter_map(|file| file.alignment());
+        if direct.any(|align| !align.fits(from, len) || !align.fits(offset, len)) {
             return None;
         }
         // The kernel refuses both ways when the ranges overlap.
@@ -460,6 +460,43 @@ mod tests {
         assert!(!absent.exists());
     }
 
+    /// What direct access cannot serve is refused at once, with the remedy, and leaves nothing behind.
+    #[test]
+    fn refusals_of_direct_access() {
+        let direct = |path: &Path, size| {
+            let options = RawOptions { size, cache: CacheMode::None, ..RawOptions::new(path) };
+            RawBackend::open(options).map_err(|error| error.to_string())
+        };
+        // Whose file system does not say what it wants gets what is always right: whole pages.
+        if let Ok(folder) = tempfile::tempdir_in("/dev/shm") {
+            let path = folder.path().join("image");
+            match direct(&path, Some(4096 + 512)) {
+                Ok(_) => eprintln!("not tested: the tmpfs takes sectors"),
+                Err(message) => {
+                    assert!(message.contains("cache=writeback"), "{message}");
+                    assert!(!path.exists(), "it was created, and goes");
+                    std::fs::write(&path, [1; 512]).expect("it is written");
+                    direct(&path, None).expect_err("refused");
+                    assert!(path.exists(), "what was there stays");
+                }
+            }
+        }
+        // A file system of the kernel's own that has none.
+        let pinned = folder();
+        let mounted =
+            std::process::Command::new("mount").args(["-t", "ramfs", "none"]).arg(pinned.path()).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            return eprintln!("a file system without direct access is not tested: mounting needs root");
+        }
+        let refused = direct(&pinned.path().join("image"), Some(1 << 20));
+        let buffered = open(&pinned.path().join("other"), Some(1 << 20)).map(drop);
+        let unmounted = std::process::Command::new("umount").arg(pinned.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+        let message = refused.expect_err("ramfs has no direct access");
+        assert!(message.contains("O_DIRECT") && message.contains("cache=writeback"), "{message}");
+        buffered.expect("by the page cache it works");
+    }
+
     #[test]
     fn a_fifo_is_refused_without_waiting_for_its_other_end() {
         let folder = folder();
@@ -541,8 +578,10 @@ mod tests {
         let file = File::create(&image).expect("the image is made");
         file.set_len(1 << 20).expect("it has a length");
         let Some(device) = Loop::new(&image) else { return };
-        for kind in engines() {
-            let backend = open(&device.path, None).expect("it opens");
+        let caches = [CacheMode::Writeback, CacheMode::None];
+        for (kind, cache) in engines().into_iter().flat_map(|kind| caches.map(|cache| (kind, cache))) {
+            let options = RawOptions { cache, ..RawOptions::new(&device.path) };
+            let backend = RawBackend::open(options).expect("it opens");
             let mut rig = Rig::new(backend, create(kind).expect("the engine starts"));
             let mut model = vec![5; 1 << 20];
             rig.ok(Op::Write { offset: 0, buf: guest(&model, &[4096]), fua: true });

@@ -6,6 +6,7 @@ mod host;
 
 mod admin;
 mod attach;
+mod cache;
 mod cli;
 mod commands;
 mod copy_methods;
