@@ -418,8 +418,9 @@ struct HangingReads {
 impl HangingReads {
     fn wait_held(&self) {
         let state = self.state.lock().expect("nobody panics");
-        let (_, late) =
-            self.changed.wait_timeout_while(state, DEADLINE, |(held, _)| *held == 0).expect("nobody panics");
+        let waited = self.changed.wait_timeout_while(state, DEADLINE, |(held, _)| *held == 0);
+        let (state, late) = waited.expect("nobody panics");
+        drop(state);
         assert!(!late.timed_out(), "the read never came");
     }
 
