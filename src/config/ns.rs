@@ -87,8 +87,8 @@ pub(super) struct NsDraft {
     readonly: bool,
     locking: bool,
     aio: Option<Aio>,
-    cache: Option<CacheMode>,
-    discard: Option<bool>,
+    cache: CacheMode,
+    discard: bool,
 }
 
 impl Default for NsDraft {
@@ -110,8 +110,9 @@ impl Default for NsDraft {
             readonly: false,
             locking: true,
             aio: None,
-            cache: None,
-            discard: None,
+            cache: CacheMode::default(),
+            // Not QEMU's ignore: images are created sparse here, and what a guest gives back is to be given back.
+            discard: true,
         }
     }
 }
@@ -156,13 +157,19 @@ impl NsDraft {
             }
             (Some(path), size) => Drive::File { path: path.into(), size },
         };
-        let of_files = [("cache", self.cache.is_some()), ("discard", self.discard.is_some())];
-        if let (Drive::Memory { .. }, Some((name, _))) = (&drive, of_files.iter().find(|(_, given)| *given)) {
-            return Err(TABLE.refuse(
-                name,
-                "(given)",
-                Reject::with("is for files and devices, not for drive=memory", "leave it out"),
-            ));
+        if let Drive::Memory { .. } = drive {
+            let of_files = |name, value: &str| {
+                let reason = "is for files and devices, not for drive=memory";
+                Err(TABLE.refuse(name, value, Reject::with(reason, "leave it out")))
+            };
+            if let Some((word, _)) =
+                CacheMode::ALL.iter().find(|(_, mode)| *mode == self.cache && *mode != CacheMode::default())
+            {
+                return of_files("cache", word);
+            }
+            if !self.discard {
+                return of_files("discard", "ignore");
+            }
         }
         let serial = &nvme.serial;
         Ok(NsConfig {
@@ -179,8 +186,8 @@ impl NsDraft {
             readonly: self.readonly,
             locking: self.locking,
             aio: self.aio.unwrap_or(nvme.aio),
-            cache: self.cache.unwrap_or_default(),
-            discard: self.discard.unwrap_or(true),
+            cache: self.cache,
+            discard: self.discard,
         })
     }
 }
@@ -341,11 +348,10 @@ pub(super) const TABLE: Table<NsDraft> = Table {
             |d, v| { d.aio = Some(Aio::parse(v)?); Ok(()) };
         "cache" = "writeback|none|writethrough|directsync|unsafe", Def::Value("writeback"), "none",
             "As in QEMU. none: O_DIRECT; writethrough: every write durable; directsync: both; unsafe: no flushes",
-            |d, v| { d.cache = Some(cache(v)?); Ok(()) };
-        // Not QEMU's ignore: images are created sparse here, and what a guest gives back is to be given back.
+            |d, v| { d.cache = cache(v)?; Ok(()) };
         "discard" = "unmap|ignore", Def::Value("unmap"), "ignore",
             "What becomes of deallocated blocks: given back to the file system, or kept as they are",
-            |d, v| { d.discard = Some(discard(v)?); Ok(()) };
+            |d, v| { d.discard = discard(v)?; Ok(()) };
     },
     not_ours: &[
         ("eui64-default", "leave it out: an eui64 is made unless eui64=0"),
@@ -545,7 +551,7 @@ mod tests {
             ("drive=a,discard=on", "--nvme-ns discard=on: must be unmap or ignore; leave it out for unmap"),
             (
                 "drive=memory,size=1M,cache=none",
-                "--nvme-ns cache=(given): is for files and devices, not for drive=memory; leave it out",
+                "--nvme-ns cache=none: is for files and devices, not for drive=memory; leave it out",
             ),
             ("size=1G", "--nvme-ns drive: missing; add drive=disk.img or drive=memory"),
             ("drive=", "--nvme-ns drive=(empty): must be a path or memory; for example drive=disk.img"),
