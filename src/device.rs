@@ -77,9 +77,15 @@ impl NvmeDevice {
                 Wait::Unmap(unmapping) => unmapping.revoke(),
                 Wait::Reset => self.memory.revoke_pinned(),
             };
+            let pinned = revoked.pinned;
             self.controller.fatal(&format!(
-                "the image did not answer for {PATIENCE:?}; commands in flight lost {revoked} regions of guest memory"
+                "the image did not answer for {PATIENCE:?}; commands in flight lost {pinned} regions of guest memory"
             ));
+            if revoked.held {
+                log::error!("the kernel may still write to guest memory, for a direct transfer that hangs");
+                self.wait = None;
+                return Some(Err(Errno::IO));
+            }
         }
         self.wait = None;
         Some(Ok(()))

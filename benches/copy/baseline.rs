@@ -3,6 +3,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use io_uring::types::Fd;
+use io_uring::{IoUring, opcode, squeue};
+use vfio_user_nvme::backend::Buffer;
+
 use super::driver::Copy;
 
 /// memmove of the same ranges inside one buffer, one thread.
@@ -51,6 +55,70 @@ pub fn clone_range(file: &File, lbads: u8, copies: &[Copy]) {
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::FICLONERANGE, &range) };
         assert_eq!(result, 0, "FICLONERANGE: {}", std::io::Error::last_os_error());
     });
+}
+
+/// Bytes of one read and one write of [`Linked`].
+const PIECE: u64 = 1 << 20;
+
+/// Reads and writes of 1 MiB on a ring, each write linked to its read; so many pairs in flight.
+pub struct Linked {
+    ring: IoUring,
+    bufs: Vec<Buffer>,
+}
+
+impl Linked {
+    pub fn new(depth: usize) -> Self {
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_defer_taskrun();
+        let ring = builder.build(64).expect("ring");
+        Self { ring, bufs: (0..depth).map(|_| Buffer::zeroed(PIECE as usize)).collect() }
+    }
+
+    pub fn run(&mut self, file: &File, lbads: u8, copies: &[Copy]) {
+        let mut pieces = Vec::new();
+        each(lbads, copies, |from, to, len| {
+            for at in (0..len).step_by(PIECE as usize) {
+                pieces.push((from + at, to + at, (len - at).min(PIECE) as u32));
+            }
+        });
+        let mut pieces = pieces.into_iter();
+        let mut free: Vec<usize> = (0..self.bufs.len()).collect();
+        let mut in_flight = 0;
+        loop {
+            while let Some(slot) = free.pop() {
+                let Some(piece) = pieces.next() else {
+                    free.push(slot);
+                    break;
+                };
+                self.push(file, slot, piece);
+                in_flight += 2;
+            }
+            if in_flight == 0 {
+                return;
+            }
+            self.ring.submit_and_wait(1).expect("enter");
+            for cqe in self.ring.completion() {
+                // A read that is cut short or fails takes its write with it.
+                assert!(cqe.result() > 0, "{}", std::io::Error::from_raw_os_error(-cqe.result()));
+                in_flight -= 1;
+                if cqe.user_data() & 1 == 1 {
+                    free.push((cqe.user_data() >> 1) as usize);
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, file: &File, slot: usize, (from, to, len): (u64, u64, u32)) {
+        use std::os::fd::AsRawFd;
+        let (fd, data) = (Fd(file.as_raw_fd()), slot as u64 * 2);
+        let buf = self.bufs[slot].as_mut_ptr();
+        let read = opcode::Read::new(fd, buf, len).offset(from).build().user_data(data);
+        let write = opcode::Write::new(fd, buf, len).offset(to).build().user_data(data + 1);
+        // SAFETY: the buffer lives as long as the ring, and its slot is free again only after the write.
+        let pushed =
+            unsafe { self.ring.submission().push_multiple(&[read.flags(squeue::Flags::IO_LINK), write]) };
+        pushed.expect("room for 8 pairs");
+    }
 }
 
 fn each(lbads: u8, copies: &[Copy], mut copy: impl FnMut(u64, u64, u64)) {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{MemoryBackend, RawBackend, RawOptions, SharedBackend};
+use vfio_user_nvme::backend::{CacheMode, MemoryBackend, RawBackend, RawOptions, SharedBackend};
 use vfio_user_nvme::namespace::Method;
 
-use super::baseline;
+use super::baseline::{self, Linked};
 use super::driver::{Copy, Driver, Reads, Until, method};
 use super::fs::{self, Place};
 
@@ -43,6 +43,8 @@ pub enum Medium {
     Memory,
     /// A plain file, through the page cache.
     File,
+    /// A plain file, past the page cache (`cache=none`).
+    Direct,
 }
 
 /// All rows in order.
@@ -61,6 +63,9 @@ pub fn all() -> Vec<Row> {
         ] {
             rows.push(Row::Throughput { medium, lbads: 12, size, ranges });
         }
+    }
+    for (size, ranges) in [(64 * KIB, 1), (MIB, 1), (32 * MIB, 1), (GIB, 16)] {
+        rows.push(Row::Throughput { medium: Medium::Direct, lbads: 12, size, ranges });
     }
     for medium in [Medium::Memory, Medium::File] {
         rows.extend([12, 9].map(|lbads| Row::Scattered { medium, lbads }));
@@ -136,6 +141,20 @@ impl Row {
                 };
                 pair.print(&self.name(), moved, name);
             }
+            Medium::Direct => {
+                let place = Place::plain();
+                let mut image = Image::file_with(&place, 2 * span, lbads, method(), CacheMode::None);
+                let file = direct(&image.path);
+                let alone = |depth| {
+                    let mut linked = Linked::new(depth);
+                    median((0..3).map(|_| time(|| linked.run(&file, lbads, &copies))))
+                };
+                let best = [1, 2, 4, 8].into_iter().min_by_key(|depth| alone(*depth)).unwrap_or(1);
+                let mut linked = Linked::new(best);
+                let pair =
+                    alternate(|| image.driver.run(DEPTH, &copies), || linked.run(&file, lbads, &copies));
+                pair.print(&self.name(), moved, &format!("linked ring, {best} in flight; goal 0.90"));
+            }
         }
     }
 
@@ -144,7 +163,7 @@ impl Row {
         let span = 64 * MIB;
         let mut image = match medium {
             Medium::Memory => Image::memory(2 * span, lbads),
-            Medium::File => Image::file(&place, 2 * span, lbads),
+            Medium::File | Medium::Direct => Image::file(&place, 2 * span, lbads),
         };
         let blocks = span >> lbads;
         let rounds = (ENOUGH / 8 / (256 << lbads)).max(1);
@@ -241,6 +260,7 @@ impl Medium {
         match self {
             Self::Memory => "memory",
             Self::File => "file",
+            Self::Direct => "cache=none",
         }
     }
 }
@@ -266,13 +286,18 @@ impl Image {
     }
 
     fn file_by(place: &Place, len: u64, lbads: u8, method: Method) -> Self {
+        Self::file_with(place, len, lbads, method, CacheMode::Writeback)
+    }
+
+    fn file_with(place: &Place, len: u64, lbads: u8, method: Method, cache: CacheMode) -> Self {
         let path = place.path().join("image");
         let file = File::create(&path).expect("image");
         file.set_len(len).expect("length");
         fill(&file, len);
         fs::sync(&place.path());
-        let backend =
-            RawBackend::open(RawOptions { locking: false, ..RawOptions::new(&path) }).expect("open");
+        let unit = 1 << lbads;
+        let options = RawOptions { locking: false, cache, unit, ..RawOptions::new(&path) };
+        let backend = RawBackend::open(options).expect("open");
         Self { driver: Driver::new(Arc::new(backend), lbads, EngineKind::Auto, method), path }
     }
 }
@@ -312,6 +337,11 @@ fn fill(file: &File, len: u64) {
     for at in (0..len).step_by(MIB as usize) {
         file.write_all_at(&piece, at).expect("write");
     }
+}
+
+fn direct(path: &PathBuf) -> File {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).expect("image")
 }
 
 fn rw(path: &PathBuf) -> File {

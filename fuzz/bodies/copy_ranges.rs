@@ -59,7 +59,7 @@ impl World {
             images,
         };
         for i in 0..NSS.len() {
-            let buf = IoBuf::Pool(world.images[i].clone().into_boxed_slice());
+            let buf = IoBuf::Pool(world.images[i].clone().into());
             world.submit(i, Op::Write { offset: 0, buf, fua: false });
         }
         world
@@ -74,9 +74,9 @@ impl World {
     }
 
     fn image(&mut self, i: usize) -> Vec<u8> {
-        let buf = IoBuf::Pool(vec![0; self.images[i].len()].into_boxed_slice());
+        let buf = IoBuf::Pool(vec![0; self.images[i].len()].into());
         match self.submit(i, Op::Read { offset: 0, buf }) {
-            Some(IoBuf::Pool(b)) => b.into_vec(),
+            Some(IoBuf::Pool(b)) => b.to_vec(),
             _ => panic!("the buffer does not come back"),
         }
     }

@@ -104,7 +104,7 @@ impl Rig {
 }
 
 pub(super) fn pool(bytes: Vec<u8>) -> IoBuf {
-    IoBuf::Pool(bytes.into_boxed_slice())
+    IoBuf::Pool(bytes.into())
 }
 
 /// Guest memory holding `bytes`, in pieces of these lengths, repeated as needed.
@@ -149,7 +149,7 @@ const LEN: u64 = 1 << 20;
 
 /// `bytes` as a part of a larger buffer.
 fn part(bytes: &[u8]) -> IoBuf {
-    let mut gather = Gather::new(vec![0xee; bytes.len() + 6].into_boxed_slice());
+    let mut gather = Gather::new(vec![0xee; bytes.len() + 6].into());
     let before = gather.split(3);
     let mut part = gather.split(bytes.len()).expect("there is room, and a byte at least");
     drop((before, gather));
@@ -524,6 +524,74 @@ fn raw_on_io_uring() {
     }
 }
 
+/// Past the page cache, with requests of any alignment: memory and offsets that the kernel refuses are our affair.
+#[test]
+fn raw_past_the_page_cache() {
+    let folder = folder();
+    for kind in engines() {
+        for cache in [CacheMode::None, CacheMode::Directsync] {
+            let numbers = std::cell::Cell::new(0);
+            suite(|| {
+                numbers.set(numbers.get() + 1);
+                let path = folder.path().join(format!("{kind}-{cache:?}-{}", numbers.get()));
+                let options = RawOptions { size: Some(LEN), cache, ..RawOptions::new(&path) };
+                let image = RawBackend::open(options).expect("the image opens");
+                Rig::new(image, create(kind).expect("the engine starts"))
+            });
+        }
+    }
+}
+
+/// Neighbours within one block of the file, written at the same time by engines of several workers, are all kept,
+/// whole blocks beside them too. The file is made to ask for pages.
+#[test]
+fn neighbours_in_one_block() {
+    for kind in engines() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        let options = RawOptions { size: Some(LEN), cache: CacheMode::None, ..RawOptions::new(&path) };
+        let image: SharedBackend = Arc::new(RawBackend::open(options).expect("it opens").asking_for(4096));
+        let workers = 3u64;
+        std::thread::scope(|scope| {
+            for worker in 0..workers {
+                let image = Arc::clone(&image);
+                scope.spawn(move || {
+                    let mut rig =
+                        Rig::new(MemoryBackend::new(1).expect("memory"), create(kind).expect("engine"));
+                    rig.backend = image;
+                    for round in 0..20 {
+                        // Each has every third sector; all of them lie in few blocks.
+                        let tags: Vec<Tag> = (0..24)
+                            .map(|n| {
+                                let sector = n * workers + worker;
+                                let byte = 1 + (sector + round) as u8;
+                                let (offset, buf) = (sector * 512, pool(vec![byte; 512]));
+                                rig.start(match n % 8 {
+                                    7 => Op::WriteZeroes {
+                                        offset,
+                                        len: 512,
+                                        unmap: round % 2 == 0,
+                                        fua: false,
+                                    },
+                                    _ => Op::Write { offset, buf, fua: n % 5 == 0 },
+                                })
+                            })
+                            .collect();
+                        for tag in tags {
+                            rig.finish(tag).result.expect("the write succeeds");
+                        }
+                        for n in 0..24 {
+                            let sector = n * workers + worker;
+                            let byte = if n % 8 == 7 { 0 } else { 1 + (sector + round) as u8 };
+                            assert!(rig.read(sector * 512, 512) == [byte; 512], "{kind}: sector {sector}");
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
 #[test]
 fn raw_on_threads() {
     raw_suite(EngineKind::Threads, folder().path());
@@ -660,6 +728,45 @@ fn unmapping_frees_blocks() {
         rig.ok(Op::WriteZeroes { offset: 0, len: LEN, unmap: true, fua: true });
         assert_eq!(blocks(), 0);
         assert_eq!(std::fs::metadata(&path).expect("it is there").len(), LEN);
+    }
+}
+
+/// Zeroes over a hole leave it one, where blocks may be given back.
+#[test]
+fn zeroes_over_a_hole_take_no_blocks() {
+    use std::os::unix::fs::MetadataExt;
+    for kind in engines() {
+        for cache in [CacheMode::Writeback, CacheMode::None] {
+            let folder = folder();
+            let path = folder.path().join("image");
+            let options = RawOptions { size: Some(LEN), cache, ..RawOptions::new(&path) };
+            let image = RawBackend::open(options).expect("the image opens");
+            let mut rig = Rig::new(image, create(kind).expect("the engine starts"));
+            rig.ok(Op::WriteZeroes { offset: 0, len: LEN, unmap: true, fua: true });
+            rig.ok(Op::Discard { offset: 0, len: LEN });
+            rig.ok(Op::Flush);
+            assert_eq!(std::fs::metadata(&path).expect("it is there").blocks(), 0);
+        }
+    }
+}
+
+/// discard=ignore: nothing is given back, neither by Discard, which changes nothing, nor by zeroes.
+#[test]
+fn an_image_that_keeps_its_blocks() {
+    use std::os::unix::fs::MetadataExt;
+    for kind in engines() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        let options = RawOptions { size: Some(LEN), unmap: false, ..RawOptions::new(&path) };
+        let image = RawBackend::open(options).expect("the image opens");
+        assert!(!image.unmaps());
+        let mut rig = Rig::new(image, create(kind).expect("the engine starts"));
+        rig.ok(Op::Write { offset: 0, buf: pool(vec![1; LEN as usize]), fua: true });
+        rig.ok(Op::Discard { offset: 0, len: LEN });
+        assert!(rig.read(0, LEN as usize) == vec![1; LEN as usize]);
+        rig.ok(Op::WriteZeroes { offset: 0, len: LEN, unmap: true, fua: true });
+        assert!(rig.read(0, LEN as usize) == vec![0; LEN as usize]);
+        assert!(std::fs::metadata(&path).expect("it is there").blocks() >= LEN / 512);
     }
 }
 

@@ -455,6 +455,69 @@ fn on_btrfs() {
     }
 }
 
+/// Direct and cached images of one file system, in any combination: what was copied is what is read, past the page
+/// cache and through it, and what was written before by either way is what is copied.
+fn coherent(folder: &Path) {
+    for kind in engines() {
+        for (n, caches) in [
+            [CacheMode::None, CacheMode::None],
+            [CacheMode::None, CacheMode::Writeback],
+            [CacheMode::Writeback, CacheMode::None],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let names = ["one", "two"].map(|name| format!("{kind}-{n}-{name}"));
+            let open = |name: &str, cache, size| -> SharedBackend {
+                let options =
+                    RawOptions { size, cache, locking: false, ..RawOptions::new(folder.join(name)) };
+                Arc::new(RawBackend::open(options).expect("the image opens"))
+            };
+            let images = [0, 1].map(|at| open(&names[at], caches[at], Some(LEN)));
+            let mut pair = Pair::new(images, kind);
+            // The same files by the other way, as somebody else sees them.
+            let others = [0, 1].map(|at| {
+                let cache = if caches[at].is_direct() { CacheMode::Writeback } else { CacheMode::None };
+                open(&names[at], cache, None)
+            });
+            let mut outside = Pair::new(others, kind);
+            let ways = pair.shortcuts(0, 1);
+            assert!(ways.offload_pays == ways.offload_clones, "copying as such does not pay here");
+            for how in [Shortcut::Reflink, Shortcut::Offload] {
+                if how == Shortcut::Reflink && ways.reflink.is_none() {
+                    continue;
+                }
+                for round in 0..3u64 {
+                    let (from, offset, len) = (round * 65536, 1 << 20, 512 << 10);
+                    let bytes = Random(round + 77).bytes(len as usize);
+                    // The target's old content is in the page cache, dirty.
+                    outside.write(1, offset, &bytes.iter().map(|b| !b).collect::<Vec<u8>>());
+                    outside.read(1);
+                    let writer = if round == 1 { &mut outside } else { &mut pair };
+                    writer.write(0, from, &bytes);
+                    pair.copy((0, 1), from, offset, len, how).expect("the copy succeeds");
+                    let range = offset as usize..(offset + len) as usize;
+                    assert!(pair.read(1)[range.clone()] == bytes, "{kind} {caches:?} {how:?}");
+                    assert!(outside.read(1)[range] == bytes, "{kind} {caches:?} {how:?} from outside");
+                }
+            }
+            let odd = pair.copy((0, 1), 100, 4096, 4096, Shortcut::Offload);
+            assert!(is_no_shortcut(&odd), "parts of blocks are for others to copy");
+            assert_eq!(pair.shortcuts(0, 1), ways, "and that is not held against the files");
+        }
+    }
+}
+
+#[test]
+fn past_the_page_cache() {
+    coherent(folder().path());
+    for kind in ["ext4", "xfs", "btrfs"] {
+        if let Some(mounted) = Mounted::new(kind, 512 << 20) {
+            coherent(&mounted.path);
+        }
+    }
+}
+
 /// A file system without room for the copy says so, and it is no lack of a shortcut.
 #[test]
 fn a_full_file_system() {

@@ -77,16 +77,23 @@ struct Run {
     log: Arc<VolatileLog>,
     sectors: Vec<Sector>,
     flying: Vec<Flying>,
+    /// What has completed is durable.
+    through: bool,
     _folder: tempfile::TempDir,
 }
 
 impl Run {
     fn new(kind: EngineKind, sync: bool) -> Self {
+        Self::by(kind, sync, CacheMode::Writeback)
+    }
+
+    fn by(kind: EngineKind, sync: bool, cache: CacheMode) -> Self {
         let folder = folder();
         let log = VolatileLog::new();
         let options = RawOptions {
             size: Some(SECTORS * SECTOR as u64),
             tap: Some(log.clone()),
+            cache,
             ..RawOptions::new(folder.path().join("image"))
         };
         let backend = RawBackend::open(options).expect("the image opens");
@@ -100,6 +107,7 @@ impl Run {
             log,
             sectors: vec![fresh; SECTORS as usize],
             flying: Vec::new(),
+            through: cache.is_write_through(),
             _folder: folder,
         }
     }
@@ -178,6 +186,7 @@ impl Run {
     }
 
     fn collect(&mut self) {
+        let run_through = self.through;
         let Run { rig, sectors: model, flying, .. } = self;
         flying.retain(|Flying { tag, sectors, effect, .. }| {
             let Some(done) = rig.take(*tag) else {
@@ -195,7 +204,7 @@ impl Run {
                     for sector in &mut model[sectors.clone()] {
                         // One change at a time is in flight for a sector: it is the newest.
                         sector.completed = sector.history.len() - 1;
-                        if *fua {
+                        if *fua || run_through {
                             sector.durable = sector.completed;
                         }
                     }
@@ -225,8 +234,8 @@ impl Run {
 }
 
 /// Random operations with power cuts between them. How many cuts had something to lose, or what was lost.
-fn power_cuts(kind: EngineKind, seed: u64, sync: bool) -> Result<usize, String> {
-    let mut run = Run::new(kind, sync);
+fn power_cuts(kind: EngineKind, seed: u64, sync: bool, cache: CacheMode) -> Result<usize, String> {
+    let mut run = Run::by(kind, sync, cache);
     let mut random = Random(seed);
     let mut cuts = 0;
     for round in 1..=400 {
@@ -266,7 +275,8 @@ fn acknowledged_durable_survives_power_cuts() {
     for kind in engines() {
         let mut cuts = 0;
         for seed in 0..12 {
-            cuts += power_cuts(kind, seed, true).unwrap_or_else(|lost| panic!("{kind}, seed {seed}: {lost}"));
+            cuts += power_cuts(kind, seed, true, CacheMode::Writeback)
+                .unwrap_or_else(|lost| panic!("{kind}, seed {seed}: {lost}"));
         }
         assert!(cuts > 100, "only {cuts} cuts had anything to lose");
     }
@@ -277,8 +287,91 @@ fn acknowledged_durable_survives_power_cuts() {
 fn without_sync_the_check_fails() {
     for kind in engines() {
         for seed in 0..6 {
-            assert!(power_cuts(kind, seed, false).is_err(), "{kind}, seed {seed}");
+            assert!(power_cuts(kind, seed, false, CacheMode::Writeback).is_err(), "{kind}, seed {seed}");
         }
+    }
+}
+
+#[test]
+fn in_every_cache_mode() {
+    for kind in engines() {
+        for (_, cache) in CacheMode::ALL.into_iter().filter(|(_, cache)| !cache.is_unsafe()) {
+            for seed in 20..23 {
+                power_cuts(kind, seed, true, cache)
+                    .unwrap_or_else(|lost| panic!("{kind} {cache:?} {seed}: {lost}"));
+            }
+        }
+        // What makes the check fail: no syncs, at the orders of whoever runs it.
+        assert!(power_cuts(kind, 20, false, CacheMode::Writethrough).is_err());
+    }
+}
+
+/// cache=unsafe: Flush and FUA succeed, and nothing is made durable.
+#[test]
+fn unsafe_makes_nothing_durable() {
+    for kind in engines() {
+        let mut run = Run::by(kind, true, CacheMode::Unsafe);
+        run.rig.ok(Op::Write { offset: 0, buf: pool(vec![1; 512]), fua: true });
+        run.rig.ok(Op::WriteZeroes { offset: 512, len: 512, unmap: false, fua: true });
+        run.rig.ok(Op::Flush);
+        assert_eq!(run.log.volatile_writes(), 2);
+    }
+}
+
+/// Many Flushes at once are two fdatasyncs, by one worker or by several.
+#[test]
+fn flushes_are_shared() {
+    #[derive(Debug, Default)]
+    struct Count(std::sync::atomic::AtomicUsize);
+    impl Tap for Count {
+        fn issued(&self, call: &Call, _: &[u8]) -> u64 {
+            self.0.fetch_add(usize::from(*call == Call::Fdatasync), std::sync::atomic::Ordering::SeqCst);
+            0
+        }
+        fn completed(&self, _: u64, _: &Call, _: Result<u32, i32>) {}
+    }
+    for kind in engines() {
+        let folder = folder();
+        let count = Arc::new(Count::default());
+        let options = RawOptions {
+            size: Some(1 << 20),
+            tap: Some(count.clone()),
+            ..RawOptions::new(folder.path().join("image"))
+        };
+        let image: SharedBackend = Arc::new(RawBackend::open(options).expect("the image opens"));
+        let mut rigs: Vec<Rig> = (0..2)
+            .map(|_| {
+                let any = MemoryBackend::new(1).expect("the memory is there");
+                let mut rig = Rig::new(any, create(kind).expect("the engine starts"));
+                rig.backend = Arc::clone(&image);
+                rig
+            })
+            .collect();
+        let mut tags: Vec<(usize, Tag)> = Vec::new();
+        for _ in 0..100 {
+            for (n, rig) in rigs.iter_mut().enumerate() {
+                tags.push((n, rig.start(Op::Flush)));
+            }
+        }
+        // Each engine has one thread here: in turns, without sleeping.
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while !tags.is_empty() {
+            assert!(std::time::Instant::now() < deadline, "{} flushes never end", tags.len());
+            for rig in &mut rigs {
+                rig.turn(Some(Duration::from_millis(1)));
+            }
+            tags.retain(|(n, tag)| match rigs[*n].take(*tag) {
+                Some(done) => {
+                    done.result.expect("the flush succeeds");
+                    false
+                }
+                None => true,
+            });
+        }
+        let made = count.0.load(std::sync::atomic::Ordering::SeqCst);
+        // A ring has all of them before the first ends; threads may end some while others are still submitted.
+        let most = if kind == EngineKind::IoUring { 2 } else { 100 };
+        assert!((1..=most).contains(&made), "{kind}: {made} fdatasyncs for 200 flushes");
     }
 }
 

@@ -11,8 +11,11 @@ use std::sync::Arc;
 use libc::iovec;
 
 use super::copy_steps::{CopySteps, Next};
+use super::engine::Waker;
 use super::image_file::{Ability, ImageFile, Tap};
 use super::relay::Relay;
+use super::turns::{Answer, Claim, Sync, SyncTurn, Turn};
+use super::uneven::{Target, Uneven, Way};
 use super::{BackendError, Completion, IoBuf, Op, Tag};
 
 /// The kernel moves no more than this in one call (MAX_RW_COUNT), and says so only by a short transfer.
@@ -87,6 +90,9 @@ pub enum Call {
         /// Bytes, never 0; it may move less.
         len: u64,
     },
+    /// No call: another operation on the image goes first. The waker of [`FileJob::waked_by`] tells when to ask for
+    /// the next call again; or [`FileJob::sleep`] does, on a thread that may.
+    Wait,
 }
 
 /// What a job is for.
@@ -127,6 +133,8 @@ enum Stage {
     PunchHole,
     ZeroRange,
     WriteZeroes,
+    /// What the job's Uneven says.
+    Uneven,
     /// What the job's CopySteps say.
     Copy,
     /// Of a probe: where is the next hole?
@@ -221,6 +229,17 @@ pub struct FileJob {
     copy: Option<Box<CopySteps>>,
     /// The reads of a relay, and how the write begins that follows them.
     relay: Option<Box<(Relay, Stage)>>,
+    /// Of a transfer that the kernel does not take as it is, while it lasts.
+    uneven: Option<Box<Uneven>>,
+    /// What has to be had before the first call, and what is had.
+    claim: Option<Claim>,
+    turn: Option<Turn>,
+    /// Number of the sync that does, from [`Stage::Sync`] on; and the right to make it.
+    sync: u64,
+    sync_turn: Option<SyncTurn>,
+    waker: Option<Waker>,
+    /// Of the last [`Call::Wait`].
+    epoch: u64,
     iovecs: Iovecs,
     issued: Option<Issued>,
     result: Result<(), BackendError>,
@@ -240,8 +259,13 @@ impl FileJob {
             Op::Probe { .. } => (JobKind::Probe, false),
             Op::Relay { fua, .. } => (JobKind::Relay, *fua),
         };
+        let cache = file.cache();
+        let changes = op.is_write() && len > 0;
+        let fua = (fua || (cache.is_write_through() && changes)) && !cache.is_unsafe();
+        let uneven = uneven(&file, &op, offset, len);
         let dsync = fua && file.can(Ability::DsyncWrite);
-        let stage = match &op {
+        let mut stage = match &op {
+            Op::Flush if cache.is_unsafe() => Stage::Done,
             Op::Flush => Stage::Sync,
             _ if len == 0 => Stage::Done,
             Op::Read { .. } => Stage::Read,
@@ -254,14 +278,27 @@ impl FileJob {
             // A copy is made by `FileJob::copy`.
             Op::Discard { .. } | Op::CopyFrom { .. } => Stage::Done,
         };
+        let bounces = uneven.is_some();
+        if bounces && matches!(stage, Stage::Read | Stage::Write { .. } | Stage::WriteZeroes) {
+            stage = Stage::Uneven;
+        }
+        let claim = if stage == Stage::Done { None } else { file.claim(offset, len, changes, bounces) };
+        let sync = if kind == JobKind::Flush { file.turns().next_sync() } else { 0 };
         let mut job = FileJob {
+            uneven,
+            claim,
+            turn: None,
+            sync,
+            sync_turn: None,
+            waker: None,
+            epoch: 0,
             file,
             kind,
             stage,
             offset,
             len,
             done: 0,
-            sync_after: fua && stage != (Stage::Write { dsync: true }),
+            sync_after: fua && stage != (Stage::Write { dsync: true }) && stage != Stage::Done,
             dsync_errno: None,
             again: 0,
             buf: op.into_buf(),
@@ -271,7 +308,7 @@ impl FileJob {
             issued: None,
             result: Ok(()),
         };
-        if (fua || kind == JobKind::Flush)
+        if (fua || (kind == JobKind::Flush && stage != Stage::Done))
             && let Some(errno) = job.file.sync_error()
         {
             job.fail(io::Error::from_raw_os_error(errno).into());
@@ -281,14 +318,22 @@ impl FileJob {
 
     /// A job for a copy to `offset` of `file`.
     pub(super) fn copy(file: Arc<ImageFile>, offset: u64, len: u64, steps: CopySteps) -> Self {
+        let write_through = file.cache().is_write_through();
         FileJob {
+            uneven: None,
+            claim: if len == 0 { None } else { file.claim(offset, len, true, false) },
+            turn: None,
+            sync: 0,
+            sync_turn: None,
+            waker: None,
+            epoch: 0,
             file,
             kind: JobKind::Copy,
             stage: if len == 0 { Stage::Done } else { Stage::Copy },
             offset,
             len,
             done: 0,
-            sync_after: false,
+            sync_after: write_through,
             dsync_errno: None,
             again: 0,
             buf: None,
@@ -308,6 +353,22 @@ impl FileJob {
             job.stage = Stage::Gather;
         }
         job
+    }
+
+    /// Whom to wake when the job waits and need not any more. Costs nothing for those that never wait.
+    pub(super) fn waked_by(mut self, waker: impl FnOnce() -> Waker) -> Self {
+        if self.claim.is_some()
+            || self.sync_after
+            || !matches!(self.stage, Stage::Read | Stage::Write { dsync: false })
+        {
+            self.waker = Some(waker());
+        }
+        self
+    }
+
+    /// Sleeps after a [`Call::Wait`] until it may be worth asking again, at most for a moment.
+    pub(super) fn sleep(&self) {
+        self.file.turns().sleep(self.epoch);
     }
 
     /// What the job is for.
@@ -366,6 +427,50 @@ impl FileJob {
 
     /// The next call, which the engine must now make; `None` when the job is done.
     pub fn next_call(&mut self) -> Option<Call> {
+        loop {
+            match self.ready() {
+                Ok(true) => {}
+                Ok(false) => return Some(Call::Wait),
+                Err(()) => continue,
+            }
+            return self.make_call();
+        }
+    }
+
+    /// Takes what the next call needs of others. An error: it needs no call after all.
+    fn ready(&mut self) -> Result<bool, ()> {
+        let turns = self.file.turns();
+        let epoch = if self.stage == Stage::Done {
+            return Ok(true);
+        } else if let Some(claim) = &self.claim {
+            match turns.take(claim, self.waker.as_ref()) {
+                Answer::Granted(turn) => {
+                    self.turn = Some(turn);
+                    self.claim = None;
+                    return Err(());
+                }
+                Answer::Wait(epoch) => epoch,
+            }
+        } else if self.stage == Stage::Sync && self.sync_turn.is_none() {
+            match turns.sync(self.sync, self.waker.as_ref()) {
+                Answer::Granted(Sync::Make(turn)) => {
+                    self.sync_turn = Some(turn);
+                    return Ok(true);
+                }
+                Answer::Granted(Sync::Covered) => {
+                    self.synced();
+                    return Err(());
+                }
+                Answer::Wait(epoch) => epoch,
+            }
+        } else {
+            return Ok(true);
+        };
+        self.epoch = epoch;
+        Ok(false)
+    }
+
+    fn make_call(&mut self) -> Option<Call> {
         let at = self.offset + self.done;
         let left = self.len - self.done;
         self.iovecs.window = Window::None;
@@ -382,6 +487,16 @@ impl FileJob {
                 let buf = self.buf.as_mut().and_then(IoBuf::ours_mut)?;
                 self.relay.as_ref()?.0.next_call(buf, &mut self.iovecs)
             }
+            Stage::Uneven => match self.uneven.as_mut()?.next_call(self.buf.as_ref()) {
+                Ok((call, target)) => {
+                    self.aim_at(target);
+                    call
+                }
+                Err(error) => {
+                    self.fail(error);
+                    return None;
+                }
+            },
             Stage::Read => {
                 self.aim_at_buffer();
                 Call::Preadv { offset: at }
@@ -410,6 +525,12 @@ impl FileJob {
             Stage::FindExtent => Call::ExtentEnd { offset: at, len: left },
             Stage::FindEnd => Call::Seek { whence: libc::SEEK_END, offset: 0 },
         };
+        if self.file.alignment().is_some()
+            && let Some(IoBuf::Guest(buf)) = &mut self.buf
+            && matches!(self.iovecs.window, Window::Guest | Window::Built)
+        {
+            buf.hold(true);
+        }
         let ticket = self.tap(of_source).map_or(0, |tap| tap.issued(&call, &self.outgoing(&call)));
         self.issued = Some(Issued { call, of_source, ticket });
         Some(call)
@@ -421,6 +542,9 @@ impl FileJob {
         let Some(Issued { call, of_source, ticket }) = self.issued.take() else {
             return;
         };
+        if let Some(IoBuf::Guest(buf)) = &mut self.buf {
+            buf.hold(false);
+        }
         let errno = i32::try_from(result.wrapping_neg()).unwrap_or(libc::EIO);
         let result = u64::try_from(result).map_err(|_| errno);
         if let Some(tap) = self.tap(of_source) {
@@ -437,7 +561,10 @@ impl FileJob {
     }
 
     /// Ends the job; the buffer goes back to the submitter.
-    pub fn finish(self, tag: Tag) -> Completion {
+    pub fn finish(mut self, tag: Tag) -> Completion {
+        // Not before the end is known, but before it is told.
+        self.turn = None;
+        self.sync_turn = None;
         let lost = self.buf.as_ref().map_or(Ok(()), IoBuf::check);
         Completion { tag, result: self.result.and(lost), buf: self.buf }
     }
@@ -453,7 +580,10 @@ impl FileJob {
 
     fn succeeded(&mut self, moved: u64) {
         match self.stage {
-            Stage::Read | Stage::Gather if moved == 0 => self.fail(BackendError::Truncated),
+            Stage::Read if moved == 0 || self.ends_within_a_block(moved) => {
+                self.fail(BackendError::Truncated);
+            }
+            Stage::Gather if moved == 0 => self.fail(BackendError::Truncated),
             Stage::Gather => {
                 if let Some(relay) = &mut self.relay
                     && relay.0.moved(moved)
@@ -461,7 +591,7 @@ impl FileJob {
                     self.stage = relay.1;
                 }
             }
-            Stage::Write { .. } | Stage::WriteZeroes if moved == 0 => {
+            Stage::Write { .. } | Stage::WriteZeroes if moved == 0 || self.ends_within_a_block(moved) => {
                 self.fail(io::Error::from(io::ErrorKind::WriteZero).into());
             }
             Stage::Read | Stage::Write { .. } | Stage::WriteZeroes => {
@@ -477,11 +607,20 @@ impl FileJob {
             Stage::FindExtent => self.stage = Stage::FindEnd,
             Stage::FindEnd if moved < self.offset + self.len => self.fail(BackendError::Truncated),
             Stage::FindEnd => self.fail(BackendError::Deallocated),
-            Stage::Sync => match self.file.sync_error() {
-                // Another's fdatasync was told of the loss; the kernel does not repeat it to ours.
-                Some(errno) => self.fail(io::Error::from_raw_os_error(errno).into()),
-                None => self.stage = Stage::Done,
-            },
+            Stage::Uneven => {
+                let uneven = self.uneven.as_mut().map(|uneven| uneven.succeeded(moved, self.buf.as_mut()));
+                match uneven {
+                    Some(Ok(false)) => {}
+                    Some(Ok(true)) | None => self.transferred(),
+                    Some(Err(error)) => self.fail(error),
+                }
+            }
+            Stage::Sync => {
+                if let Some(turn) = self.sync_turn.take() {
+                    turn.made();
+                }
+                self.synced();
+            }
             Stage::Done => {}
         }
     }
@@ -492,12 +631,29 @@ impl FileJob {
         self.stage = if self.done == self.len { Stage::Done } else { next };
     }
 
+    /// A direct transfer does so only where the file ends, or the room on the disk.
+    fn ends_within_a_block(&self, moved: u64) -> bool {
+        self.file.alignment().is_some_and(|align| !moved.is_multiple_of(align.block))
+    }
+
+    /// A sync that covers this job has ended, its own or another's.
+    fn synced(&mut self) {
+        match self.file.sync_error() {
+            // Another's fdatasync was told of the loss; the kernel does not repeat it to ours.
+            Some(errno) => self.fail(io::Error::from_raw_os_error(errno).into()),
+            None => self.stage = Stage::Done,
+        }
+    }
+
     fn transferred(&mut self) {
         if let Some(errno) = self.dsync_errno {
             // The write had room after all: the refusal was of older data's writeback.
             self.file.sync_failed(errno);
             self.fail(io::Error::from_raw_os_error(errno).into());
         } else if self.sync_after {
+            // Others need not wait for that.
+            self.turn = None;
+            self.sync = self.file.turns().next_sync();
             self.stage = Stage::Sync;
         } else {
             self.stage = Stage::Done;
@@ -517,7 +673,7 @@ impl FileJob {
             (Stage::FindExtent, libc::EOPNOTSUPP | libc::ENOTTY | libc::ENOSYS | libc::EINVAL) => {
                 self.stage = Stage::FindEnd;
             }
-            (Stage::Read | Stage::Write { .. }, libc::EFAULT) => {
+            (Stage::Read | Stage::Write { .. } | Stage::Uneven, libc::EFAULT) => {
                 self.fail(BackendError::GuestMemory);
             }
             (Stage::Write { dsync: true }, libc::EOPNOTSUPP) => {
@@ -533,6 +689,9 @@ impl FileJob {
             }
             (Stage::Write { dsync: true }, libc::EIO) | (Stage::Sync, _) => {
                 self.file.sync_failed(errno);
+                if let Some(turn) = self.sync_turn.take() {
+                    turn.made();
+                }
                 self.fail(io::Error::from_raw_os_error(errno).into());
             }
             (Stage::PunchHole | Stage::ZeroRange, libc::EOPNOTSUPP | libc::ENOSYS) => {
@@ -550,7 +709,7 @@ impl FileJob {
     fn copied(&mut self, step: impl FnOnce(&mut CopySteps, &ImageFile) -> Next) {
         match self.copy.as_mut().map(|copy| step(copy, &self.file)) {
             Some(Next::More) => {}
-            Some(Next::Done) | None => self.stage = Stage::Done,
+            Some(Next::Done) | None => self.transferred(),
             Some(Next::Failed(error)) => self.fail(error),
         }
     }
@@ -561,6 +720,7 @@ impl FileJob {
             // Deallocation is a hint.
             (JobKind::Discard, _) => Stage::Done,
             (_, Stage::PunchHole) if self.file.can(Ability::ZeroRange) => Stage::ZeroRange,
+            _ if self.uneven.is_some() => Stage::Uneven,
             _ => Stage::WriteZeroes,
         };
     }
@@ -575,6 +735,24 @@ impl FileJob {
         self.stage = Stage::Done;
     }
 
+    /// Points the iovecs at what a part of an uneven transfer moves.
+    fn aim_at(&mut self, target: Target) {
+        let done = self.uneven.as_ref().map_or(0, |uneven| uneven.done());
+        match (target, &mut self.buf) {
+            (Target::Buffer(base, len), _) => self.iovecs.aim_at(base, len),
+            (Target::Own(len), None) => self.iovecs.aim_at_zeroes(len as u64),
+            (Target::Own(len), Some(IoBuf::Guest(buf))) => {
+                window_of(buf.iovecs(), done as usize, len, &mut self.iovecs.built);
+                self.iovecs.window = Window::Built;
+            }
+            (Target::Own(len), Some(buf)) => {
+                let (from, to) = (done as usize, done as usize + len);
+                let part = buf.ours_mut().and_then(|buf| buf.get_mut(from..to)).unwrap_or_default();
+                self.iovecs.aim_at(part.as_mut_ptr(), part.len());
+            }
+        }
+    }
+
     /// Points the iovecs at what is left of the buffer, within the kernel's limits.
     fn aim_at_buffer(&mut self) {
         // `done` is at most the length of a buffer in memory.
@@ -585,7 +763,7 @@ impl FileJob {
                 if skip == 0 && all.len() <= MAX_IOV && self.len <= MAX_RW as u64 {
                     self.iovecs.window = Window::Guest;
                 } else {
-                    window_of(all, skip, &mut self.iovecs.built);
+                    window_of(all, skip, MAX_RW, &mut self.iovecs.built);
                     self.iovecs.window = Window::Built;
                 }
             }
@@ -630,10 +808,30 @@ impl FileJob {
     }
 }
 
-/// Fills `out` with the part of `all` from byte `skip` on that one call takes.
-fn window_of(all: &[iovec], mut skip: usize, out: &mut Vec<iovec>) {
+/// What a transfer that goes past the page cache needs, where the kernel would not take it as it is.
+fn uneven(file: &ImageFile, op: &Op, offset: u64, len: u64) -> Option<Box<Uneven>> {
+    let align = file.alignment().filter(|_| len > 0)?;
+    let way = match op {
+        Op::Read { .. } => Way::Read,
+        Op::Write { .. } => Way::Write,
+        Op::WriteZeroes { .. } => Way::Zeroes,
+        _ => return None,
+    };
+    let fits_memory = match op {
+        Op::Read { buf, .. } | Op::Write { buf, .. } => match (buf, buf.ours()) {
+            (IoBuf::Guest(buf), _) => align.fits_memory(buf.iovecs()),
+            (_, bytes) => bytes.is_some_and(|bytes| bytes.as_ptr().addr().is_multiple_of(align.memory)),
+        },
+        _ => true,
+    };
+    let even = align.fits(offset, len) && fits_memory;
+    (!even).then(|| Box::new(Uneven::new(align, way, offset, len)))
+}
+
+/// Fills `out` with the part of `all` from byte `skip` on that one call takes, at most `room` bytes.
+fn window_of(all: &[iovec], mut skip: usize, room: usize, out: &mut Vec<iovec>) {
     out.clear();
-    let mut room = MAX_RW;
+    let mut room = room.min(MAX_RW);
     for iov in all {
         if iov.iov_len <= skip {
             skip -= iov.iov_len;
@@ -827,11 +1025,21 @@ mod tests {
             [(Op::Flush, -libc::ENOSPC), (Op::Flush, -libc::EIO), (write(8, true), -libc::EIO)]
         {
             let file = image();
+            let is_flush = matches!(op, Op::Flush);
             let mut early = FileJob::new(Arc::clone(&file), Op::Flush);
             assert_eq!(early.next_call(), Some(Call::Fdatasync));
-            let (_, end) = script(&file, op, &[answer]);
-            assert_eq!(errno(&end), Some(-answer));
-            early.complete(0);
+            if is_flush {
+                let mut late = FileJob::new(Arc::clone(&file), Op::Flush);
+                assert_eq!(late.next_call(), Some(Call::Wait));
+                early.complete(answer);
+                assert_eq!(late.next_call(), Some(Call::Fdatasync), "the one under way does not do");
+                late.complete(0);
+                assert_eq!(errno(&late.finish(Tag(0))), Some(-answer));
+            } else {
+                let (_, end) = script(&file, op, &[answer]);
+                assert_eq!(errno(&end), Some(-answer));
+                early.complete(0);
+            }
             assert_eq!(errno(&early.finish(Tag(0))), Some(-answer));
             for later in [Op::Flush, write(8, true), zeroes(true)] {
                 let (calls, end) = script(&file, later, &[]);
@@ -863,12 +1071,12 @@ mod tests {
         let piece = |len| iovec { iov_base: std::ptr::without_provenance_mut(1 << 20), iov_len: len };
         let mut out = Vec::new();
         let lens = |out: &[iovec]| out.iter().map(|iov| iov.iov_len).collect::<Vec<_>>();
-        window_of(&[piece(MAX_RW - 1), piece(3), piece(9)], 0, &mut out);
+        window_of(&[piece(MAX_RW - 1), piece(3), piece(9)], 0, MAX_RW, &mut out);
         assert_eq!(lens(&out), [MAX_RW - 1, 1]);
-        window_of(&[piece(7), piece(2 * MAX_RW)], 10, &mut out);
+        window_of(&[piece(7), piece(2 * MAX_RW)], 10, MAX_RW, &mut out);
         assert_eq!(lens(&out), [MAX_RW]);
         assert_eq!(out[0].iov_base.addr(), (1 << 20) + 3);
-        window_of(&vec![piece(1); 3000], 500, &mut out);
+        window_of(&vec![piece(1); 3000], 500, MAX_RW, &mut out);
         assert_eq!(lens(&out), [1; MAX_IOV]);
     }
 

@@ -6,10 +6,11 @@
 #![expect(unsafe_code, reason = "owners of disjoint parts of one allocation")]
 
 use std::fmt;
-use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
+
+use super::Buffer;
 
 /// A buffer being filled by parts.
 #[derive(Debug)]
@@ -23,8 +24,8 @@ pub struct Gather {
 
 impl Gather {
     /// Takes `whole` to hand it out in parts.
-    pub fn new(whole: Box<[u8]>) -> Self {
-        Self { memory: Arc::new(Memory::new(whole)), handed: 0, joined: 0 }
+    pub fn new(whole: Buffer) -> Self {
+        Self { memory: Arc::new(Memory(whole)), handed: 0, joined: 0 }
     }
 
     /// The part of `len` bytes that follows those handed out before; `None` when not so many are left, or for 0.
@@ -47,11 +48,11 @@ impl Gather {
     }
 
     /// The buffer, when all of it has been handed out and come back.
-    pub fn whole(self) -> Option<Box<[u8]>> {
+    pub fn whole(self) -> Option<Buffer> {
         if self.joined != self.memory.len() {
             return None;
         }
-        Arc::into_inner(self.memory).map(Memory::into_box)
+        Arc::into_inner(self.memory).map(|memory| memory.0)
     }
 }
 
@@ -68,7 +69,7 @@ impl Deref for Part {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: the range lies in the allocation (`Gather::split` is the only one to make a Part), which the Arc
-        // keeps; its bytes were initialised in the box it came from. Parts do not overlap and cannot be cloned, and
+        // keeps; the bytes of a Buffer are initialised. Parts do not overlap and cannot be cloned, and
         // nothing else reaches the bytes while a Part holds the Arc, so whoever writes them needs `&mut self`.
         unsafe { std::slice::from_raw_parts(self.memory.start().add(self.at).as_ptr(), self.len) }
     }
@@ -87,43 +88,19 @@ impl fmt::Debug for Part {
     }
 }
 
-/// A box taken apart: owns the bytes, and gives no access to them.
+/// Owns the bytes, and gives no access to them.
 #[derive(Debug)]
-struct Memory(NonNull<[u8]>);
+struct Memory(Buffer);
 
 impl Memory {
-    fn new(bytes: Box<[u8]>) -> Self {
-        // As a pointer, because a Box is the only owner of its bytes even when nobody looks at it.
-        Self(NonNull::from(Box::leak(bytes)))
-    }
-
     fn len(&self) -> usize {
         self.0.len()
     }
 
     fn start(&self) -> NonNull<u8> {
-        self.0.cast()
-    }
-
-    fn into_box(self) -> Box<[u8]> {
-        let memory = ManuallyDrop::new(self);
-        // SAFETY: the pointer is that of the box in `new`; `self` is taken and not dropped, so this is the only box
-        // made of it. No Part is left: they share an Arc of the Memory, which is not to be had by value then.
-        unsafe { Box::from_raw(memory.0.as_ptr()) }
+        self.0.start()
     }
 }
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: as in `into_box`, which does not get here.
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-    }
-}
-
-// SAFETY: it owns its bytes, as the box it was made of.
-unsafe impl Send for Memory {}
-// SAFETY: a shared reference gives a length and a pointer; who uses that one says at that place why nobody else does.
-unsafe impl Sync for Memory {}
 
 #[cfg(test)]
 mod tests {
@@ -132,7 +109,7 @@ mod tests {
     use super::*;
 
     fn gather(len: usize) -> Gather {
-        Gather::new(vec![0xee; len].into_boxed_slice())
+        Gather::new(vec![0xee; len].into())
     }
 
     #[test]
@@ -155,7 +132,7 @@ mod tests {
 
     #[test]
     fn the_buffer_is_the_one_that_was_given() {
-        let whole = vec![3; 100].into_boxed_slice();
+        let whole = Buffer::from(vec![3; 100]);
         let place = whole.as_ptr();
         let mut gather = Gather::new(whole);
         let part = gather.split(100).expect("there");
@@ -163,7 +140,7 @@ mod tests {
         assert!(gather.join(part));
         let whole = gather.whole().expect("all came back");
         assert_eq!(whole.as_ptr(), place);
-        assert!(Gather::new(Box::default()).whole().is_some_and(|whole| whole.is_empty()));
+        assert!(Gather::new(Buffer::default()).whole().is_some_and(|whole| whole.is_empty()));
     }
 
     #[test]
@@ -242,7 +219,7 @@ mod tests {
             let expected = complete.then(|| {
                 cuts.iter().enumerate().flat_map(|(n, &(len, ..))| vec![n as u8; len]).collect::<Vec<u8>>()
             });
-            prop_assert_eq!(gather.whole().map(Vec::from), expected);
+            prop_assert_eq!(gather.whole().map(|whole| whole.to_vec()), expected);
         }
     }
 }

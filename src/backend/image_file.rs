@@ -6,10 +6,13 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use super::Shortcuts;
+use super::align::Alignment;
 use super::file_job::Call;
 use super::relay;
 use super::shortcut::{self, FileFacts, Refusals, Way};
+use super::turns::{Claim, Turns};
+use super::uneven::ROOM;
+use super::{CacheMode, Shortcuts};
 
 /// Watches the real calls on one image, on whatever thread makes them: the seam of the durability
 /// laboratory. Without one a job pays a test of an `Option` for each call.
@@ -40,12 +43,23 @@ pub(super) struct ImageFile {
     file: File,
     facts: FileFacts,
     writes_wait: bool,
-    direct: bool,
     refusals: Refusals,
     lacks: [AtomicBool; 3],
     /// errno of the first failed fdatasync, or 0.
     sync_error: AtomicI32,
     tap: Option<Arc<dyn Tap>>,
+    cache: CacheMode,
+    /// Of an image opened with O_DIRECT.
+    direct: Option<Direct>,
+    turns: Arc<Turns>,
+}
+
+/// How an image is to be accessed past the page cache.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Direct {
+    pub(super) align: Alignment,
+    /// Parts of blocks may be written: then every write says which blocks it touches.
+    pub(super) parts: bool,
 }
 
 impl ImageFile {
@@ -53,13 +67,63 @@ impl ImageFile {
         ImageFile {
             facts: FileFacts::of(&file),
             writes_wait: relay::writes_wait(&file),
-            direct: relay::is_direct(&file),
             refusals: Refusals::default(),
             file,
             lacks: Default::default(),
             sync_error: AtomicI32::new(0),
             tap,
+            cache: CacheMode::default(),
+            direct: None,
+            turns: Arc::default(),
         }
+    }
+
+    /// Cached otherwise; `direct` belongs to a file opened with O_DIRECT.
+    pub(super) fn cached(mut self, cache: CacheMode, direct: Option<Direct>) -> Self {
+        self.cache = cache;
+        self.direct = direct;
+        self.facts = self.facts.directly(direct.is_some());
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn ask_for(&mut self, direct: Direct) {
+        self.direct = Some(direct);
+    }
+
+    /// Never gives blocks back.
+    pub(super) fn keeping_blocks(self) -> Self {
+        self.lacks[Ability::PunchHole as usize].store(true, Ordering::Relaxed);
+        self
+    }
+
+    pub(super) fn cache(&self) -> CacheMode {
+        self.cache
+    }
+
+    /// What transfers must be like.
+    pub(super) fn alignment(&self) -> Option<Alignment> {
+        self.direct.map(|direct| direct.align)
+    }
+
+    pub(super) fn turns(&self) -> &Arc<Turns> {
+        &self.turns
+    }
+
+    /// What an operation on this range, not empty, has to take before it may go; `bounces`: by a buffer of ours.
+    pub(super) fn claim(&self, offset: u64, len: u64, writes: bool, bounces: bool) -> Option<Claim> {
+        let Direct { align, parts } = self.direct?;
+        let block = align.block;
+        let (start, end) = (offset - offset % block, (offset + len).next_multiple_of(block));
+        let mut claim = Claim::default();
+        if writes && parts {
+            let edge = |at: u64| if at.is_multiple_of(block) { 0 } else { block };
+            claim = Claim { range: start..end, head: edge(offset), tail: edge(offset + len), bounce: 0 };
+        }
+        if bounces {
+            claim.bounce = (end - start).min(ROOM as u64) as usize;
+        }
+        (claim != Claim::default()).then_some(claim)
     }
 
     /// Said to be on a file system that shares blocks.
@@ -83,7 +147,7 @@ impl ImageFile {
     /// Does a relay from `source` cost less than reads and a write by a ring? (O_DIRECT is for a ring anyway, and wants
     /// its reads aligned.)
     pub(super) fn relays_from(&self, source: &ImageFile) -> bool {
-        self.writes_wait && !source.direct
+        self.writes_wait && source.direct.is_none()
     }
 
     /// The kernel answered `errno` to `way` from `source` to this file.
@@ -100,10 +164,13 @@ impl ImageFile {
 
     /// What a copy of this range would move, for a tap.
     pub(super) fn content(&self, from: u64, len: u64) -> Vec<u8> {
+        // By another description where this one would want aligned memory.
+        let other = self.direct.and_then(|_| File::open(format!("/proc/self/fd/{}", self.fd())).ok());
+        let file = other.as_ref().unwrap_or(&self.file);
         let mut data = vec![0; usize::try_from(len).unwrap_or(0)];
         let mut got = 0;
         while let Some(left) = data.get_mut(got..)
-            && let Ok(more @ 1..) = self.file.read_at(left, from + got as u64)
+            && let Ok(more @ 1..) = file.read_at(left, from + got as u64)
         {
             got += more;
         }

@@ -3,7 +3,7 @@
 
 use vm_memory::volatile_memory::VolatileSlice;
 
-use super::{BackendError, Part};
+use super::{BackendError, Buffer, Part};
 use crate::memory::GuestBuf;
 
 /// Memory of a transfer: the guest's own, or ours. The operation owns it until it completes.
@@ -12,7 +12,7 @@ pub enum IoBuf {
     /// Guest memory, pinned.
     Guest(GuestBuf),
     /// A bounce buffer; the transfer covers all of it.
-    Pool(Box<[u8]>),
+    Pool(Buffer),
     /// Part of a buffer that several reads fill at once ([`super::Gather`]); the transfer covers all of the part.
     Part(Part),
 }

@@ -6,6 +6,9 @@
 //! Operations in flight have no order among each other: who needs one waits for the completion. A
 //! [`Op::Flush`] covers what was *completed* before it was submitted.
 
+mod align;
+mod buffer;
+mod cache;
 mod copy_steps;
 pub mod engine;
 mod extents;
@@ -21,6 +24,8 @@ mod raw;
 mod relay;
 mod shortcut;
 mod stall;
+mod turns;
+mod uneven;
 mod volatile;
 
 #[cfg(test)]
@@ -34,6 +39,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::memory::Transient;
+pub use buffer::Buffer;
+pub use cache::CacheMode;
 
 pub use file_job::{Call, FileJob, JobKind};
 pub use gather::{Gather, Part};
@@ -299,6 +306,15 @@ pub trait Backend: Send + Sync + Debug {
     /// A [`read_now`](Self::read_now) of `len` bytes at `offset` follows soon. Does nothing but save time.
     fn prefetch(&self, offset: u64, len: u64) {
         let _ = (offset, len);
+    }
+
+    /// May what was written be lost with the power until a Flush?
+    fn volatile_cache(&self) -> bool {
+        true
+    }
+    /// Does [`Op::Discard`] leave zeroes, and may [`Op::WriteZeroes`] give blocks back?
+    fn unmaps(&self) -> bool {
+        true
     }
     /// What it is made of. A decorator that must see every read leaves it [`Nature::Opaque`]; one that need not
     /// answers for the image inside.

@@ -6,14 +6,15 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::align::Alignment;
 use super::copy_steps::CopySteps;
 use super::engine::Engine;
 use super::extents;
 use super::file_job::FileJob;
-use super::image_file::{ImageFile, Tap};
+use super::image_file::{Direct, ImageFile, Tap};
 use super::lock::{self, LockError};
 use super::relay::Relay;
-use super::{Backend, BackendError, Completion, Nature, Op, Shortcut, Shortcuts, Tag};
+use super::{Backend, BackendError, CacheMode, Completion, Nature, Op, Shortcut, Shortcuts, Tag};
 
 /// Images come in whole sectors of this many bytes.
 const SECTOR: u64 = 512;
@@ -31,12 +32,28 @@ pub struct RawOptions {
     pub locking: bool,
     /// Watches the calls made on the image.
     pub tap: Option<Arc<dyn Tap>>,
+    /// How it is cached.
+    pub cache: CacheMode,
+    /// Give back the blocks of discarded ranges, and of zeroes where that is allowed.
+    pub unmap: bool,
+    /// Offsets and lengths of operations are multiples of this, in bytes. A block of O_DIRECT that is no larger needs
+    /// no watching for parts of it that are written at once.
+    pub unit: u64,
 }
 
 impl RawOptions {
     /// An existing image, for reading and writing, with locking.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        RawOptions { path: path.into(), size: None, read_only: false, locking: true, tap: None }
+        RawOptions {
+            path: path.into(),
+            size: None,
+            read_only: false,
+            locking: true,
+            tap: None,
+            cache: CacheMode::default(),
+            unmap: true,
+            unit: 1,
+        }
     }
 }
 
@@ -72,6 +89,10 @@ pub enum OpenError {
     BadSize { path: PathBuf, size: u64 },
     #[error("{}: is empty; remove it and give size=, or lengthen it", .path.display())]
     Empty { path: PathBuf },
+    #[error("{}: its file system has no direct access (O_DIRECT); use cache=writeback, or move it to one that has", .path.display())]
+    NoDirect { path: PathBuf },
+    #[error("{}: its length of {len} bytes is no multiple of the {block} that direct access asks for here; lengthen it, for instance with truncate, or use cache=writeback", .path.display())]
+    UnevenForDirect { path: PathBuf, len: u64, block: u64 },
     #[error("{}: cannot {what}: {source}", .path.display())]
     Io { path: PathBuf, what: &'static str, source: io::Error },
 }
@@ -83,6 +104,7 @@ pub struct RawBackend {
     len: u64,
     read_only: bool,
     unit: Option<u64>,
+    unmaps: bool,
     file: Arc<ImageFile>,
 }
 
@@ -95,7 +117,8 @@ impl RawBackend {
         {
             return Err(OpenError::BadSize { path: path.clone(), size });
         }
-        let file = match kind_of(path)? {
+        let kind = kind_of(path)?;
+        let file = match kind {
             Some(kind) => open_existing(&options, kind)?,
             None => create(&options)?,
         };
@@ -113,12 +136,27 @@ impl RawBackend {
         if let Some(tap) = &options.tap {
             tap.opened(&file, len).map_err(|e| io_error(path, "read it for its tap", e))?;
         }
+        let direct = match options.cache.is_direct().then(|| make_direct(&options, &file, len)).transpose() {
+            Ok(direct) => direct,
+            Err(error) => {
+                if kind.is_none() {
+                    let _ = std::fs::remove_file(path);
+                }
+                return Err(error);
+            }
+        };
+        let unit = extents::unit(&file, path, len, options.read_only);
+        let mut image = ImageFile::new(file, options.tap).cached(options.cache, direct);
+        if !options.unmap {
+            image = image.keeping_blocks();
+        }
         Ok(RawBackend {
+            unmaps: options.unmap,
             name: path.display().to_string(),
             len,
             read_only: options.read_only,
-            unit: extents::unit(&file, path, len, options.read_only),
-            file: Arc::new(ImageFile::new(file, options.tap)),
+            unit,
+            file: Arc::new(image),
         })
     }
 }
@@ -165,12 +203,20 @@ impl Backend for RawBackend {
         if job.is_done() {
             return Some(job.finish(tag));
         }
-        engine.submit(tag, job);
+        engine.submit(tag, job.waked_by(|| engine.waker()));
         None
     }
 
     fn allocation_unit(&self) -> Option<u64> {
         self.unit
+    }
+
+    fn volatile_cache(&self) -> bool {
+        !self.file.cache().is_write_through()
+    }
+
+    fn unmaps(&self) -> bool {
+        self.unmaps
     }
 
     fn nature(&self) -> Nature<'_> {
@@ -204,6 +250,15 @@ impl RawBackend {
         Ok(FileJob::relay(Arc::clone(&self.file), op, relay))
     }
 
+    /// As if its file system asked for blocks of so many bytes.
+    #[cfg(test)]
+    pub(super) fn asking_for(mut self, block: u64) -> Self {
+        let align = Alignment { memory: block as usize, block };
+        let image = Arc::get_mut(&mut self.file).expect("nobody uses it yet");
+        image.ask_for(Direct { align, parts: true });
+        self
+    }
+
     /// For a range that lies in both images; nothing if `how` does not lead from there to here.
     fn copy_job(
         &self,
@@ -217,6 +272,11 @@ impl RawBackend {
         let Nature::File(source) = source.nature() else {
             return None;
         };
+        // The kernel refuses direct access to parts of blocks, and pages that are shifted against them.
+        let mut direct = [&source.file, &self.file].into_iter().filter_map(|file| file.alignment());
+        if direct.any(|align| !align.fits(from, len) || !align.fits(offset, len)) {
+            return None;
+        }
         // The kernel refuses both ways when the ranges overlap.
         if source.file.is_same(&self.file) && from.abs_diff(offset) < len {
             return None;
@@ -238,6 +298,24 @@ impl RawBackend {
         let steps = CopySteps::new(Arc::clone(&source.file), from, offset, len, clone);
         Some(FileJob::copy(Arc::clone(&self.file), offset, len, steps))
     }
+}
+
+/// Turns to O_DIRECT what was opened, checked and locked without.
+fn make_direct(options: &RawOptions, file: &File, len: u64) -> Result<Direct, OpenError> {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let path = || options.path.clone();
+    let refused = |e: rustix::io::Errno| match e {
+        rustix::io::Errno::INVAL => OpenError::NoDirect { path: path() },
+        e => io_error(&options.path, "open it past the page cache", e.into()),
+    };
+    let align = Alignment::of(file).ok_or_else(|| OpenError::NoDirect { path: path() })?;
+    let flags = fcntl_getfl(file).map_err(refused)?;
+    fcntl_setfl(file, flags | OFlags::DIRECT).map_err(refused)?;
+    let block = align.block;
+    if !len.is_multiple_of(block) {
+        return Err(OpenError::UnevenForDirect { path: path(), len, block });
+    }
+    Ok(Direct { align, parts: !options.unit.is_multiple_of(block) })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -417,6 +495,43 @@ mod tests {
         assert!(!absent.exists());
     }
 
+    /// What direct access cannot serve is refused at once, with the remedy, and leaves nothing behind.
+    #[test]
+    fn refusals_of_direct_access() {
+        let direct = |path: &Path, size| {
+            let options = RawOptions { size, cache: CacheMode::None, ..RawOptions::new(path) };
+            RawBackend::open(options).map_err(|error| error.to_string())
+        };
+        // Whose file system does not say what it wants gets what is always right: whole pages.
+        if let Ok(folder) = tempfile::tempdir_in("/dev/shm") {
+            let path = folder.path().join("image");
+            match direct(&path, Some(4096 + 512)) {
+                Ok(_) => eprintln!("not tested: the tmpfs takes sectors"),
+                Err(message) => {
+                    assert!(message.contains("cache=writeback"), "{message}");
+                    assert!(!path.exists(), "it was created, and goes");
+                    std::fs::write(&path, [1; 512]).expect("it is written");
+                    direct(&path, None).expect_err("refused");
+                    assert!(path.exists(), "what was there stays");
+                }
+            }
+        }
+        // A file system of the kernel's own that has none.
+        let pinned = folder();
+        let mounted =
+            std::process::Command::new("mount").args(["-t", "ramfs", "none"]).arg(pinned.path()).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            return eprintln!("a file system without direct access is not tested: mounting needs root");
+        }
+        let refused = direct(&pinned.path().join("image"), Some(1 << 20));
+        let buffered = open(&pinned.path().join("other"), Some(1 << 20)).map(drop);
+        let unmounted = std::process::Command::new("umount").arg(pinned.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+        let message = refused.expect_err("ramfs has no direct access");
+        assert!(message.contains("O_DIRECT") && message.contains("cache=writeback"), "{message}");
+        buffered.expect("by the page cache it works");
+    }
+
     #[test]
     fn a_fifo_is_refused_without_waiting_for_its_other_end() {
         let folder = folder();
@@ -498,8 +613,10 @@ mod tests {
         let file = File::create(&image).expect("the image is made");
         file.set_len(1 << 20).expect("it has a length");
         let Some(device) = Loop::new(&image) else { return };
-        for kind in engines() {
-            let backend = open(&device.path, None).expect("it opens");
+        let caches = [CacheMode::Writeback, CacheMode::None];
+        for (kind, cache) in engines().into_iter().flat_map(|kind| caches.map(|cache| (kind, cache))) {
+            let options = RawOptions { cache, ..RawOptions::new(&device.path) };
+            let backend = RawBackend::open(options).expect("it opens");
             let mut rig = Rig::new(backend, create(kind).expect("the engine starts"));
             let mut model = vec![5; 1 << 20];
             rig.ok(Op::Write { offset: 0, buf: guest(&model, &[4096]), fua: true });

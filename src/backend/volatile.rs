@@ -144,7 +144,11 @@ impl Tap for VolatileLog {
         let mut state = self.state();
         let ticket = state.tick();
         let (offset, content) = match call {
-            Call::Preadv { .. } | Call::Seek { .. } | Call::ExtentEnd { .. } | Call::Fdatasync => {
+            Call::Preadv { .. }
+            | Call::Seek { .. }
+            | Call::ExtentEnd { .. }
+            | Call::Fdatasync
+            | Call::Wait => {
                 return ticket;
             }
             Call::Pwritev { offset, .. }
@@ -167,7 +171,7 @@ impl Tap for VolatileLog {
         let mut state = self.state();
         let now = state.tick();
         match (call, result) {
-            (Call::Preadv { .. } | Call::Seek { .. } | Call::ExtentEnd { .. }, _)
+            (Call::Preadv { .. } | Call::Seek { .. } | Call::ExtentEnd { .. } | Call::Wait, _)
             | (Call::Fdatasync, Err(_)) => return,
             (Call::Fdatasync, Ok(_)) => {
                 for write in &mut state.writes {

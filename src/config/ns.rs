@@ -10,7 +10,7 @@ use super::nvme::{NOT_YET, NvmeConfig, THE_VMMS, properties};
 use super::table::{Default as Def, Property, Table};
 use super::value::{self, Reject};
 use super::{Aio, identity};
-use crate::backend::HugePages;
+use crate::backend::{CacheMode, HugePages};
 use crate::namespace::{CopyPolicy, Method, Overlap};
 
 /// Largest nsid and most namespaces, as in QEMU.
@@ -65,6 +65,10 @@ pub struct NsConfig {
     pub aio: Aio,
     /// What pages memory may lie on; nothing to a file.
     pub hugepages: HugePages,
+    /// How the image is cached; of no meaning for memory.
+    pub cache: CacheMode,
+    /// Deallocated blocks are given back; of no meaning for memory, which always does.
+    pub discard: bool,
 }
 
 /// What one `--nvme-ns` said so far; `None` where the default depends on something else.
@@ -86,6 +90,8 @@ pub(super) struct NsDraft {
     locking: bool,
     aio: Option<Aio>,
     hugepages: Option<HugePages>,
+    cache: CacheMode,
+    discard: bool,
 }
 
 impl Default for NsDraft {
@@ -108,6 +114,9 @@ impl Default for NsDraft {
             locking: true,
             aio: None,
             hugepages: None,
+            cache: CacheMode::default(),
+            // Not QEMU's ignore: images are created sparse here, and what a guest gives back is to be given back.
+            discard: true,
         }
     }
 }
@@ -158,6 +167,20 @@ impl NsDraft {
                 Reject::with("is for drive=memory: the kernel keeps the pages of files", "leave it out");
             return Err(TABLE.refuse("hugepages", given, reject));
         }
+        if let Drive::Memory { .. } = drive {
+            let of_files = |name, value: &str| {
+                let reason = "is for files and devices, not for drive=memory";
+                Err(TABLE.refuse(name, value, Reject::with(reason, "leave it out")))
+            };
+            if let Some((word, _)) =
+                CacheMode::ALL.iter().find(|(_, mode)| *mode == self.cache && *mode != CacheMode::default())
+            {
+                return of_files("cache", word);
+            }
+            if !self.discard {
+                return of_files("discard", "ignore");
+            }
+        }
         let serial = &nvme.serial;
         Ok(NsConfig {
             drive,
@@ -174,6 +197,8 @@ impl NsDraft {
             locking: self.locking,
             aio: self.aio.unwrap_or(nvme.aio),
             hugepages: self.hugepages.unwrap_or_default(),
+            cache: self.cache,
+            discard: self.discard,
         })
     }
 }
@@ -191,6 +216,11 @@ impl NsConfig {
         if msrc > 126 {
             notes.push(format!(
                 "namespace {nsid}: msrc={msrc} allows more than 127 ranges; Linux copy offload as posted fails with them"
+            ));
+        }
+        if self.cache.is_unsafe() {
+            notes.push(format!(
+                "namespace {nsid}: cache=unsafe: Flush and FUA do nothing; what the guest wrote may be lost with the host"
             ));
         }
         if !mcl.is_multiple_of(u32::from(mssrl)) {
@@ -243,6 +273,20 @@ fn huge_pages(given: &OsStr) -> Result<HugePages, Reject> {
         Some("auto") => Ok(HugePages::Auto),
         Some("off") => Ok(HugePages::Off),
         _ => Err(Reject::new("must be auto or off")),
+    }
+}
+
+fn cache(given: &OsStr) -> Result<CacheMode, Reject> {
+    let mode = CacheMode::ALL.iter().find(|(word, _)| given == *word);
+    mode.map(|(_, mode)| *mode)
+        .ok_or_else(|| Reject::new("must be writeback, none, writethrough, directsync or unsafe"))
+}
+
+fn discard(given: &OsStr) -> Result<bool, Reject> {
+    match given.to_str() {
+        Some("unmap") => Ok(true),
+        Some("ignore") => Ok(false),
+        _ => Err(Reject::new("must be unmap or ignore")),
     }
 }
 
@@ -324,6 +368,12 @@ pub(super) const TABLE: Table<NsDraft> = Table {
         "hugepages" = "auto|off", Def::Derived("auto"), "off",
             "Memory: huge pages for each 2 MiB of which an eighth was written, or none",
             |d, v| { d.hugepages = Some(huge_pages(v)?); Ok(()) };
+        "cache" = "writeback|none|writethrough|directsync|unsafe", Def::Value("writeback"), "none",
+            "As in QEMU. none: O_DIRECT; writethrough: every write durable; directsync: both; unsafe: no flushes",
+            |d, v| { d.cache = cache(v)?; Ok(()) };
+        "discard" = "unmap|ignore", Def::Value("unmap"), "ignore",
+            "What becomes of deallocated blocks: given back to the file system, or kept as they are",
+            |d, v| { d.discard = discard(v)?; Ok(()) };
     },
     not_ours: &[
         ("eui64-default", "leave it out: an eui64 is made unless eui64=0"),
@@ -417,6 +467,8 @@ mod tests {
                 locking: true,
                 aio: Aio::Threads,
                 hugepages: HugePages::Auto,
+                cache: CacheMode::Writeback,
+                discard: true,
             }
         );
         assert_eq!(config("drive=a.img").notes(), Vec::<String>::new());
@@ -428,12 +480,12 @@ mod tests {
         let uuid = "7d444840-9dc0-11d1-b245-5ffdce74fad2";
         assert_eq!(
             config(&format!(
-                "drive=memory,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
+                "drive=a.img,cache=directsync,discard=ignore,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
                  copy_overlap=in-order,copy_method=offload,\
                  nguid=00112233-4455-6677-8899-aabbccddeeff,eui64=0,readonly=on,locking=off,aio=io_uring,hugepages=off"
             )),
             NsConfig {
-                drive: Drive::Memory { size: 4096 },
+                drive: Drive::File { path: "a.img".into(), size: Some(4096) },
                 nsid: 1,
                 logical_block_size: 4096,
                 mssrl: 65535,
@@ -447,8 +499,12 @@ mod tests {
                 locking: false,
                 aio: Aio::IoUring,
                 hugepages: HugePages::Off,
+                cache: CacheMode::Directsync,
+                discard: false,
             }
         );
+        assert_eq!(config("drive=memory,size=4K").drive, Drive::Memory { size: 4096 });
+        assert_eq!(config("drive=a,cache=unsafe").notes().len(), 1);
         assert_eq!(config("drive=a,eui64=5254000000000001").eui64[0], 0x52);
         assert_eq!(
             config("drive=a,,b.img,size=1.5K").drive,
@@ -520,6 +576,15 @@ mod tests {
                 "drive=a,hugepages=off",
                 "--nvme-ns hugepages=off: is for drive=memory: the kernel keeps the pages of files; leave it out",
             ),
+            (
+                "drive=a,cache=on",
+                "--nvme-ns cache=on: must be writeback, none, writethrough, directsync or unsafe; leave it out for writeback",
+            ),
+            ("drive=a,discard=on", "--nvme-ns discard=on: must be unmap or ignore; leave it out for unmap"),
+            (
+                "drive=memory,size=1M,cache=none",
+                "--nvme-ns cache=none: is for files and devices, not for drive=memory; leave it out",
+            ),
             ("size=1G", "--nvme-ns drive: missing; add drive=disk.img or drive=memory"),
             ("drive=", "--nvme-ns drive=(empty): must be a path or memory; for example drive=disk.img"),
             (
@@ -544,11 +609,11 @@ mod tests {
             ),
             (
                 "disk.img",
-                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages",
+                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages, cache, discard",
             ),
             (
                 "read-only=on",
-                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages",
+                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages, cache, discard",
             ),
         ] {
             assert_eq!(error(list), message);

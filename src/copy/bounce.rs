@@ -8,6 +8,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::backend::Buffer;
+
 /// Bounce memory of one worker. Cheap to clone; all clones are the same memory.
 #[derive(Clone, Debug)]
 pub struct Bounce {
@@ -21,7 +23,7 @@ struct Shelf {
     /// Bytes that no Copy holds.
     left: u64,
     /// Of these the buffers that lie ready; the one used last is the last.
-    kept: VecDeque<Box<[u8]>>,
+    kept: VecDeque<Buffer>,
     /// Bytes in `kept`, at most `left`.
     kept_bytes: u64,
 }
@@ -87,7 +89,7 @@ impl Bounce {
     }
 
     /// A kept buffer of this length.
-    fn find(&self, len: u64) -> Option<Box<[u8]>> {
+    fn find(&self, len: u64) -> Option<Buffer> {
         let mut shelf = self.shelf();
         let at = shelf.kept.iter().rposition(|buf| buf.len() as u64 == len)?;
         let buf = shelf.kept.remove(at)?;
@@ -95,7 +97,7 @@ impl Bounce {
         Some(buf)
     }
 
-    fn keep(&self, buf: Box<[u8]>) {
+    fn keep(&self, buf: Buffer) {
         let mut shelf = self.shelf();
         shelf.kept_bytes += buf.len() as u64;
         shelf.kept.push_back(buf);
@@ -127,7 +129,7 @@ impl Pool {
     }
 
     /// Reserves `bytes` and gives a buffer of them, which may hold what an older Copy left. `None`: not now.
-    pub fn reserve(&mut self, bytes: u64) -> Option<Box<[u8]>> {
+    pub fn reserve(&mut self, bytes: u64) -> Option<Buffer> {
         if self.reserved.saturating_add(bytes) > self.share {
             return None;
         }
@@ -153,7 +155,7 @@ impl Pool {
     }
 
     /// A buffer out of what has been claimed; it may hold what an older Copy left.
-    pub fn buffer(&self, bytes: u64) -> Box<[u8]> {
+    pub fn buffer(&self, bytes: u64) -> Buffer {
         self.bounce.find(bytes).unwrap_or_else(|| fresh(bytes))
     }
 
@@ -164,7 +166,7 @@ impl Pool {
     }
 
     /// Keeps a buffer whose bytes are no longer used for the next segment, of this Copy or another, if there is room.
-    pub fn keep(&self, buf: Box<[u8]>) {
+    pub fn keep(&self, buf: Buffer) {
         self.bounce.keep(buf);
     }
 
@@ -180,8 +182,8 @@ impl Drop for Pool {
     }
 }
 
-fn fresh(bytes: u64) -> Box<[u8]> {
-    vec![0; bytes as usize].into_boxed_slice()
+fn fresh(bytes: u64) -> Buffer {
+    Buffer::zeroed(bytes as usize)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::order::{self, Bounds, Gates, Group};
 use super::plan::{CopyPlan, PlannedRange, Reject};
 use super::probe::Probes;
 use super::status::{Side, status};
-use crate::backend::{BackendError, Gather, IoBuf, Op, Pieces, Shortcut};
+use crate::backend::{BackendError, Buffer, Gather, IoBuf, Op, Pieces, Shortcut};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 
@@ -149,7 +149,7 @@ struct Next {
 struct Segment {
     to: Stretch,
     /// What will be written: absent while the one read or the write holds it, or while it is gathered.
-    buf: Option<Box<[u8]>>,
+    buf: Option<Buffer>,
     /// The same while several reads fill it, each its part.
     gather: Option<Gather>,
     grouped: bool,
@@ -554,7 +554,7 @@ impl CopyTask {
     }
 
     /// Memory for an ordinary segment.
-    fn memory(&mut self, bytes: u64) -> Option<Box<[u8]>> {
+    fn memory(&mut self, bytes: u64) -> Option<Buffer> {
         let buf = self.pool.reserve(bytes);
         self.starved |= buf.is_none();
         buf

@@ -591,7 +591,7 @@ fn the_status_is_that_of_the_lowest_failure() {
 #[test]
 fn a_buffer_that_does_not_come_back_is_an_internal_error() {
     let images = images(&[(1, 64), (2, 64)]);
-    for buf in [None, Some(IoBuf::Pool(vec![0; 5].into_boxed_slice()))] {
+    for buf in [None, Some(IoBuf::Pool(vec![0; 5].into()))] {
         let mut task = task(planned(&images, 20, false, &[(2, 0, 4)]), SMALL, &Bounce::default());
         let mut parts = Vec::new();
         task.poll(&mut |part, _, _| parts.push(part));

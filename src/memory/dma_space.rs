@@ -249,10 +249,10 @@ impl DmaSpace {
 
     /// For a device reset at its deadline: transfers still in flight lose the guest's memory, the table keeps it.
     /// Every pinned region is replaced by one over a second mapping of the same pages, and the old one is revoked.
-    /// Snapshots taken before answer `Unmapped` for such a region. Returns how many were revoked.
+    /// Snapshots taken before answer `Unmapped` for such a region.
     ///
     /// A region that cannot be mapped a second time stays in the table, but DMA there fails from now on.
-    pub fn revoke_pinned(&mut self) -> usize {
+    pub fn revoke_pinned(&mut self) -> Revoked {
         let mut old = Vec::new();
         for region in self.regions.values_mut() {
             if region.pins() == 0 {
@@ -281,7 +281,7 @@ impl DmaSpace {
             }
             revoke(region);
         }
-        old.len()
+        Revoked { pinned: old.len(), held: old.iter().any(|region| region.is_held()) }
     }
 }
 
@@ -290,6 +290,15 @@ impl Drop for DmaSpace {
     fn drop(&mut self) {
         let _ = self.unmap_all();
     }
+}
+
+/// What taking memory from transfers in flight came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// Regions that transfers were using.
+    pub pinned: usize,
+    /// The kernel may have pinned pages for one of them, and reach them still.
+    pub held: bool,
 }
 
 fn revoke(region: &Region) {
@@ -314,16 +323,16 @@ impl Unmapping {
     }
 
     /// Takes the memory from whoever still uses it: late accesses, the kernel's writes included, go to anonymous
-    /// pages. Only pages that the kernel itself pinned (O_DIRECT) can still be reached. Returns how many regions
-    /// were pinned.
-    pub fn revoke(&self) -> usize {
+    /// pages. Only pages that the kernel itself pinned (O_DIRECT) can still be reached.
+    pub fn revoke(&self) -> Revoked {
         let mut pinned = 0;
         // All of them: a worker that never answered the fence may use one without a pin.
         for region in &self.regions {
             pinned += usize::from(region.pins() > 0);
             revoke(region);
         }
-        pinned
+        // After that: a call that begins later finds other pages.
+        Revoked { pinned, held: self.regions.iter().any(|region| region.is_held()) }
     }
 }
 
@@ -555,7 +564,7 @@ mod tests {
         kernel_read(&buf, 1);
         assert_eq!(guest.bytes(0x1000, 0x2000), [1; 0x2000]);
         let gone = guest.space.unmap(0, 0x4000).unwrap();
-        assert_eq!(gone.revoke(), 1);
+        assert_eq!(gone.revoke().pinned, 1);
         kernel_read(&buf, 2);
         assert_eq!(buf.copy_in(0, &[3; 64]), Err(DmaError::Gone(0)));
         assert_eq!(buf.check(), Err(DmaError::Gone(0)));
@@ -563,14 +572,14 @@ mod tests {
         assert!(!gone.released());
         drop(buf);
         assert!(gone.released());
-        assert_eq!(gone.revoke(), 0);
+        assert_eq!(gone.revoke().pinned, 0);
     }
 
     /// For memory and huge pages alike: `at` is where transfers go, `file` is mapped from 0.
     fn reset_takes_memory_from_transfers(guest: &mut Guest, at: u64) {
         let stale = guest.dma();
         let buf = pinned(&stale, at, 0x1000);
-        assert_eq!(guest.space.revoke_pinned(), 1);
+        assert_eq!(guest.space.revoke_pinned().pinned, 1);
         kernel_read(&buf, 9);
         assert_eq!(buf.copy_in(0, &[9]), Err(DmaError::Gone(0)));
         assert_eq!(stale.write(at, &[9]), Err(DmaError::Unmapped(at)));
@@ -598,7 +607,7 @@ mod tests {
         // Not pinned, so not touched; the kernel may have joined both mappings.
         guest.map(0x4000, 0x4000, RW, 0x4000);
         let idle = Arc::clone(guest.space.regions.get(&0x4000).unwrap());
-        assert_eq!(guest.space.revoke_pinned(), 0);
+        assert_eq!(guest.space.revoke_pinned().pinned, 0);
         reset_takes_memory_from_transfers(&mut guest, 0x1000);
         assert!(Arc::ptr_eq(&idle, guest.space.regions.get(&0x4000).unwrap()));
         guest.dma().write(0x3fff, &[1, 2]).unwrap();
@@ -612,7 +621,7 @@ mod tests {
         let buf = pinned(&guest.dma(), 0, 1);
         ftruncate(&guest.file, 0).unwrap();
         assert_eq!(buf.zero(0, 1), Err(DmaError::Gone(0)));
-        assert_eq!(guest.space.revoke_pinned(), 0);
+        assert_eq!(guest.space.revoke_pinned().pinned, 0);
         assert_eq!(guest.dma().write(0, &[1]), Err(DmaError::Gone(0)));
     }
 
@@ -646,7 +655,7 @@ mod tests {
             assert_eq!(byte, [8]);
         }
         let buf = pinned(&map, 0x1000, 0x1000);
-        assert_eq!(guest.space.revoke_pinned(), 1);
+        assert_eq!(guest.space.revoke_pinned().pinned, 1);
         kernel_read(&buf, 9);
         seen.dma().read(0x1000, &mut byte).unwrap();
         assert_eq!(byte, [0]);

@@ -59,6 +59,8 @@ pub struct GuestBuf {
     no_read: bool,
     /// A piece lies in a region that the device may not write.
     no_write: bool,
+    /// In a call that pins pages.
+    held: bool,
 }
 
 // SAFETY: the iovecs point into mappings that the pins hold, or into the scratch area; both may be used from any
@@ -72,6 +74,12 @@ impl fmt::Debug for GuestBuf {
             .field("pieces", &self.iovecs.len())
             .field("pins", &self.pins.len())
             .finish()
+    }
+}
+
+impl Drop for GuestBuf {
+    fn drop(&mut self) {
+        self.hold(false);
     }
 }
 
@@ -96,6 +104,15 @@ impl GuestBuf {
         match self.pins.iter().find(|pin| pin.region().is_dead()) {
             None => Ok(()),
             Some(pin) => Err(DmaError::Gone(pin.region().iova())),
+        }
+    }
+
+    /// The memory is about to be handed to the kernel for a transfer past the page cache, or that is over. Meanwhile
+    /// the kernel reaches the pages themselves: they cannot be taken away under the call.
+    pub fn hold(&mut self, begins: bool) {
+        if self.held != begins {
+            self.held = begins;
+            self.pins.iter().for_each(|pin| pin.hold(begins));
         }
     }
 

@@ -28,7 +28,7 @@ mod transient;
 mod words;
 
 pub use dma_map::DmaMap;
-pub use dma_space::{DmaLimits, DmaSpace, MapError, Unmapping};
+pub use dma_space::{DmaLimits, DmaSpace, MapError, Revoked, Unmapping};
 pub use guest_buf::{GuestBuf, MAX_IOVECS};
 pub use prp::PrpError;
 pub use region::{Region, Rights};

@@ -56,6 +56,8 @@ pub struct Region {
     host: Option<Mapping>,
     /// Transfers in flight. Apart from the `Arc` count, which idle snapshots hold too.
     pins: AtomicUsize,
+    /// Of these the ones in a call past the page cache: the kernel may have pinned the pages themselves.
+    kernel: AtomicUsize,
     /// Out of the published table. Set before `pins` is first looked at, and looked at after `pins` was
     /// raised (both SeqCst): once removed and without pins, a region stays without pins.
     removed: AtomicBool,
@@ -91,6 +93,7 @@ impl Region {
             rights,
             host,
             pins: AtomicUsize::new(0),
+            kernel: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
             warned: AtomicBool::new(false),
             on_release,
@@ -129,6 +132,11 @@ impl Region {
     /// Transfers in flight that can touch it.
     pub fn pins(&self) -> usize {
         self.pins.load(Ordering::SeqCst)
+    }
+
+    /// A call under way may have had its pages pinned by the kernel, so that [`Self::revoke`] does not take them away.
+    pub(super) fn is_held(&self) -> bool {
+        self.kernel.load(Ordering::SeqCst) > 0
     }
 
     /// Out of the published table.
@@ -202,6 +210,15 @@ impl Pin {
 
     pub(super) fn region(&self) -> &Arc<Region> {
         &self.0
+    }
+
+    /// A call that pins pages begins or is over.
+    pub(super) fn hold(&self, begins: bool) {
+        if begins {
+            self.0.kernel.fetch_add(1, Ordering::SeqCst);
+        } else {
+            self.0.kernel.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 

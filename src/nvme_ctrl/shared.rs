@@ -57,6 +57,14 @@ impl Shared {
     pub fn page_size(&self) -> u64 {
         4096 << self.mps.load(Ordering::Relaxed)
     }
+
+    /// May the power take what some namespace was given (Identify Controller VWC)? Where every write is durable at its
+    /// completion, a host is to know, so that it sends no flushes. QEMU says yes always and lets the host turn
+    /// `cache=writethrough` off: here the one who runs the device has the last word.
+    pub fn has_volatile_cache(&self) -> bool {
+        let mut all = self.namespaces.iter().peekable();
+        all.peek().is_none() || all.any(|ns| ns.backend.volatile_cache())
+    }
 }
 
 /// Counts for SMART, as everybody who counts has them.

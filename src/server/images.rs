@@ -58,6 +58,9 @@ fn namespace(config: &NsConfig) -> Result<Namespace, ConfigError> {
                 size: *size,
                 read_only: config.readonly,
                 locking: config.locking,
+                cache: config.cache,
+                unmap: config.discard,
+                unit: config.logical_block_size.into(),
                 ..RawOptions::new(path)
             };
             Arc::new(RawBackend::open(options).map_err(|error| unusable(&error))?)

@@ -7,6 +7,7 @@ mod host;
 mod admin;
 mod attach;
 mod bench;
+mod cache;
 mod cli;
 mod commands;
 mod copy_methods;

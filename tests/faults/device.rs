@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vfio_user_nvme::backend::{MemoryBackend, RawBackend, RawOptions, SharedBackend, Tap};
+use vfio_user_nvme::backend::{CacheMode, MemoryBackend, RawBackend, RawOptions, SharedBackend, Tap};
 use vfio_user_nvme::config::Config;
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
 use vfio_user_nvme::nvme_ctrl::EngineFactory;
@@ -33,9 +33,20 @@ pub fn folder() -> TempDir {
 
 /// An image of this content.
 pub fn image(folder: &TempDir, name: &str, content: &[u8], tap: Option<Arc<dyn Tap>>) -> RawBackend {
+    image_by(folder, name, content, tap, CacheMode::Writeback)
+}
+
+/// The same, cached otherwise.
+pub fn image_by(
+    folder: &TempDir,
+    name: &str,
+    content: &[u8],
+    tap: Option<Arc<dyn Tap>>,
+    cache: CacheMode,
+) -> RawBackend {
     let path = folder.path().join(name);
     std::fs::write(&path, content).expect("the image is written");
-    RawBackend::open(RawOptions { tap, ..RawOptions::new(path) }).expect("the image opens")
+    RawBackend::open(RawOptions { tap, cache, unit: 512, ..RawOptions::new(path) }).expect("the image opens")
 }
 
 pub fn memory(len: u64) -> SharedBackend {

@@ -1,13 +1,13 @@
 //! A disk that hangs: what has to wait for commands in flight is answered in time all the same, and nothing is written
 //! to memory that the client has been told is its own again.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{FileJob, JobKind, Tap, VolatileLog};
+use vfio_user_nvme::backend::{CacheMode, Call, FileJob, JobKind, Tap, VolatileLog};
 
-use crate::device::{Device, folder, image, memory, namespace};
+use crate::device::{Device, folder, image, image_by, memory, namespace};
 use crate::doubles::{Hang, Nap, plain};
 use crate::host::ctrl::{CC_EN, CC_LINUX, CFS, RDY, reg};
 use crate::host::nvme::{Range, admin, copy, io, st};
@@ -489,5 +489,80 @@ fn stop_waits_for_a_slow_read() {
             assert!(success);
             assert!(took > Duration::from_millis(900) && took < DEADLINE / 3, "{took:?}");
         });
+    });
+}
+
+/// Reads of block 0 hang in the kernel until they are let go.
+#[derive(Debug, Default)]
+struct HangingReads {
+    /// Reads that came, and: they may go.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl HangingReads {
+    fn wait_held(&self) {
+        let state = self.state.lock().expect("nobody panics");
+        let waited = self.changed.wait_timeout_while(state, DEADLINE, |(held, _)| *held == 0);
+        let (state, late) = waited.expect("nobody panics");
+        drop(state);
+        assert!(!late.timed_out(), "the read never came");
+    }
+
+    fn end(&self) {
+        self.state.lock().expect("nobody panics").1 = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Tap for HangingReads {
+    fn issued(&self, call: &Call, _: &[u8]) -> u64 {
+        if *call == (Call::Preadv { offset: 0 }) {
+            let mut state = self.state.lock().expect("nobody panics");
+            state.0 += 1;
+            self.changed.notify_all();
+            drop(self.changed.wait_while(state, |(_, go)| !*go).expect("nobody panics"));
+        }
+        0
+    }
+    fn completed(&self, _: u64, _: &Call, _: Result<u32, i32>) {}
+}
+
+/// The kernel has the pages of a direct transfer themselves, which nobody can take away: the client is told that its
+/// memory is not its own yet. Through the page cache it is.
+#[test]
+fn unmap_during_a_direct_read_that_hangs() {
+    with_each_engine(|kind| {
+        for (cache, held) in [(CacheMode::None, true), (CacheMode::Writeback, false)] {
+            let (folder, hang) = (folder(), Arc::new(HangingReads::default()));
+            let a = image_by(&folder, "a", &[ON_DISK; IMAGE], Some(hang.clone()), cache);
+            let list = vec![
+                namespace(1, Arc::new(a)),
+                namespace(2, memory(IMAGE as u64)),
+                namespace(3, memory(IMAGE as u64)),
+            ];
+            let device = Device::start(folder, "", list, plain(kind));
+            let mut host = device.host(2);
+            let extra = extra(&mut host);
+            let ns = Ns::facts(&mut host, 1);
+            host.submit(1, Host::rw(io::READ, &ns, 0, 8).prp(extra.base(), 0));
+            hang.wait_held();
+            let piece = extra.pieces[0];
+            let (answer, took) = timed(|| host.client.dma_unmap(piece.iova, piece.len));
+            in_time(took);
+            match answer {
+                Answer::Refused(_) => assert!(held, "{cache:?}: refused"),
+                Answer::Done(..) => assert!(!held, "{cache:?}: the kernel has the pages"),
+                other @ Answer::Closed => panic!("{other:?}"),
+            }
+            assert_eq!(host.csts() & CFS, CFS);
+            hang.end();
+            // As after any other hung command.
+            host.client.reset();
+            host.connect_interrupts();
+            works(&mut host);
+            drop(host);
+            device.ends_well();
+        }
     });
 }

@@ -287,8 +287,13 @@ impl Shared {
         let mut look = false;
         while let Some((tag, mut job)) = self.take(look) {
             while let Some(call) = job.next_call() {
-                let result = make(&job, call);
-                job.complete(result);
+                if call == Call::Wait {
+                    // Who holds what it waits for is on another thread, or in another engine, and not waiting.
+                    job.sleep();
+                } else {
+                    let result = make(&job, call);
+                    job.complete(result);
+                }
                 // Nobody will hear of its end, and a copy can have many calls to go.
                 if self.stopping.load(Ordering::Relaxed) {
                     break;
@@ -357,6 +362,7 @@ fn make(job: &FileJob, call: Call) -> i64 {
             Call::Fallocate { mode, offset, len } => {
                 i64::from(libc::fallocate(fd, mode, offset as i64, len as i64))
             }
+            Call::Wait => return 0,
             Call::Seek { whence, offset } => libc::lseek64(fd, offset as i64, whence),
             Call::ExtentEnd { offset, len } => return extent_end(fd, offset, len),
             Call::CloneRange { from, offset, len } => {

@@ -52,6 +52,8 @@ pub struct UringEngine {
     done: Vec<Completion>,
     /// Scratch for completion entries: user_data, result.
     cqes: Vec<(u64, i32)>,
+    /// Slots whose job waits for another one.
+    parked: Vec<usize>,
     /// Calls pushed to the ring or the backlog and not completed.
     calls: usize,
     /// For copies, relays and probes.
@@ -85,6 +87,7 @@ impl UringEngine {
             done: Vec::new(),
             cqes: Vec::new(),
             calls: 0,
+            parked: Vec::new(),
             beside: None,
         })
     }
@@ -131,6 +134,7 @@ impl UringEngine {
         let Some(job) = &mut slot.job else { return };
         let entry = loop {
             match job.next_call() {
+                Some(Call::Wait) => return self.parked.push(index),
                 Some(call) => match entry(job, call) {
                     Some(entry) => break Some(entry),
                     None => job.complete(-i64::from(libc::ENOSYS)),
@@ -239,6 +243,12 @@ impl UringEngine {
             }
         }
         self.cqes = cqes;
+        // Whatever they wait for may have come with what was just taken: its end here, or elsewhere a wake-up.
+        if !self.parked.is_empty() {
+            for index in std::mem::take(&mut self.parked) {
+                self.step(index);
+            }
+        }
     }
 
     fn submit_beside(&mut self, tag: Tag, job: FileJob) {
@@ -387,7 +397,11 @@ fn entry(job: &FileJob, call: Call) -> Option<squeue::Entry> {
             opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build()
         }
         (
-            Call::Seek { .. } | Call::ExtentEnd { .. } | Call::CloneRange { .. } | Call::CopyRange { .. },
+            Call::Seek { .. }
+            | Call::ExtentEnd { .. }
+            | Call::CloneRange { .. }
+            | Call::CopyRange { .. }
+            | Call::Wait,
             _,
         ) => {
             return None;

@@ -32,6 +32,11 @@ impl Waker {
         let _ = rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut count));
     }
 
+    /// Do both wake the same engine?
+    pub(in crate::backend) fn is_same(&self, other: &Waker) -> bool {
+        Arc::ptr_eq(&self.fd, &other.fd)
+    }
+
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.fd
     }

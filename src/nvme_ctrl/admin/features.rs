@@ -251,7 +251,9 @@ impl Controller {
     }
 
     fn check_feature(&self, feature: u8) -> Result<(), Status> {
-        if SUPPORTED.contains(&feature) { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) }
+        // Without a cache there is nothing to ask about it.
+        let absent = feature == fid::VOLATILE_WRITE_CACHE && !self.shared.has_volatile_cache();
+        if SUPPORTED.contains(&feature) && !absent { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) }
     }
 
     fn number_of_queues(&self) -> Reply {

@@ -108,7 +108,8 @@ impl Controller {
             | oncs::VERIFY
             | oncs::COPY)
             .into();
-        id.vwc = 1 | 3 << 1; // a cache, and Flush takes the broadcast NSID
+        // A cache, where there is one; and Flush takes the broadcast NSID.
+        id.vwc = u8::from(self.shared.has_volatile_cache()) | 3 << 1;
         id.ocfs = self.shared.limits.ocfs.into();
         // SGLs of any alignment, bit bucket, more length than needed.
         id.sgls = (1 | 1 << 16 | 1 << 18).into();
@@ -141,7 +142,9 @@ fn identify_namespace(ns: &Namespace) -> IdentifyNamespace {
         id.npdg = u16::try_from(blocks - 1).unwrap_or(u16::MAX).into();
         id.npda = id.npdg;
     }
-    id.dlfeat = 1 | 1 << 3; // deallocated blocks read as zeroes; Write Zeroes may deallocate
+    if ns.backend.unmaps() {
+        id.dlfeat = 1 | 1 << 3; // deallocated blocks read as zeroes; Write Zeroes may deallocate
+    }
     id.nvmcap = u128::from(ns.backend.len()).into();
     id.mssrl = facts.copy.mssrl.into();
     id.mcl = facts.copy.mcl.into();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Command, Issue, Outcome, Task, rw};
-use crate::backend::{BackendError, IoBuf, Op};
+use crate::backend::{BackendError, Buffer, IoBuf, Op};
 use crate::memory::{Access, GuestBuf};
 use crate::namespace::{ByteRange, Namespace};
 use crate::nvme_ctrl::shared::Shared;
@@ -23,7 +23,7 @@ pub struct Inspect {
     expected: Option<GuestBuf>,
     /// Bytes looked at so far.
     at: u64,
-    buf: Option<Box<[u8]>>,
+    buf: Option<Buffer>,
     /// An operation is in flight.
     busy: bool,
     /// DULBE: it is asked first whether all blocks are allocated.
@@ -71,10 +71,10 @@ impl Inspect {
         let left = self.range.len - self.at;
         if left > 0 && self.status.is_success() {
             // Allocated only now, so that commands that wait for their turn cost nothing.
-            let mut buf = self.buf.take().unwrap_or_default().into_vec();
-            buf.resize(left.min(PIECE) as usize, 0);
+            let len = left.min(PIECE) as usize;
+            let buf = self.buf.take().filter(|buf| buf.len() == len);
             self.busy = true;
-            let buf = IoBuf::Pool(buf.into_boxed_slice());
+            let buf = IoBuf::Pool(buf.unwrap_or_else(|| Buffer::zeroed(len)));
             issue(0, &self.ns, Op::Read { offset: self.range.offset + self.at, buf });
             return None;
         }
