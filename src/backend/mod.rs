@@ -186,7 +186,7 @@ pub enum Nature<'a> {
 impl Op {
     /// Does it change the image (so that a read-only one must refuse it)?
     pub fn is_write(&self) -> bool {
-        !matches!(self, Op::Read { .. } | Op::Flush)
+        !matches!(self, Op::Read { .. } | Op::Flush | Op::Probe { .. })
     }
 
     /// First byte and number of bytes touched; nothing for a Flush.

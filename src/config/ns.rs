@@ -482,7 +482,7 @@ mod tests {
             config(&format!(
                 "drive=a.img,cache=directsync,discard=ignore,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
                  copy_overlap=in-order,copy_method=offload,\
-                 nguid=00112233-4455-6677-8899-aabbccddeeff,eui64=0,readonly=on,locking=off,aio=io_uring,hugepages=off"
+                 nguid=00112233-4455-6677-8899-aabbccddeeff,eui64=0,readonly=on,locking=off,aio=io_uring"
             )),
             NsConfig {
                 drive: Drive::File { path: "a.img".into(), size: Some(4096) },
@@ -498,12 +498,13 @@ mod tests {
                 readonly: true,
                 locking: false,
                 aio: Aio::IoUring,
-                hugepages: HugePages::Off,
+                hugepages: HugePages::Auto,
                 cache: CacheMode::Directsync,
                 discard: false,
             }
         );
         assert_eq!(config("drive=memory,size=4K").drive, Drive::Memory { size: 4096 });
+        assert_eq!(config("drive=memory,size=4K,hugepages=off").hugepages, HugePages::Off);
         assert_eq!(config("drive=a,cache=unsafe").notes().len(), 1);
         assert_eq!(config("drive=a,eui64=5254000000000001").eui64[0], 0x52);
         assert_eq!(
