@@ -1,4 +1,9 @@
 //! An NVMe host in this process: guest memory in a memfd, doorbells by a call.
+//!
+//! It comes in two kinds. Where the time of Copies is measured, host and worker are one thread which is now the one, now
+//! the other: whom their wake-ups of each other would cost more than a short Copy, and how much, depends on the host and
+//! is not what is asked (`vfio-user-nvme bench --rw copy` measures that). Where reads run beside a Copy the worker has
+//! its own thread, and the host sleeps until it is interrupted.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,7 +17,7 @@ use vfio_user_nvme::backend::SharedBackend;
 use vfio_user_nvme::backend::engine::{self, EngineKind};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, CopyPolicy, Identity, Method, Namespace, Namespaces};
-use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Poll};
+use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Lone, Poll};
 
 const RAM: u64 = 16 << 20;
 const ASQ: u64 = 0;
@@ -31,7 +36,7 @@ const ENTRIES: u16 = 64;
 const COPIES: usize = 0;
 const READS: usize = 1;
 
-/// Interrupts as a client gets them: an eventfd. A host that span instead would take a core from the device.
+/// Interrupts as a client gets them: an eventfd.
 struct Bell(OwnedFd);
 
 impl InterruptSink for Bell {
@@ -42,16 +47,32 @@ impl InterruptSink for Bell {
     }
 }
 
-/// A controller with two queue pairs: one for Copies, one for reads beside them. One worker serves both.
+/// Two queue pairs: one for Copies, one for reads beside them. One worker serves both.
 pub struct Driver {
-    controller: Controller,
+    device: Device,
     ram: File,
     /// The memfd mapped: completions are seen here as a guest would see them.
     map: *mut u8,
     _space: DmaSpace,
-    bell: Arc<Bell>,
     admin: (u16, u16),
     pairs: [Pair; 2],
+}
+
+/// What the host is connected to.
+enum Device {
+    /// A worker that works when the host has nothing to do. The first queue pair only.
+    Lone(Box<Lone>),
+    /// A controller with a worker on its own thread, and its interrupts.
+    Threaded(Box<Controller>, Arc<Bell>),
+}
+
+/// Who takes the worker's turns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    /// The host.
+    Lone,
+    /// A thread of its own.
+    Threaded,
 }
 
 struct Pair {
@@ -101,8 +122,8 @@ pub struct Copy {
 }
 
 impl Driver {
-    /// A controller whose namespace 1 is `backend`.
-    pub fn new(backend: SharedBackend, lbads: u8, engine: EngineKind, method: Method) -> Self {
+    /// A device whose namespace 1 is `backend`.
+    pub fn new(backend: SharedBackend, lbads: u8, engine: EngineKind, method: Method, host: Host) -> Self {
         let ram = File::from(memfd());
         ram.set_len(RAM).expect("size of guest memory");
         let map = map(&ram);
@@ -112,48 +133,45 @@ impl Driver {
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
         let ns = Namespace::new(1, backend, lbads, limits, Identity::default())
             .with_policy(CopyPolicy { method, ..CopyPolicy::default() });
-        let config = ControllerConfig {
-            serial: "BENCH".into(),
-            model: "bench".into(),
-            firmware: "1".into(),
-            subnqn: "nqn.2019-08.org.bench:1".into(),
-            vid: 1,
-            ssvid: 1,
-            mdts: 7,
-            max_ioqpairs: 2,
-            mqes: 1023,
-            aerl: 3,
-            vectors: 2,
-            cdfe: 0,
-            ocfs: 0xf,
-            iothreads: 1,
-            doorbell_buffers: true,
-            map_doorbells: false,
-            poll: Poll::Adaptive,
-        };
-        let factory: vfio_user_nvme::nvme_ctrl::EngineFactory = Arc::new(move || engine::create(engine));
-        let bell = Arc::new(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")));
-        let controller = Controller::new(
-            config,
-            Namespaces::new(vec![ns], 1),
-            space.shared(),
-            bell.clone(),
-            &factory,
-            Arc::new(|| {}),
-        )
-        .expect("controller");
+        let namespaces = Namespaces::new(vec![ns], 1);
         let pairs = [1, 2].map(Pair::new);
-        let mut this = Self { controller, ram, map, _space: space, bell, admin: (0, 0), pairs };
-        this.controller.bar_write(0x24, &0x001f_001f_u32.to_le_bytes());
-        this.controller.bar_write(0x28, &ASQ.to_le_bytes());
-        this.controller.bar_write(0x30, &ACQ.to_le_bytes());
-        this.controller.bar_write(0x14, &0x0046_0001_u32.to_le_bytes());
-        for (qid, page) in [(1, 0), (2, PAGE)] {
-            let size = u32::from(ENTRIES - 1) << 16 | qid;
-            this.admin_command(0x05, CQ + page, size, 1 << 16 | 3); // contiguous, interrupt vector 1
-            this.admin_command(0x01, SQ + page, size, qid << 16 | 1);
+        let device = match host {
+            Host::Lone => {
+                let engine = engine::create(engine).expect("engine");
+                let lone =
+                    Lone::new(namespaces, space.shared(), engine, pairs[0].sq(), pairs[0].cq(), ENTRIES);
+                Device::Lone(Box::new(lone))
+            }
+            Host::Threaded => threaded(namespaces, &space, engine),
+        };
+        let mut this = Self { device, ram, map, _space: space, admin: (0, 0), pairs };
+        if host == Host::Threaded {
+            this.enable();
         }
         this
+    }
+
+    fn enable(&mut self) {
+        self.register(0x24, &0x001f_001f_u32.to_le_bytes());
+        self.register(0x28, &ASQ.to_le_bytes());
+        self.register(0x30, &ACQ.to_le_bytes());
+        self.register(0x14, &0x0046_0001_u32.to_le_bytes());
+        for (qid, page) in [(1, 0), (2, PAGE)] {
+            let size = u32::from(ENTRIES - 1) << 16 | qid;
+            self.admin_command(0x05, CQ + page, size, 1 << 16 | 3); // contiguous, interrupt vector 1
+            self.admin_command(0x01, SQ + page, size, qid << 16 | 1);
+        }
+    }
+
+    fn controller(&mut self) -> &mut Controller {
+        match &mut self.device {
+            Device::Threaded(controller, _) => controller,
+            Device::Lone(_) => panic!("only a worker with a thread has a controller"),
+        }
+    }
+
+    fn register(&mut self, offset: u64, bytes: &[u8]) {
+        self.controller().bar_write(offset, bytes);
     }
 
     fn admin_command(&mut self, opc: u8, prp1: u64, cdw10: u32, cdw11: u32) {
@@ -165,9 +183,9 @@ impl Driver {
         let (tail, head) = self.admin;
         self.ram.write_all_at(&sqe, ASQ + 64 * u64::from(tail)).expect("admin command");
         self.admin = (tail + 1, head + 1);
-        self.controller.bar_write(0x1000, &u32::from(tail + 1).to_le_bytes());
+        self.register(0x1000, &u32::from(tail + 1).to_le_bytes());
         loop {
-            self.controller.on_messages();
+            self.controller().on_messages();
             let status = self.status(ACQ, head);
             if status & 1 == 1 {
                 assert_eq!(status >> 1, 0, "admin command {opc:#x}");
@@ -206,7 +224,7 @@ impl Driver {
             if in_flight < before {
                 self.acknowledge(COPIES);
             } else {
-                self.sleep();
+                self.wait();
             }
         }
     }
@@ -256,7 +274,7 @@ impl Driver {
                 self.acknowledge(COPIES);
                 copying = self.start_next(&mut copies);
             } else if free.len() == before {
-                self.sleep();
+                self.wait();
             }
         }
     }
@@ -270,17 +288,32 @@ impl Driver {
 
     fn ring(&mut self, pair: usize) {
         let pair = &self.pairs[pair];
-        self.controller.bar_write(pair.doorbell(), &u32::from(pair.tail).to_le_bytes());
+        match &mut self.device {
+            Device::Lone(lone) => lone.ring(pair.tail),
+            Device::Threaded(controller, _) => {
+                controller.bar_write(pair.doorbell(), &u32::from(pair.tail).to_le_bytes());
+            }
+        }
     }
 
     fn acknowledge(&mut self, pair: usize) {
         let pair = &self.pairs[pair];
-        self.controller.bar_write(pair.doorbell() + 4, &u32::from(pair.head).to_le_bytes());
+        match &mut self.device {
+            Device::Lone(lone) => lone.acknowledge(pair.head),
+            Device::Threaded(controller, _) => {
+                controller.bar_write(pair.doorbell() + 4, &u32::from(pair.head).to_le_bytes());
+            }
+        }
     }
 
-    /// Until something completes on either queue, or has since it was last looked at.
-    fn sleep(&self) {
-        let _ = rustix::io::read(&self.bell.0, &mut [0; 8]);
+    /// Until something may have completed on either queue, or has since it was last looked at.
+    fn wait(&mut self) {
+        match &mut self.device {
+            Device::Lone(lone) => lone.work(),
+            Device::Threaded(_, bell) => {
+                let _ = rustix::io::read(&bell.0, &mut [0; 8]);
+            }
+        }
     }
 
     fn submit(&mut self, slot: u16, copy: &Copy) {
@@ -350,8 +383,38 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.controller.stop(std::time::Instant::now() + std::time::Duration::from_secs(5));
+        if let Device::Threaded(controller, _) = &mut self.device {
+            controller.stop(Instant::now() + Duration::from_secs(5));
+        }
     }
+}
+
+fn threaded(namespaces: Namespaces, space: &DmaSpace, engine: EngineKind) -> Device {
+    let config = ControllerConfig {
+        serial: "BENCH".into(),
+        model: "bench".into(),
+        firmware: "1".into(),
+        subnqn: "nqn.2019-08.org.bench:1".into(),
+        vid: 1,
+        ssvid: 1,
+        mdts: 7,
+        max_ioqpairs: 2,
+        mqes: 1023,
+        aerl: 3,
+        vectors: 2,
+        cdfe: 0,
+        ocfs: 0xf,
+        iothreads: 1,
+        doorbell_buffers: true,
+        map_doorbells: false,
+        poll: Poll::Adaptive,
+    };
+    let factory: vfio_user_nvme::nvme_ctrl::EngineFactory = Arc::new(move || engine::create(engine));
+    let bell = Arc::new(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")));
+    let wake = Arc::new(|| {});
+    let controller = Controller::new(config, namespaces, space.shared(), bell.clone(), &factory, wake)
+        .expect("controller");
+    Device::Threaded(Box::new(controller), bell)
 }
 
 /// BENCH_METHOD, as `copy_method=`.

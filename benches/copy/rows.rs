@@ -10,7 +10,7 @@ use vfio_user_nvme::backend::{CacheMode, MemoryBackend, RawBackend, RawOptions, 
 use vfio_user_nvme::namespace::Method;
 
 use super::baseline::{self, Linked};
-use super::driver::{Copy, Driver, Reads, Until, method};
+use super::driver::{Copy, Driver, Host, Reads, Until, method};
 use super::fs::{self, Place};
 
 const RUNS: usize = 5;
@@ -114,7 +114,7 @@ impl Row {
         let moved = copies.len() as u64 * size;
         match medium {
             Medium::Memory => {
-                let mut image = Image::memory(2 * span, lbads);
+                let mut image = Image::memory(2 * span, lbads, Host::Lone);
                 let mut memory = vec![1; 2 * span as usize];
                 let pair = alternate(
                     || image.driver.run(DEPTH, &copies),
@@ -143,7 +143,8 @@ impl Row {
             }
             Medium::Direct => {
                 let place = Place::plain();
-                let mut image = Image::file_with(&place, 2 * span, lbads, method(), CacheMode::None);
+                let mut image =
+                    Image::file_with(&place, 2 * span, lbads, method(), CacheMode::None, Host::Lone);
                 let file = direct(&image.path);
                 let alone = |depth| {
                     let mut linked = Linked::new(depth);
@@ -162,7 +163,7 @@ impl Row {
         let place = Place::plain();
         let span = 64 * MIB;
         let mut image = match medium {
-            Medium::Memory => Image::memory(2 * span, lbads),
+            Medium::Memory => Image::memory(2 * span, lbads, Host::Lone),
             Medium::File | Medium::Direct => Image::file(&place, 2 * span, lbads),
         };
         let blocks = span >> lbads;
@@ -212,7 +213,8 @@ impl Row {
 
     fn rate(&self) {
         let place = Place::plain();
-        let mut image = Image::file_by(&place, 2 * GIB, 12, Method::Bounce);
+        let mut image =
+            Image::file_with(&place, 2 * GIB, 12, Method::Bounce, CacheMode::Writeback, Host::Threaded);
         let (during, alone) = beside(&mut image.driver, 32);
         let rate = |runs: &[Reads]| {
             let mut rates: Vec<f64> =
@@ -232,7 +234,7 @@ impl Row {
     }
 
     fn latency(&self) {
-        let mut image = Image::memory(2 * GIB, 12);
+        let mut image = Image::memory(2 * GIB, 12, Host::Threaded);
         let (mut during, mut alone) = beside(&mut image.driver, 1);
         for run in during.iter_mut().chain(&mut alone) {
             run.latencies.sort();
@@ -272,9 +274,9 @@ struct Image {
 }
 
 impl Image {
-    fn memory(len: u64, lbads: u8) -> Self {
+    fn memory(len: u64, lbads: u8, host: Host) -> Self {
         let backend: SharedBackend = Arc::new(MemoryBackend::new(len).expect("memory"));
-        let mut driver = Driver::new(backend, lbads, EngineKind::Auto, method());
+        let mut driver = Driver::new(backend, lbads, EngineKind::Auto, method(), host);
         // Written once, so that neither side pays for first touches.
         driver.run(1, &sweep(lbads, MIB.min(len / 2), 1, len / 2));
         touch(&mut driver, len, lbads);
@@ -282,14 +284,10 @@ impl Image {
     }
 
     fn file(place: &Place, len: u64, lbads: u8) -> Self {
-        Self::file_by(place, len, lbads, method())
+        Self::file_with(place, len, lbads, method(), CacheMode::Writeback, Host::Lone)
     }
 
-    fn file_by(place: &Place, len: u64, lbads: u8, method: Method) -> Self {
-        Self::file_with(place, len, lbads, method, CacheMode::Writeback)
-    }
-
-    fn file_with(place: &Place, len: u64, lbads: u8, method: Method, cache: CacheMode) -> Self {
+    fn file_with(place: &Place, len: u64, lbads: u8, method: Method, cache: CacheMode, host: Host) -> Self {
         let path = place.path().join("image");
         let file = File::create(&path).expect("image");
         file.set_len(len).expect("length");
@@ -298,7 +296,8 @@ impl Image {
         let unit = 1 << lbads;
         let options = RawOptions { locking: false, cache, unit, ..RawOptions::new(&path) };
         let backend = RawBackend::open(options).expect("open");
-        Self { driver: Driver::new(Arc::new(backend), lbads, EngineKind::Auto, method), path }
+        let driver = Driver::new(Arc::new(backend), lbads, EngineKind::Auto, method, host);
+        Self { driver, path }
     }
 }
 

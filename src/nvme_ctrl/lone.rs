@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use super::doorbells::Doorbells;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
-use super::worker::{Core, FromWorker, Mailbox, ToWorker};
+use super::worker::{Core, FromWorker, Look, Mailbox, Park, Poll, ToWorker};
 use crate::backend::engine::Engine;
 use crate::memory::DmaMap;
 use crate::namespace::Namespaces;
@@ -25,6 +26,7 @@ impl InterruptSink for Nobody {
 /// See the module docs. It has one queue pair, with QID 1 for both.
 pub struct Lone {
     core: Core,
+    park: Park,
     shared: Arc<Shared>,
     messages: Receiver<FromWorker>,
 }
@@ -58,7 +60,7 @@ impl Lone {
         let mut core = Core::new(Arc::clone(&shared), engine, Mailbox { sender, wake: Arc::new(|| {}) });
         core.message(ToWorker::CreateCq(CompletionQueue::new(1, Some(1), cq, entries.into())));
         core.message(ToWorker::CreateSq(SubmissionQueue::new(1, 1, sq, entries.into())));
-        Self { core, shared, messages }
+        Self { core, park: Park::new(Poll::Adaptive, false), shared, messages }
     }
 
     /// Rings the tail doorbell of the submission queue.
@@ -81,5 +83,18 @@ impl Lone {
             panic!("{message:?}");
         }
         busy
+    }
+
+    /// One turn, and if there was nothing to do the rest that a worker's thread takes then: it looks again for a while,
+    /// then sleeps until something completes, a millisecond at most.
+    ///
+    /// # Panics
+    /// As [`turn`](Self::turn).
+    pub fn work(&mut self) {
+        if self.turn() {
+            self.park.busy();
+        } else if self.park.look_again() == Look::Sleep {
+            self.core.sleep(Some(Duration::from_millis(1)));
+        }
     }
 }

@@ -26,8 +26,7 @@ use super::shared::Shared;
 use crate::backend::engine::{Engine, Waker};
 
 pub use self::core::Core;
-pub use self::park::Poll;
-use self::park::{Look, Park};
+pub use self::park::{Look, Park, Poll};
 use self::sleeper::Sleeper;
 
 /// What `sleeper` is made of; its test has others in this place.
