@@ -64,6 +64,8 @@ struct Queue {
     /// Threads that wait for work, and of those that have been told of some and do not run yet.
     idle: usize,
     called: usize,
+    /// Threads that look for work and need not be told.
+    looking: usize,
     alive: usize,
     stop: bool,
 }
@@ -113,7 +115,8 @@ impl Queue {
 
     /// How many of the waiting threads are to be called for what can start.
     fn call(&mut self) -> usize {
-        let call = self.startable().saturating_sub(self.called).min(self.idle - self.called);
+        let unseen = self.startable().saturating_sub(self.called + self.looking);
+        let call = unseen.min(self.idle - self.called);
         self.called += call;
         call
     }
@@ -284,8 +287,8 @@ impl Drop for PoolEngine {
 
 impl Shared {
     fn run(&self) {
-        let mut look = false;
-        while let Some((tag, mut job)) = self.take(look) {
+        let mut ended = None;
+        while let Some((tag, mut job)) = self.take(ended) {
             while let Some(call) = job.next_call() {
                 if call == Call::Wait {
                     // Who holds what it waits for is on another thread, or in another engine, and not waiting.
@@ -299,17 +302,10 @@ impl Shared {
                     break;
                 }
             }
-            let kind = job.kind();
-            look = kind == JobKind::Relay;
-            let ended = job.finish(tag);
-            if matches!(kind, JobKind::Copy | JobKind::Relay) {
-                // This thread looks for work again itself, and finds what waited for it, if there is anything.
-                let mut queue = lock(&self.queue);
-                queue.ended(kind);
-                self.waiting.store(queue.startable(), Ordering::Relaxed);
-            }
+            ended = Some(job.kind());
+            let completion = job.finish(tag);
             let mut done = lock(&self.done);
-            done.list.push(ended);
+            done.list.push(completion);
             let wake = std::mem::take(&mut done.asleep);
             drop(done);
             if wake {
@@ -320,18 +316,21 @@ impl Shared {
         self.idle.notify_all();
     }
 
-    /// The next job, once there is one; `None` at the end. `look`: there may well be one soon.
-    fn take(&self, look: bool) -> Option<(Tag, FileJob)> {
-        if look {
-            let since = Instant::now();
-            while self.waiting.load(Ordering::Relaxed) == 0
-                && !self.stopping.load(Ordering::Relaxed)
-                && since.elapsed() < LOOK
-            {
-                std::thread::yield_now();
-            }
-        }
+    /// The next job, once there is one; `None` at the end. `ended`: the kind of the last one.
+    fn take(&self, ended: Option<JobKind>) -> Option<(Tag, FileJob)> {
         let mut queue = lock(&self.queue);
+        if let Some(kind) = ended {
+            queue.ended(kind);
+        }
+        // A host that waits for a short copy has the next one soon.
+        if ended == Some(JobKind::Relay) && queue.startable() == 0 && !queue.stop {
+            queue.looking += 1;
+            self.waiting.store(0, Ordering::Relaxed);
+            drop(queue);
+            self.look();
+            queue = lock(&self.queue);
+            queue.looking -= 1;
+        }
         while queue.startable() == 0 && !queue.stop {
             queue.idle += 1;
             queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -342,6 +341,17 @@ impl Shared {
         let job = if queue.stop { None } else { queue.pop() };
         self.waiting.store(queue.startable(), Ordering::Relaxed);
         job
+    }
+
+    /// Until there is something to do, or for a moment.
+    fn look(&self) {
+        let since = Instant::now();
+        while self.waiting.load(Ordering::Relaxed) == 0
+            && !self.stopping.load(Ordering::Relaxed)
+            && since.elapsed() < LOOK
+        {
+            std::thread::yield_now();
+        }
     }
 }
 
