@@ -123,6 +123,10 @@ impl JobKind {
     }
 }
 
+/// Tells open images apart as long as jobs of theirs live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ImageId(usize);
+
 /// The call a job makes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -374,6 +378,11 @@ impl FileJob {
     /// What the job is for.
     pub fn kind(&self) -> JobKind {
         self.kind
+    }
+
+    /// Whose job it is.
+    pub(super) fn image(&self) -> ImageId {
+        ImageId(Arc::as_ptr(&self.file).addr())
     }
 
     /// First byte and number of bytes of the operation.

@@ -13,12 +13,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Engine, FileJob, Waker};
 use crate::backend::extents::extent_end;
-use crate::backend::file_job::{Call, JobKind};
+use crate::backend::file_job::{Call, ImageId, JobKind};
 use crate::backend::shortcut::{answer, clone_range, copy_range};
 use crate::backend::{Completion, Tag};
 
-/// Threads that relay beside a ring: one reads while the other writes, which a file lets only one do at a time.
-const RELAYS: usize = 2;
+/// Threads that relay beside a ring. Two for an image, three in all: one that hangs leaves others their Copies.
+const RELAYS: usize = 3;
+/// Relays to one image at a time: one reads while the other writes, which a file lets only one do at a time.
+const RELAYS_OF_ONE: usize = 2;
+/// A relay of fewer bytes waits for the one before it: the two would only wait for each other in the kernel.
+const SHORT: u64 = 128 << 10;
 /// How long a thread that has relayed looks for more before it sleeps: to wake it again costs as much.
 const LOOK: Duration = Duration::from_micros(30);
 
@@ -60,7 +64,7 @@ struct Done {
 struct Queue {
     jobs: VecDeque<(Tag, FileJob)>,
     copies: Limited,
-    relays: Limited,
+    relays: Relays,
     /// Threads that wait for work, and of those that have been told of some and do not run yet.
     idle: usize,
     called: usize,
@@ -96,6 +100,44 @@ impl Limited {
     }
 }
 
+/// As [`Limited`], for [`JobKind::Relay`]s.
+#[derive(Debug, Default)]
+struct Relays {
+    jobs: VecDeque<(Tag, FileJob)>,
+    /// The images to which threads relay.
+    running: Vec<ImageId>,
+    max: usize,
+}
+
+impl Relays {
+    fn next(&self) -> Option<usize> {
+        if self.running.len() >= self.max {
+            return None;
+        }
+        self.jobs.iter().position(|(_, job)| {
+            let beside = self.running.iter().filter(|image| **image == job.image()).count();
+            beside == 0 || (beside < RELAYS_OF_ONE && job.range().1 >= SHORT)
+        })
+    }
+
+    fn pop(&mut self) -> Option<(Tag, FileJob)> {
+        let (tag, job) = self.jobs.remove(self.next()?)?;
+        self.running.push(job.image());
+        Some((tag, job))
+    }
+
+    /// One at most: who begins it calls for the next.
+    fn startable(&self) -> usize {
+        usize::from(self.next().is_some())
+    }
+
+    fn ended(&mut self, image: ImageId) {
+        if let Some(at) = self.running.iter().position(|running| *running == image) {
+            self.running.swap_remove(at);
+        }
+    }
+}
+
 impl Queue {
     fn push(&mut self, tag: Tag, job: FileJob) {
         match job.kind() {
@@ -121,10 +163,10 @@ impl Queue {
         call
     }
 
-    fn ended(&mut self, kind: JobKind) {
+    fn ended(&mut self, kind: JobKind, image: ImageId) {
         match kind {
             JobKind::Copy => self.copies.running -= 1,
-            JobKind::Relay => self.relays.running -= 1,
+            JobKind::Relay => self.relays.ended(image),
             _ => {}
         }
     }
@@ -148,11 +190,11 @@ impl PoolEngine {
     /// Threads for the copies, relays and probes alone of an engine that sleeps by other means, and is woken by `waker`.
     /// One of them neither copies nor relays: a probe is short, and a command waits for it.
     pub(super) fn beside(waker: Waker) -> io::Result<Self> {
-        Self::with(Self::THREADS + 1, Self::THREADS - RELAYS, RELAYS, waker)
+        Self::with(Self::THREADS + 2, Self::THREADS - 2, RELAYS, waker)
     }
 
     fn with(threads: usize, copies: usize, relays: usize, waker: Waker) -> io::Result<Self> {
-        let (copies, relays) = (Limited::of_at_most(copies), Limited::of_at_most(relays));
+        let (copies, relays) = (Limited::of_at_most(copies), Relays { max: relays, ..Relays::default() });
         let mut engine = PoolEngine {
             shared: Arc::new(Shared {
                 queue: Mutex::new(Queue { copies, relays, ..Queue::default() }),
@@ -302,7 +344,7 @@ impl Shared {
                     break;
                 }
             }
-            ended = Some(job.kind());
+            ended = Some((job.kind(), job.image()));
             let completion = job.finish(tag);
             let mut done = lock(&self.done);
             done.list.push(completion);
@@ -316,14 +358,14 @@ impl Shared {
         self.idle.notify_all();
     }
 
-    /// The next job, once there is one; `None` at the end. `ended`: the kind of the last one.
-    fn take(&self, ended: Option<JobKind>) -> Option<(Tag, FileJob)> {
+    /// The next job, once there is one; `None` at the end. `ended`: what the last one was.
+    fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<(Tag, FileJob)> {
         let mut queue = lock(&self.queue);
-        if let Some(kind) = ended {
-            queue.ended(kind);
+        if let Some((kind, image)) = ended {
+            queue.ended(kind, image);
         }
         // A host that waits for a short copy has the next one soon.
-        if ended == Some(JobKind::Relay) && queue.startable() == 0 && !queue.stop {
+        if matches!(ended, Some((JobKind::Relay, _))) && queue.startable() == 0 && !queue.stop {
             queue.looking += 1;
             self.waiting.store(0, Ordering::Relaxed);
             drop(queue);
@@ -340,6 +382,11 @@ impl Shared {
         }
         let job = if queue.stop { None } else { queue.pop() };
         self.waiting.store(queue.startable(), Ordering::Relaxed);
+        let call = queue.call();
+        drop(queue);
+        for _ in 0..call {
+            self.work.notify_one();
+        }
         job
     }
 
@@ -402,7 +449,8 @@ mod tests {
     use super::*;
     use crate::backend::conformance::pool;
     use crate::backend::image_file::{ImageFile, Tap};
-    use crate::backend::{BackendError, Op};
+    use crate::backend::relay::Relay;
+    use crate::backend::{BackendError, MemoryBackend, Op};
 
     /// Calls hang until the test lets them go.
     #[derive(Debug)]
@@ -413,7 +461,10 @@ mod tests {
 
     impl Tap for Hang {
         fn issued(&self, _: &Call, _: &[u8]) -> u64 {
-            self.started.send(()).expect("the test listens");
+            // Where the test no longer listens it does not want it to hang either.
+            if self.started.send(()).is_err() {
+                return 0;
+            }
             let _ = lock(&self.go).recv();
             0
         }
@@ -445,6 +496,54 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(has_started.recv_timeout(Duration::from_millis(10)).is_err());
+    }
+
+    fn relay(target: &Arc<ImageFile>, len: usize) -> FileJob {
+        let source = tempfile::tempfile().expect("a file for the test");
+        source.set_len(1 << 20).expect("it has a length");
+        let pieces = crate::backend::Pieces::from(&[(0, len as u64)][..]);
+        let relay = Relay::new(Arc::new(ImageFile::new(source, None)), pieces.clone());
+        let any = Arc::new(MemoryBackend::new(1).expect("the memory is there"));
+        let op = Op::Relay { source: any, pieces, offset: 0, buf: pool(vec![0; len]), fua: false };
+        FileJob::relay(Arc::clone(target), op, relay)
+    }
+
+    /// Two images hang, and every relay to them that may run does; others are done meanwhile, and a probe is too.
+    #[test]
+    fn a_hung_relay_leaves_other_images_theirs() {
+        let (started, has_started) = sync_channel(8);
+        let (let_go, go) = sync_channel::<()>(0);
+        let hang: Arc<dyn Tap> = Arc::new(Hang { started, go: Mutex::new(go) });
+        let file = |tap| {
+            let file = tempfile::tempfile().expect("a file for the test");
+            Arc::new(ImageFile::new(file, tap))
+        };
+        let (hung, well) = (file(Some(Arc::clone(&hang))), file(None));
+        let mut engine = PoolEngine::beside(Waker::new().expect("a waker")).expect("the threads start");
+        // One that is short begins beside no other; long ones go two at a time.
+        for n in 0..4 {
+            engine.submit(Tag(n), relay(&hung, if n == 0 { 4096 } else { SHORT as usize }));
+        }
+        for n in 10..20 {
+            engine.submit(Tag(n), relay(&well, 4096));
+        }
+        let mut out = Vec::new();
+        while out.len() < 10 {
+            engine.wait(None);
+            engine.reap(&mut out);
+        }
+        assert!(out.iter().all(|done| done.tag.0 >= 10 && done.result.is_ok()), "{out:?}");
+        has_started.recv().expect("one began");
+        has_started.recv().expect("and one beside it");
+        assert!(has_started.recv_timeout(Duration::from_millis(10)).is_err(), "not a third");
+        drop(let_go);
+        drop(has_started);
+        out.clear();
+        while out.len() < 4 {
+            engine.wait(None);
+            engine.reap(&mut out);
+        }
+        assert_eq!(engine.in_flight(), 0);
     }
 
     #[test]
