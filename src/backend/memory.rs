@@ -87,6 +87,7 @@ pub struct MemoryBackend {
     page: usize,
     written: PageMap,
     huge: HugeParts,
+    read_only: bool,
 }
 
 impl MemoryBackend {
@@ -121,7 +122,13 @@ impl MemoryBackend {
             // SAFETY: no pointer is passed. Linux knows this name on every machine.
             page: unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize,
             huge: if huge { HugeParts::new(len)? } else { HugeParts::default() },
+            read_only: false,
         })
+    }
+
+    /// The same, refusing writes if `read_only`: it stays all zero.
+    pub fn protected(self, read_only: bool) -> Self {
+        MemoryBackend { read_only, ..self }
     }
 
     /// The bytes `offset..offset + len` of the image.
@@ -141,7 +148,7 @@ impl MemoryBackend {
     }
 
     fn execute(&self, op: &mut Op) -> Result<(), BackendError> {
-        op.check(self.len(), false)?;
+        op.check(self.len(), self.read_only)?;
         let (offset, len) = op.range();
         // The check holds both below the length of the mapping, which is a usize.
         let (offset, len) = (offset as usize, len as usize);
@@ -382,7 +389,7 @@ impl Backend for MemoryBackend {
     }
 
     fn read_only(&self) -> bool {
-        false
+        self.read_only
     }
 
     fn submit(&self, tag: Tag, mut op: Op, _engine: &mut dyn Engine) -> Option<Completion> {
@@ -403,6 +410,9 @@ impl Backend for MemoryBackend {
     }
 
     fn write_now(&self, offset: u64, from: &Transient<'_>) -> Result<(), BackendError> {
+        if self.read_only {
+            return Err(BackendError::ReadOnly);
+        }
         let result = self.transfer_now(offset, from, |image, piece| piece.copy_to_volatile_slice(image));
         if let (Ok(offset), true) = (usize::try_from(offset), result.is_ok()) {
             self.wrote(offset, from.len());
@@ -588,6 +598,29 @@ mod tests {
     fn own_pages_after(backend: &MemoryBackend, mut op: Op) -> usize {
         backend.execute(&mut op).expect("the operation succeeds");
         own_pages(backend)
+    }
+
+    /// By whichever way a write comes; reads go on.
+    #[test]
+    fn a_protected_image_refuses_writes() {
+        let source = std::sync::Arc::new(MemoryBackend::new(1 << 20).expect("the memory is there"));
+        let image = MemoryBackend::new(1 << 20).expect("the memory is there").protected(true);
+        assert!(image.read_only() && !source.read_only());
+        let (from, len, how) = (0, 8192, Shortcut::MemMove);
+        let pieces = [(0, 4096), (8192, 4096)].into_iter().collect();
+        for mut op in [
+            Op::Write { offset: 0, buf: pool(vec![1; 512]), fua: false },
+            Op::WriteZeroes { offset: 0, len, unmap: true, fua: false },
+            Op::Discard { offset: 0, len },
+            Op::CopyFrom { source: source.clone(), from, offset: 0, len, how },
+            Op::MoveFrom { source, pieces, offset: 0, len },
+        ] {
+            assert!(matches!(image.execute(&mut op), Err(BackendError::ReadOnly)), "{op:?}");
+        }
+        let now = image.write_now(0, &Transient::default());
+        assert!(matches!(now, Err(BackendError::ReadOnly)));
+        image.execute(&mut Op::Read { offset: 0, buf: pool(vec![1; 512]) }).expect("the read succeeds");
+        image.execute(&mut Op::Flush).expect("nothing to flush");
     }
 
     #[test]
