@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use smallvec::SmallVec;
 
 use crate::config::{self, Config, ConfigError, NvmeConfig, start_line};
 use crate::copy;
@@ -44,6 +45,21 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     log::info!("serving with {kind}; Copy formats {:#06x}", copy::OCFS);
     server.serve(&signals);
     Ok(server.farewell())
+}
+
+/// What has something to be read (or is over, or may be written to again): nothing else is asked, for each question is a
+/// system call, and a trapped doorbell waits for all of them.
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    signals: bool,
+    wake: bool,
+    session: bool,
+    door: bool,
+}
+
+impl Ready {
+    /// Not known: ask everybody.
+    const ALL: Self = Ready { signals: true, wake: true, session: true, door: true };
 }
 
 /// The listening socket, the device behind it, and the client if there is one.
@@ -98,22 +114,22 @@ impl Server {
 
     /// Serves until a signal asks to stop.
     pub fn serve(&mut self, signals: &Signals) {
-        let mut patience = None;
+        let mut ready = Ready::ALL;
         while !signals.terminate() {
-            if signals.dump() {
+            if ready.signals && signals.dump() {
                 self.device.controller.dump();
             }
-            let busy = self.turn();
-            if !busy {
-                self.wait(signals.fd(), patience);
-            }
-            patience = self.accept();
+            let busy = self.turn(ready);
+            let patience = if ready.door { self.accept() } else { None };
+            ready = self.wait(signals.fd(), patience, busy);
         }
     }
 
     /// One round without waiting. True when another should follow at once.
-    fn turn(&mut self) -> bool {
-        self.clear_wake();
+    fn turn(&mut self, ready: Ready) -> bool {
+        if ready.wake {
+            self.clear_wake();
+        }
         let now = Instant::now();
         guarded::guard(&mut self.device, |device| {
             device.controller.on_messages();
@@ -124,7 +140,7 @@ impl Server {
         let mut device = Guarded(&mut self.device);
         let pumped = match answer {
             Some(result) => session.finish(result, &mut device),
-            None if session.is_waiting() => return false,
+            None if session.is_waiting() || !ready.session => return false,
             None => session.pump(&mut device),
         };
         match pumped {
@@ -180,13 +196,12 @@ impl Server {
         self.session.is_some() || self.device.is_vacant(Instant::now())
     }
 
-    fn wait(&mut self, signals: BorrowedFd<'_>, pause: Option<Duration>) {
+    /// Waits until there is something to do, and says where; `busy`: does not wait, for the session has more to do.
+    fn wait(&mut self, signals: BorrowedFd<'_>, pause: Option<Duration>, busy: bool) -> Ready {
         let open = self.is_open();
-        let mut fds = vec![PollFd::from_borrowed_fd(signals, PollFlags::IN)];
+        let mut fds: SmallVec<[PollFd<'_>; 4]> = SmallVec::new();
+        fds.push(PollFd::from_borrowed_fd(signals, PollFlags::IN));
         fds.push(PollFd::new(&*self.wake, PollFlags::IN));
-        if pause.is_none() && open {
-            fds.push(PollFd::new(&self.listener, PollFlags::IN));
-        }
         if let Some(session) = &self.session {
             let interest = session.interest();
             let mut flags = PollFlags::empty();
@@ -194,8 +209,12 @@ impl Server {
             flags.set(PollFlags::OUT, interest.write);
             fds.push(PollFd::new(session, flags));
         }
+        if pause.is_none() && open {
+            fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
         let until = self.device.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = [until, pause].into_iter().flatten().min().map(|duration| Timespec {
+        let now = busy.then_some(Duration::ZERO);
+        let timeout = [until, pause, now].into_iter().flatten().min().map(|duration| Timespec {
             tv_sec: duration.as_secs() as i64,
             // Rounded up, so that what is due is due when poll returns.
             tv_nsec: i64::from(duration.subsec_nanos()) + 1,
@@ -203,7 +222,18 @@ impl Server {
         let timeout = timeout
             .map(|t| if t.tv_nsec < 1_000_000_000 { t } else { Timespec { tv_nsec: 999_999_999, ..t } });
         // An interrupted wait is as good as an event: the next round looks at everything.
-        let _ = poll(&mut fds, timeout.as_ref());
+        if poll(&mut fds, timeout.as_ref()).is_err() {
+            return Ready::ALL;
+        }
+        // Whatever is reported of a descriptor (its end too) is for its owner to see.
+        let has = |at: usize| fds.get(at).is_some_and(|fd: &PollFd<'_>| !fd.revents().is_empty());
+        let session = usize::from(self.session.is_some());
+        Ready {
+            signals: has(0),
+            wake: has(1),
+            session: busy || (session == 1 && has(2)),
+            door: has(2 + session),
+        }
     }
 
     /// Drains, flushes and stops, within [`FAREWELL`].

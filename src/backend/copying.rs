@@ -245,6 +245,57 @@ fn within_memory() {
     }
 }
 
+/// Scattered pieces, of data and of nothing, within and across two images, against two vectors of bytes.
+#[test]
+fn pieces_in_memory() {
+    let memory = || -> SharedBackend { Arc::new(MemoryBackend::new(LEN).expect("the memory is there")) };
+    let mut pair = Pair::new([memory(), memory()], EngineKind::Threads);
+    let mut random = Random(5);
+    let mut model = [vec![0u8; LEN as usize], vec![0u8; LEN as usize]];
+    for round in 0..300 {
+        let (source, to) = (random.below(2) as usize, random.below(2) as usize);
+        let at = random.below(LEN - 5000);
+        let bytes = random.bytes(5000);
+        pair.write(source, at, &bytes);
+        model[source][at as usize..at as usize + 5000].copy_from_slice(&bytes);
+        // The lower half goes to the upper one, so that nothing overlaps.
+        let longest = [600, 20_000][random.below(2) as usize];
+        let pieces: Vec<(u64, u64)> = (0..1 + random.below(20))
+            .map(|_| (random.below(LEN / 2 - longest), 1 + random.below(longest)))
+            .collect();
+        let len: u64 = pieces.iter().map(|(_, len)| len).sum();
+        let offset = LEN / 2 + random.below(LEN / 2 - len + 1);
+        let all: Vec<u8> = pieces
+            .iter()
+            .flat_map(|&(from, len)| &model[source][from as usize..(from + len) as usize])
+            .copied()
+            .collect();
+        model[to][offset as usize..(offset + len) as usize].copy_from_slice(&all);
+        let images = Arc::clone(&pair.images[source]);
+        pair.ok(to, Op::MoveFrom { source: images, pieces: pieces.into(), offset, len });
+        pair.ok(to, Op::Probe { offset, len });
+        if round % 30 == 29 {
+            for (image, model) in model.iter().enumerate() {
+                assert!(pair.read(image) == *model, "image {image} differs, round {round}");
+            }
+        }
+    }
+    // Nothing is moved that is not all there.
+    for (pieces, offset, len) in [
+        (vec![(0, 512), (LEN - 511, 512)], 4096, 1024),
+        (vec![(0, 512), (0, 512)], LEN - 1023, 1024),
+        (vec![(0, 512), (1024, 512)], 4096, 1023),
+        (vec![(0, 512), (1024, 0)], 4096, 512),
+        (vec![(0, u64::MAX), (1024, 513)], 4096, 512),
+        (vec![(u64::MAX, 512), (1024, 512)], 4096, 1024),
+    ] {
+        let source = Arc::clone(&pair.images[0]);
+        let result = pair.run(1, Op::MoveFrom { source, pieces: pieces.into(), offset, len });
+        assert!(matches!(result, Err(BackendError::Truncated)), "{result:?}");
+    }
+    assert!(pair.read(1) == model[1]);
+}
+
 /// All that holds on any file system, for each engine and each way it has.
 fn on_file_system(folder: &Path) {
     for kind in engines() {

@@ -259,7 +259,7 @@ impl FileJob {
             Op::Flush => (JobKind::Flush, false),
             Op::WriteZeroes { fua, .. } => (JobKind::WriteZeroes, *fua),
             Op::Discard { .. } => (JobKind::Discard, false),
-            Op::CopyFrom { .. } => (JobKind::Copy, false),
+            Op::CopyFrom { .. } | Op::MoveFrom { .. } => (JobKind::Copy, false),
             Op::Probe { .. } => (JobKind::Probe, false),
             Op::Relay { fua, .. } => (JobKind::Relay, *fua),
         };
@@ -280,7 +280,7 @@ impl FileJob {
             Op::Discard { .. } if file.can(Ability::PunchHole) => Stage::PunchHole,
             Op::Probe { .. } => Stage::FindHole,
             // A copy is made by `FileJob::copy`.
-            Op::Discard { .. } | Op::CopyFrom { .. } => Stage::Done,
+            Op::Discard { .. } | Op::CopyFrom { .. } | Op::MoveFrom { .. } => Stage::Done,
         };
         let bounces = uneven.is_some();
         if bounces && matches!(stage, Stage::Read | Stage::Write { .. } | Stage::WriteZeroes) {

@@ -16,7 +16,10 @@ use super::page_map::{GRANULE, PageMap};
 use super::{Backend, BackendError, Completion, IoBuf, Nature, Op, Shortcut, Shortcuts, Tag};
 use crate::memory::Transient;
 
-const ZEROES: [u8; 4096] = [0; 4096];
+/// As many as are looked at in one step.
+const ZEROES: [u8; 4 * LINE] = [0; 4 * LINE];
+/// A page at most is left alone or moved as a whole.
+const PAGE: usize = 4096;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -50,13 +53,28 @@ fn is_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
 #[inline(never)]
 fn is_all_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
     let mut bytes = [0; ZEROES.len()];
-    let (Some(bytes), Some(zeroes), Ok(part)) =
-        (bytes.get_mut(..len), ZEROES.get(..len), slice.subslice(at, len))
-    else {
-        return false;
-    };
-    part.copy_to(bytes);
-    bytes == zeroes
+    // In small steps: what is not zero shows early.
+    (0..len).step_by(bytes.len()).all(|done| {
+        let now = bytes.len().min(len - done);
+        let (Some(bytes), Ok(part)) = (bytes.get_mut(..now), slice.subslice(at + done, now)) else {
+            return false;
+        };
+        part.copy_to(bytes);
+        ZEROES.get(..now) == Some(bytes)
+    })
+}
+
+/// Bytes of the image that have been moved to and are not yet marked as written.
+struct Moved {
+    start: usize,
+    end: usize,
+}
+
+impl Moved {
+    /// None, before those at `offset`.
+    fn at(offset: usize) -> Self {
+        Moved { start: offset, end: offset }
+    }
 }
 
 /// See the module docs.
@@ -69,6 +87,7 @@ pub struct MemoryBackend {
     page: usize,
     written: PageMap,
     huge: HugeParts,
+    read_only: bool,
 }
 
 impl MemoryBackend {
@@ -103,7 +122,13 @@ impl MemoryBackend {
             // SAFETY: no pointer is passed. Linux knows this name on every machine.
             page: unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize,
             huge: if huge { HugeParts::new(len)? } else { HugeParts::default() },
+            read_only: false,
         })
+    }
+
+    /// The same, refusing writes if `read_only`: it stays all zero.
+    pub fn protected(self, read_only: bool) -> Self {
+        MemoryBackend { read_only, ..self }
     }
 
     /// The bytes `offset..offset + len` of the image.
@@ -123,7 +148,7 @@ impl MemoryBackend {
     }
 
     fn execute(&self, op: &mut Op) -> Result<(), BackendError> {
-        op.check(self.len(), false)?;
+        op.check(self.len(), self.read_only)?;
         let (offset, len) = op.range();
         // The check holds both below the length of the mapping, which is a usize.
         let (offset, len) = (offset as usize, len as usize);
@@ -147,11 +172,17 @@ impl MemoryBackend {
                 (Nature::Memory(source), Shortcut::MemMove) => self.move_from(source, *from, offset, len),
                 _ => Err(BackendError::NoShortcut),
             },
+            Op::MoveFrom { source, pieces, .. } => match source.nature() {
+                Nature::Memory(source) => self.move_pieces(source, pieces, offset),
+                _ => Err(BackendError::NoShortcut),
+            },
             Op::Relay { .. } => Err(BackendError::NoShortcut),
         };
         // After a failure too, for it has written something. Zeroes copied over zeroes have been written as well,
         // though they are worth no huge page.
-        if matches!(op, Op::CopyFrom { .. }) && !matches!(result, Err(BackendError::NoShortcut)) {
+        if matches!(op, Op::CopyFrom { .. } | Op::MoveFrom { .. })
+            && !matches!(result, Err(BackendError::NoShortcut))
+        {
             self.written.mark(offset, len);
         }
         result
@@ -203,9 +234,35 @@ impl MemoryBackend {
             from.copy_to_volatile_slice(to);
             self.wrote(offset, len);
         } else {
-            self.move_what_is_not_zero(&from, &to, offset)?;
+            let mut moved = Moved::at(offset);
+            self.move_what_is_not_zero(&from, &to, &mut moved)?;
+            self.wrote_run(&moved);
         }
         Ok(())
+    }
+
+    /// Moves `pieces` of `source`, one behind the other, to `offset`, where none of them lies.
+    fn move_pieces(
+        &self,
+        source: &MemoryBackend,
+        pieces: &[(u64, u64)],
+        offset: usize,
+    ) -> Result<(), BackendError> {
+        let mut moved = Moved::at(offset);
+        for &(from, len) in pieces {
+            let (from, len) = (usize::try_from(from), usize::try_from(len));
+            let (Ok(from), Ok(len)) = (from, len) else { return Err(BackendError::Truncated) };
+            let to = self.slice(moved.end, len)?;
+            self.move_what_is_not_zero(&source.slice(from, len)?, &to, &mut moved)?;
+        }
+        self.wrote_run(&moved);
+        Ok(())
+    }
+
+    fn wrote_run(&self, moved: &Moved) {
+        if moved.start < moved.end {
+            self.wrote(moved.start, moved.end - moved.start);
+        }
     }
 
     /// Do the two slices share a byte?
@@ -214,22 +271,21 @@ impl MemoryBackend {
         std::ptr::eq(self, source) && address(from).abs_diff(address(to)) < from.len()
     }
 
-    /// What is zero in a page of `to` and is to be zero is left alone: most likely neither it nor its source was
+    /// Moves `from` to `to`, which begins where `moved` ends. What is zero in a page of `to` and is to be zero is left alone: most likely neither it nor its source was
     /// ever written, and writing zeroes would cost it memory. Whoever writes there meanwhile wrote after us.
     fn move_what_is_not_zero(
         &self,
         from: &VolatileSlice<'_>,
         to: &VolatileSlice<'_>,
-        offset: usize,
+        moved: &mut Moved,
     ) -> Result<(), BackendError> {
         let beyond = |_| BackendError::Truncated;
-        let page = self.page.min(ZEROES.len());
-        let len = to.len();
+        let page = self.page.min(PAGE);
+        let (offset, len) = (moved.end, to.len());
         let move_run = |start: usize, end: usize| -> Result<(), BackendError> {
             if start < end {
                 let run = from.subslice(start, end - start).map_err(beyond)?;
                 run.copy_to_volatile_slice(to.subslice(start, end - start).map_err(beyond)?);
-                self.wrote(offset + start, end - start);
             }
             Ok(())
         };
@@ -242,12 +298,17 @@ impl MemoryBackend {
             let piece = end.min(len) - at;
             if is_zero(from, at, piece) && is_zero(to, at, piece) {
                 move_run(start, at)?;
+                moved.end = offset + at;
+                self.wrote_run(moved);
                 start = at + piece;
+                *moved = Moved::at(offset + start);
             }
             at += piece;
             end += page;
         }
-        move_run(start, len)
+        move_run(start, len)?;
+        moved.end = offset + len;
+        Ok(())
     }
 
     fn zero(&self, offset: usize, len: usize) -> Result<(), BackendError> {
@@ -328,7 +389,7 @@ impl Backend for MemoryBackend {
     }
 
     fn read_only(&self) -> bool {
-        false
+        self.read_only
     }
 
     fn submit(&self, tag: Tag, mut op: Op, _engine: &mut dyn Engine) -> Option<Completion> {
@@ -349,6 +410,9 @@ impl Backend for MemoryBackend {
     }
 
     fn write_now(&self, offset: u64, from: &Transient<'_>) -> Result<(), BackendError> {
+        if self.read_only {
+            return Err(BackendError::ReadOnly);
+        }
         let result = self.transfer_now(offset, from, |image, piece| piece.copy_to_volatile_slice(image));
         if let (Ok(offset), true) = (usize::try_from(offset), result.is_ok()) {
             self.wrote(offset, from.len());
@@ -534,6 +598,29 @@ mod tests {
     fn own_pages_after(backend: &MemoryBackend, mut op: Op) -> usize {
         backend.execute(&mut op).expect("the operation succeeds");
         own_pages(backend)
+    }
+
+    /// By whichever way a write comes; reads go on.
+    #[test]
+    fn a_protected_image_refuses_writes() {
+        let source = std::sync::Arc::new(MemoryBackend::new(1 << 20).expect("the memory is there"));
+        let image = MemoryBackend::new(1 << 20).expect("the memory is there").protected(true);
+        assert!(image.read_only() && !source.read_only());
+        let (from, len, how) = (0, 8192, Shortcut::MemMove);
+        let pieces = [(0, 4096), (8192, 4096)].into_iter().collect();
+        for mut op in [
+            Op::Write { offset: 0, buf: pool(vec![1; 512]), fua: false },
+            Op::WriteZeroes { offset: 0, len, unmap: true, fua: false },
+            Op::Discard { offset: 0, len },
+            Op::CopyFrom { source: source.clone(), from, offset: 0, len, how },
+            Op::MoveFrom { source, pieces, offset: 0, len },
+        ] {
+            assert!(matches!(image.execute(&mut op), Err(BackendError::ReadOnly)), "{op:?}");
+        }
+        let now = image.write_now(0, &Transient::default());
+        assert!(matches!(now, Err(BackendError::ReadOnly)));
+        image.execute(&mut Op::Read { offset: 0, buf: pool(vec![1; 512]) }).expect("the read succeeds");
+        image.execute(&mut Op::Flush).expect("nothing to flush");
     }
 
     #[test]

@@ -121,6 +121,18 @@ pub enum Op {
         /// By which way.
         how: Shortcut,
     },
+    /// [`Op::CopyFrom`] by [`Shortcut::MemMove`] of several pieces, one behind the other: what is between two of them costs
+    /// more than a short piece does. None of them may overlap the destination.
+    MoveFrom {
+        /// The image to copy from; may be this one.
+        source: SharedBackend,
+        /// What to move: `len` bytes together.
+        pieces: Pieces,
+        /// Byte offset in this image.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// Reads `pieces` of `source` into `buf`, one behind the other, then writes `buf` at `offset`: all in one go, where
     /// that costs less than a [`Op::Read`] and a [`Op::Write`] ([`Shortcuts::relay`]). A failure on the reading side is
     /// [`BackendError::Source`], and nothing has been written then.
@@ -198,7 +210,8 @@ impl Op {
             Op::WriteZeroes { offset, len, .. }
             | Op::Discard { offset, len }
             | Op::Probe { offset, len }
-            | Op::CopyFrom { offset, len, .. } => (*offset, *len),
+            | Op::CopyFrom { offset, len, .. }
+            | Op::MoveFrom { offset, len, .. } => (*offset, *len),
             Op::Flush => (0, 0),
         }
     }
@@ -212,12 +225,13 @@ impl Op {
         let lies_within = |from: u64, len: u64| from.checked_add(count).is_some_and(|end| end <= len);
         let source_has_it = match self {
             Op::CopyFrom { source, from, .. } => lies_within(*from, source.len()),
-            Op::Relay { source, pieces, .. } => {
+            Op::Relay { source, pieces, .. } | Op::MoveFrom { source, pieces, .. } => {
+                let (source, mut sum) = (source.len(), 0_u64);
                 let inside = |&(from, len): &(u64, u64)| {
-                    len > 0 && from.checked_add(len).is_some_and(|end| end <= source.len())
+                    len > 0 && from.checked_add(len).is_some_and(|end| end <= source)
                 };
-                let sum = pieces.iter().try_fold(0, |sum: u64, piece| sum.checked_add(piece.1));
-                pieces.iter().all(inside) && sum == Some(count)
+                let mut add = |len| sum.checked_add(len).map(|more| sum = more).is_some();
+                pieces.iter().all(|piece| inside(piece) && add(piece.1)) && sum == count
             }
             _ => true,
         };

@@ -191,6 +191,9 @@ impl Backend for RawBackend {
                     }
                 }
             }
+            Op::MoveFrom { .. } => {
+                return Some(Completion { tag, result: Err(BackendError::NoShortcut), buf: None });
+            }
             Op::Relay { .. } => match self.relay_job(op) {
                 Ok(job) => job,
                 Err(op) => {

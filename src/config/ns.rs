@@ -357,7 +357,7 @@ pub(super) const TABLE: Table<NsDraft> = Table {
                 Ok(())
             };
         "readonly" = "on|off", Def::Value("off"), "on",
-            "The image is opened for reading only and the guest cannot write",
+            "The image is opened for reading only and the guest cannot write (memory stays all zero)",
             |d, v| { d.readonly = value::switch(v)?; Ok(()) };
         "locking" = "on|off", Def::Value("on"), "off",
             "Lock the image against other processes, as QEMU does; off: two may destroy it together",

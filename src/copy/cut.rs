@@ -40,8 +40,12 @@ pub(super) struct Piece<'a> {
 impl CopyPlan {
     /// The ranges that fill some of `stretch`.
     pub(super) fn ranges_in(&self, stretch: Stretch) -> impl Iterator<Item = &PlannedRange> {
-        let first = self.ranges.partition_point(|range| range.at + range.src.len <= stretch.start);
-        self.ranges.iter().skip(first).take_while(move |range| range.at < stretch.end)
+        self.ranges.iter().skip(self.first_in(stretch)).take_while(move |range| range.at < stretch.end)
+    }
+
+    /// The index of the first range that fills some of `stretch`.
+    fn first_in(&self, stretch: Stretch) -> usize {
+        self.ranges.partition_point(|range| range.at + range.src.len <= stretch.start)
     }
 
     /// The part of the destination that `len` bytes from `offset` of a source lie in.
@@ -59,26 +63,28 @@ impl CopyPlan {
 /// The piece that starts at `pos` and goes on to `end` at most: as many ranges as continue each other in one source.
 /// `None` at `end`.
 pub(super) fn piece(plan: &CopyPlan, pos: u64, end: u64) -> Option<Piece<'_>> {
-    let mut ranges = plan.ranges_in(Stretch { start: pos, end });
-    let first = ranges.next().filter(|_| pos < end)?;
-    let offset = first.src.offset + (pos - first.at);
-    let mut to = Stretch { start: pos, end: end.min(first.at + first.src.len) };
-    for range in ranges {
-        if range.ns.nsid != first.ns.nsid || range.src.offset != offset + to.len() {
-            break;
-        }
-        to.end = end.min(range.at + range.src.len);
-    }
-    Some(Piece { ns: &first.ns, offset, to })
+    pieces(plan, Stretch { start: pos, end }).next()
 }
 
-/// All pieces of a stretch.
+/// All pieces of a stretch. The ranges are searched for its start once.
 pub(super) fn pieces(plan: &CopyPlan, stretch: Stretch) -> impl Iterator<Item = Piece<'_>> {
     let mut pos = stretch.start;
+    let mut index = plan.first_in(stretch);
     std::iter::from_fn(move || {
-        let piece = piece(plan, pos, stretch.end)?;
-        pos = piece.to.end;
-        Some(piece)
+        let first = plan.ranges.get(index).filter(|_| pos < stretch.end)?;
+        let offset = first.src.offset + (pos - first.at);
+        let mut to = Stretch { start: pos, end: stretch.end.min(first.at + first.src.len) };
+        index += 1;
+        while to.end < stretch.end
+            && let Some(range) = plan.ranges.get(index)
+            && range.ns.nsid == first.ns.nsid
+            && range.src.offset == offset + to.len()
+        {
+            to.end = stretch.end.min(range.at + range.src.len);
+            index += 1;
+        }
+        pos = to.end;
+        Some(Piece { ns: &first.ns, offset, to })
     })
 }
 
@@ -98,7 +104,7 @@ impl Account {
 
     /// A stretch has been written.
     pub fn written(&mut self, plan: &CopyPlan, stretch: Stretch) {
-        let first = plan.ranges.partition_point(|range| range.at + range.src.len <= stretch.start);
+        let first = plan.first_in(stretch);
         for (range, left) in plan.ranges.iter().zip(&mut self.left).skip(first) {
             if range.at >= stretch.end {
                 break;

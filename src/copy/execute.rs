@@ -501,15 +501,8 @@ impl CopyTask {
         {
             return false;
         }
-        let Some(piece) = piece(&self.plan, to.start, to.end) else {
+        let Some(op) = self.direct(how, to) else {
             return false;
-        };
-        let op = Op::CopyFrom {
-            source: piece.ns.backend.clone(),
-            from: piece.offset,
-            offset: self.plan.dst.offset + to.start,
-            len: to.len(),
-            how,
         };
         self.take(next);
         self.file_system += u32::from(how != Shortcut::MemMove);
@@ -519,6 +512,18 @@ impl CopyTask {
         let part = self.part(Part::Direct { how, to });
         submit(part, &self.plan.dst_ns, op);
         true
+    }
+
+    fn direct(&self, how: Shortcut, to: Stretch) -> Option<Op> {
+        let mut rest = pieces(&self.plan, to);
+        let first = rest.next()?;
+        let (source, offset, len) = (first.ns.backend.clone(), self.plan.dst.offset + to.start, to.len());
+        if first.to == to {
+            return Some(Op::CopyFrom { source, from: first.offset, offset, len, how });
+        }
+        let all = [first].into_iter().chain(rest);
+        let pieces = all.map(|piece| (piece.offset, piece.to.len())).collect();
+        Some(Op::MoveFrom { source, pieces, offset, len })
     }
 
     /// Opens a segment to be bounced, if there is memory for it.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::cut::{Stretch, piece};
+use super::cut::{Stretch, pieces};
 use super::plan::CopyPlan;
 use crate::backend::{Shortcut, Shortcuts};
 use crate::namespace::{ByteRange, Method, Namespace};
@@ -25,7 +25,7 @@ pub(super) const SLICE: u64 = 128 << 10;
 /// How a stretch is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// Without a buffer of ours; the stretch is one piece.
+    /// Without a buffer of ours; the stretch is one piece, or several of one source where it is moved in memory.
     Direct(Shortcut),
     /// By reads and one write.
     Bounce,
@@ -133,20 +133,26 @@ impl Ladder {
     }
 
     /// `stretch` in spans, in order, without gaps: for each run of ranges that continue each other the best way that
-    /// still leads there. Neighbouring bounces are one span, so that short ranges are gathered.
+    /// still leads there. Neighbouring bounces are one span, so that short ranges are gathered, and so are those that are
+    /// moved in memory from one source.
     pub fn spans(&self, plan: &CopyPlan, stretch: Stretch) -> Vec<Span> {
         let mut spans: Vec<Span> = Vec::new();
-        let mut pos = stretch.start;
-        while let Some(run) = piece(plan, pos, stretch.end) {
-            pos = run.to.end;
-            let fco = plan.ranges_in(run.to).any(|range| range.fco);
+        let any_fco = plan.ranges_in(stretch).any(|range| range.fco);
+        // The source of the last span.
+        let mut source = None;
+        for run in pieces(plan, stretch) {
+            let fco = any_fco && plan.ranges_in(run.to).any(|range| range.fco);
             for span in self.ways(plan, run.ns, run.offset, run.to, fco) {
+                let together = match span.way {
+                    Way::Bounce => true,
+                    Way::Direct(Shortcut::MemMove) => source == Some(run.ns.nsid),
+                    Way::Direct(_) => false,
+                };
                 match spans.last_mut() {
-                    Some(last) if (last.way, span.way) == (Way::Bounce, Way::Bounce) => {
-                        last.to.end = span.to.end;
-                    }
+                    Some(last) if together && last.way == span.way => last.to.end = span.to.end,
                     _ => spans.push(span),
                 }
+                source = Some(run.ns.nsid);
             }
         }
         spans

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::checks::{Check, CommandView, Fails, ListView, RangeView, TABLE};
 use super::range::{Layout, SourceRange};
-use crate::namespace::{ByteRange, Namespace, Namespaces, NoNamespace};
+use crate::namespace::{ByteRange, Namespace, Namespaces};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
@@ -154,29 +154,18 @@ impl CopyPlan {
 /// both are one namespace even if `namespaces` has changed in between.
 pub fn plan(checked: &Checked, ranges: &[SourceRange], namespaces: &Namespaces) -> Result<CopyPlan, Reject> {
     let Checked { command, dst, .. } = checked;
-    let sources: Vec<Result<&Arc<Namespace>, NoNamespace>> = ranges
-        .iter()
-        .map(|range| match range.snsid {
-            None => Ok(dst),
-            Some(snsid) if snsid == dst.nsid => Ok(dst),
-            Some(snsid) => namespaces.get(snsid),
-        })
-        .collect();
-    let view = ListView {
-        command,
-        dst,
-        cross: checked.layout.cross,
-        total: ranges.iter().map(|range| u64::from(range.nlb)).sum(),
+    let mut total = 0;
+    let source = |range: &SourceRange| match range.snsid {
+        None => Ok(dst),
+        Some(snsid) if snsid == dst.nsid => Ok(dst),
+        Some(snsid) => namespaces.get(snsid),
     };
-    let views = || {
-        let starts = ranges.iter().scan(0, |next, range| {
-            let at = *next;
-            *next += u64::from(range.nlb);
-            Some(at)
-        });
-        let each = ranges.iter().zip(&sources).zip(starts);
-        each.map(|((range, source), at)| RangeView { range, source: source.map(|ns| &**ns), at })
-    };
+    let mut views = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        views.push(RangeView { range, source: source(range), at: total });
+        total += u64::from(range.nlb);
+    }
+    let view = ListView { command, dst, cross: checked.layout.cross, total };
     for check in TABLE {
         match check.fails {
             Fails::Command(_) => {}
@@ -186,28 +175,23 @@ pub fn plan(checked: &Checked, ranges: &[SourceRange], namespaces: &Namespaces) 
                 }
             }
             Fails::Range(fails) => {
-                if let Some(index) = views().position(|range| fails(&view, &range)) {
+                if let Some(index) = fails(&view, &views) {
                     return Err(Reject::by(check, u8::try_from(index).ok()));
                 }
             }
         }
     }
-    lay_out(checked, ranges, &sources, view.total).ok_or(Reject {
+    lay_out(checked, &views, total).ok_or(Reject {
         status: Status::INTERNAL_ERROR,
         range: None,
         what: "the table of checks has a hole",
     })
 }
 
-fn lay_out(
-    checked: &Checked,
-    ranges: &[SourceRange],
-    sources: &[Result<&Arc<Namespace>, NoNamespace>],
-    total: u64,
-) -> Option<CopyPlan> {
+fn lay_out(checked: &Checked, views: &[RangeView<'_>], total: u64) -> Option<CopyPlan> {
     let mut at = 0;
-    let mut planned = Vec::with_capacity(ranges.len());
-    for (range, source) in ranges.iter().zip(sources) {
+    let mut planned = Vec::with_capacity(views.len());
+    for RangeView { range, source, .. } in views {
         let ns = (*source).ok()?.clone();
         let src = ns.facts.bytes(range.slba, u64::from(range.nlb))?;
         planned.push(PlannedRange { ns, src, at, fco: range.fco });

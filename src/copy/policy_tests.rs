@@ -138,6 +138,8 @@ struct Seen {
     written: u64,
     relayed: u64,
     relays: usize,
+    /// Operations that move several pieces of memory.
+    scattered: usize,
     reads: usize,
     writes: usize,
     operations: usize,
@@ -168,12 +170,18 @@ fn extents(nsid: u32, op: &Op) -> (Vec<Extent>, Vec<Extent>) {
             (vec![(source_nsid(source), *from, from + len)], vec![(nsid, *offset, offset + len)])
         }
         Op::Relay { source, pieces, offset, buf, .. } => {
-            let source = source_nsid(source);
-            let reads = pieces.iter().map(|(from, len)| (source, *from, from + len));
-            (reads.collect(), vec![(nsid, *offset, offset + buf.len() as u64)])
+            (pieces_of(source, pieces), vec![(nsid, *offset, offset + buf.len() as u64)])
+        }
+        Op::MoveFrom { source, pieces, offset, len } => {
+            (pieces_of(source, pieces), vec![(nsid, *offset, offset + len)])
         }
         _ => (vec![], vec![]),
     }
+}
+
+fn pieces_of(source: &crate::backend::SharedBackend, pieces: &[(u64, u64)]) -> Vec<Extent> {
+    let source = source_nsid(source);
+    pieces.iter().map(|(from, len)| (source, *from, from + len)).collect()
 }
 
 /// The images have no names; the plan's namespaces hold them.
@@ -271,6 +279,20 @@ impl World {
                     }
                 }
             }
+            Op::MoveFrom { source, pieces, offset, len } => {
+                assert_eq!(nsid, 1);
+                let from = source_nsid(source);
+                assert!(self.case.shortcuts.memmove && self.case.policy.method == Method::Auto);
+                assert!(!self.refused.contains(&(from, Shortcut::MemMove)) && *len <= 128 << 10);
+                assert!(pieces.len() > 1 && pieces.iter().map(|(_, len)| len).sum::<u64>() == *len);
+                let blocks = self.blocks(*offset, *len);
+                assert!(blocks.clone().all(|block| !self.written[block]), "written twice");
+                assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
+                let at = blocks.start * BLOCK as usize;
+                let data = relayed(&self.images[&from], pieces);
+                assert!(data == self.expected[at..at + data.len()], "wrong data for {blocks:?}");
+                assert!(!meet(&reads, &writes), "no piece under the destination of another");
+            }
             Op::Relay { source, pieces, offset, buf: IoBuf::Pool(buf), .. } => {
                 assert_eq!(nsid, 1);
                 let from = source_nsid(source);
@@ -312,13 +334,18 @@ impl World {
                 let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..buf.len()];
                 if fails { fate(place) } else { place.copy_from_slice(buf) }
             }
-            Op::CopyFrom { .. } | Op::Relay { .. } if refused => {}
+            Op::CopyFrom { .. } | Op::MoveFrom { .. } | Op::Relay { .. } if refused => {}
             Op::Relay { buf, .. } if fails && reading_fails(number) => {
                 buf.ours_mut().expect("a bounce buffer").fill(0xee);
             }
             Op::Relay { source, pieces, offset, buf, .. } => {
                 let data = relayed(&self.images[&source_nsid(source)], pieces);
                 buf.ours_mut().expect("a bounce buffer").copy_from_slice(&data);
+                let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..data.len()];
+                if fails { fate(place) } else { place.copy_from_slice(&data) }
+            }
+            Op::MoveFrom { source, pieces, offset, .. } => {
+                let data = relayed(&self.images[&source_nsid(source)], pieces);
                 let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..data.len()];
                 if fails { fate(place) } else { place.copy_from_slice(&data) }
             }
@@ -403,6 +430,11 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                         Shortcut::Offload => &mut seen.offloaded,
                     } += len;
                 }
+                Op::MoveFrom { len, offset, .. } => {
+                    seen.order.extend(world.blocks(*offset, *len));
+                    seen.scattered += 1;
+                    moved += len;
+                }
                 _ => {}
             }
             let number = seen.operations;
@@ -438,7 +470,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                 break;
             }
             let mut next = pending.swap_remove(dice.roll(pending.len()));
-            let direct = matches!(next.op, Op::CopyFrom { .. } | Op::Relay { .. });
+            let direct = matches!(next.op, Op::CopyFrom { .. } | Op::MoveFrom { .. } | Op::Relay { .. });
             let refused = direct && trouble.refuse.contains(&next.number);
             let fails = !refused && trouble.fail.contains(&next.number);
             if !next.early {
@@ -487,6 +519,17 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                         }
                     }
                     Some(buf)
+                }
+                Op::MoveFrom { source, offset, len, .. } => {
+                    if refused {
+                        world.refused.push((source_nsid(&source), Shortcut::MemMove));
+                    } else if fails {
+                        world.errors.push(Status::WRITE_FAULT);
+                    } else {
+                        let blocks = world.blocks(offset, len);
+                        world.written[blocks].fill(true);
+                    }
+                    None
                 }
                 Op::CopyFrom { source, offset, len, how, .. } => {
                     let blocks = world.blocks(offset, len);
@@ -1000,6 +1043,24 @@ fn a_poll_is_short() {
         });
         assert!(task.moves_memory() && bytes > 0 && bytes <= 256 << 10, "{method:?}: {bytes}");
     }
+}
+
+/// Short ranges in memory are moved many at a time, from each source apart.
+#[test]
+fn short_ranges_in_memory_are_one_operation() {
+    let shortcuts = Shortcuts { memmove: true, ..Shortcuts::default() };
+    let mut case = Case { blocks: 2000, sdlba: 0, ..Case::ladder(Method::Auto, shortcuts) };
+    case.ranges = (0..256).map(|i| (2, i * 167 % 256 * 2, 1, false)).collect();
+    let seen = good(&case);
+    assert_eq!((seen.moved, seen.operations, seen.scattered), (256 * BLOCK, 1, 1));
+    // More than a slice: cut where it ends, in the middle of a range.
+    case.ranges = (0..20).map(|i| (2, 1900 - i * 30, 27, false)).collect();
+    let seen = good(&case);
+    assert_eq!((seen.moved, seen.operations, seen.scattered), (540 * BLOCK, 3, 3));
+    // From two sources in turn.
+    case.ranges = (0..6).map(|i| (1 + i / 2 % 2, 600 + 3 * u64::from(i), 1, false)).collect();
+    let seen = good(&case);
+    assert_eq!((seen.moved, seen.operations, seen.scattered), (6 * BLOCK, 3, 3));
 }
 
 fn shortcuts() -> impl Strategy<Value = Shortcuts> {

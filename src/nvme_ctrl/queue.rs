@@ -41,6 +41,11 @@ impl SubmissionQueue {
         self.head == tail
     }
 
+    /// Entries from the head to `tail`.
+    pub fn left(&self, tail: u16) -> u32 {
+        (u32::from(tail) + self.size - u32::from(self.head)) % self.size
+    }
+
     /// Copies the entry at the head out of guest memory. Who goes on with it calls [`advance`](Self::advance), and does
     /// not read it again.
     ///

@@ -43,7 +43,7 @@ pub fn engine_kind(config: &Config) -> Result<EngineKind, ConfigError> {
 fn namespace(config: &NsConfig) -> Result<Namespace, ConfigError> {
     let backend: SharedBackend = match &config.drive {
         Drive::Memory { size } => {
-            Arc::new(MemoryBackend::with_huge_pages(*size, config.hugepages).map_err(|error| {
+            let image = MemoryBackend::with_huge_pages(*size, config.hugepages).map_err(|error| {
                 ConfigError::bad_value(
                     "--nvme-ns",
                     "size",
@@ -51,7 +51,8 @@ fn namespace(config: &NsConfig) -> Result<Namespace, ConfigError> {
                     error.to_string(),
                     "give a smaller size",
                 )
-            })?)
+            })?;
+            Arc::new(image.protected(config.readonly))
         }
         Drive::File { path, size } => {
             let options = RawOptions {

@@ -203,6 +203,32 @@ fn flag_byte() {
     assert_eq!(c.code(), 0x002, "PSDT 3");
 }
 
+/// As one on a file; all zero, which is what there is to be read and copied.
+#[test]
+fn read_only_memory() {
+    let d = Daemon::start("--nvme-ns drive=memory,size=1M,readonly=on --nvme-ns drive=memory,size=1M");
+    let mut h = Host::with_queues(&d, 1, 16);
+    let ns = Ns::identify(&mut h, 1);
+    assert_eq!(h.identify(0, 1)[99] & 1, 1, "NSATTR: write protected");
+    let data = Data::prp(&mut h.ram, 4096);
+    let mut range = [0; 16];
+    put32(&mut range, 4, 1);
+    h.set_cdfe(4).ok();
+    for (what, sqe, list) in [
+        ("write", Host::rw(io::WRITE, &ns, 0, 1), vec![0xaa; 4096]),
+        ("write zeroes", Host::rw(io::WRITE_ZEROES, &ns, 0, 1), vec![0; 4096]),
+        ("DSM", Sqe::new(io::DSM).nsid(1).cdw(11, 4), range.to_vec()),
+        ("copy", nvme::copy(1, 9, 1, 0), nvme::Range::new(0, 1).bytes(0).to_vec()),
+        ("copy from another", nvme::copy(1, 9, 1, 2), nvme::Range::of(2, 0, 1).bytes(2).to_vec()),
+    ] {
+        data.put(&h.ram, &[&list[..], &[0; 4096]].concat()[..4096]);
+        h.exec(1, sqe.data(&data)).is(st::WRITE_PROTECTED, what);
+    }
+    h.exec(1, Sqe::new(io::FLUSH).nsid(1)).ok();
+    assert!(h.read(1, &ns, 0, 20).iter().all(|byte| *byte == 0));
+    h.send(1, nvme::copy(2, 1, 1, 2), &nvme::Range::of(1, 7, 20).bytes(2)).ok();
+}
+
 #[test]
 fn read_only_namespace() {
     let dir = tempfile::tempdir().unwrap();

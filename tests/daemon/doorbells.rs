@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::host::client::BAR0;
 use crate::host::ctrl::{Bells, CFS, reg};
 use crate::host::le::{u16_at, u32_at, u64_at};
-use crate::host::nvme::{admin, io, st};
+use crate::host::nvme::{self, admin, io, st};
 use crate::host::storm::Storm;
 use crate::host::*;
 
@@ -546,4 +546,40 @@ fn mapped_and_idle() {
     let start = Instant::now();
     flush(&mut h, 1);
     assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+/// An Abort comes to a worker that has not looked at the doorbell of the command yet: it wakes the worker.
+#[test]
+fn an_abort_does_not_overtake_its_command() {
+    for doorbells in ["trap", "mmap"] {
+        let d = Daemon::start(&format!(
+            "--nvme doorbells={doorbells} \
+             --nvme-ns drive=memory,size=512M,logical_block_size=4096,mssrl=65535,mcl=1000000,msrc=255"
+        ));
+        let mut h = Host::attach_any(&d);
+        h.io_queues(1, 16);
+        let half = Ns::facts(&mut h, 1).nsze / 2;
+        let list: Vec<u8> = (0..64).flat_map(|i| nvme::Range::new(i * 1024, 1024).bytes(0)).collect();
+        let data = Data::prp(&mut h.ram, list.len());
+        data.put(&h.ram, &list);
+        let mut aborted = 0;
+        for round in 0..12 {
+            // Asleep for long, or on its way there.
+            std::thread::sleep(Duration::from_millis(7 * (round % 3)));
+            // A command before it, as something else to fetch.
+            let flush = h.queue(1, Sqe::new(io::FLUSH).nsid(1));
+            let cid = h.submit(1, nvme::copy(1, half, 64, 0).data(&data));
+            let abort = h.exec(0, Sqe::new(admin::ABORT).cdw(10, u32::from(cid) << 16 | 1));
+            let over = h.try_wait(1, cid, Duration::ZERO);
+            assert!(abort.dw0 & 1 == 0 || over.is_some(), "round {round}: it is not over, and left alone");
+            let c = over.unwrap_or_else(|| h.wait(1, cid));
+            h.wait(1, flush).ok();
+            assert!(matches!(c.status, st::OK | st::ABORT_REQUESTED), "{c:?}");
+            aborted += u32::from(c.status == st::ABORT_REQUESTED);
+        }
+        assert!(aborted > 0, "{doorbells}: no Abort came in time");
+        // What was never there is still answered.
+        let none = h.exec(0, Sqe::new(admin::ABORT).cdw(10, 0x7777 << 16 | 1));
+        assert_eq!((none.status, none.dw0 & 1), (st::OK, 1));
+    }
 }

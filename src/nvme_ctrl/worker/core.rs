@@ -74,6 +74,8 @@ pub struct Core {
     pub(super) bounce: Bounce,
     /// This worker's part of the SMART log.
     pub(super) tally: Arc<Tally>,
+    /// Aborts of commands that may still lie in their queues.
+    aborts: Vec<Aborting>,
     /// Resets to acknowledge; a second one may come while the first still waits for a slow disk.
     resetting: Vec<Token>,
     flushing: Vec<Flushing>,
@@ -90,6 +92,17 @@ struct Flushing {
     token: Token,
     left: usize,
     ok: bool,
+}
+
+/// An Abort of a command that has not been fetched yet, or never was.
+struct Aborting {
+    sqid: u16,
+    cid: u16,
+    token: Token,
+    /// The tail of the queue when the Abort came: what lies before it was rung for earlier than the Abort.
+    tail: u16,
+    /// Commands to fetch until there.
+    left: u32,
 }
 
 /// Looks at the doorbells from one whole turn to the next, which takes as long as some of them.
@@ -121,6 +134,7 @@ impl Core {
             ready: VecDeque::new(),
             moving: VecDeque::new(),
             starved: VecDeque::new(),
+            aborts: Vec::new(),
             bounce: Bounce::default(),
             resetting: Vec::new(),
             flushing: Vec::new(),
@@ -158,10 +172,7 @@ impl Core {
                 self.cqs.remove(qid);
                 self.ack(token, true);
             }
-            ToWorker::Abort(sqid, cid, token) => {
-                let aborted = self.abort_matching(|s, c| (s, c) == (sqid, cid));
-                self.ack(token, aborted);
-            }
+            ToWorker::Abort(sqid, cid, token) => self.abort(sqid, cid, token),
             ToWorker::Fence(token) => {
                 self.memory.load();
                 self.find_buffers();
@@ -194,6 +205,7 @@ impl Core {
         }
         if !self.failed {
             busy |= fetch::fetch(self);
+            self.settle_aborts();
         }
         while let Some(index) = self.ready.pop_front() {
             busy = true;
@@ -293,6 +305,9 @@ impl Core {
         for token in self.sqs.drain().filter_map(|sq| sq.deleting) {
             self.out.send(FromWorker::Ack(token, false));
         }
+        for abort in std::mem::take(&mut self.aborts) {
+            self.ack(abort.token, false);
+        }
         self.cqs.drain();
         self.shadow.clear();
     }
@@ -381,6 +396,49 @@ impl Core {
             }
         }
         aborted
+    }
+
+    /// Does a command in flight go by this id?
+    fn is_in_flight(&mut self, sqid: u16, cid: u16) -> bool {
+        self.slots.iter_mut().any(|(_, command)| (command.sqid, command.cid) == (sqid, cid))
+    }
+
+    /// A command that the host has rung for and this worker has not fetched yet is fetched first, in its turn.
+    fn abort(&mut self, sqid: u16, cid: u16, token: Token) {
+        let place = self.sqs.position(sqid);
+        match place {
+            Some(at) if !self.is_in_flight(sqid, cid) => {
+                self.look_at_tail(at);
+                let Some(sq) = self.sqs.get(at) else { return self.ack(token, false) };
+                let tail = sq.tail.value();
+                self.aborts.push(Aborting { sqid, cid, token, tail, left: sq.ring.left(tail) });
+            }
+            _ => {
+                let aborted = self.abort_matching(|s, c| (s, c) == (sqid, cid));
+                self.ack(token, aborted);
+            }
+        }
+    }
+
+    /// Answers the Aborts whose commands have been fetched by now, or are not there, or cannot be fetched soon.
+    fn settle_aborts(&mut self) {
+        for mut abort in std::mem::take(&mut self.aborts) {
+            if self.is_in_flight(abort.sqid, abort.cid) {
+                let aborted = self.abort_matching(|s, c| (s, c) == (abort.sqid, abort.cid));
+                self.ack(abort.token, aborted);
+                continue;
+            }
+            let place = self.sqs.position(abort.sqid);
+            let left = place.and_then(|at| self.sqs.get(at)).map_or(0, |sq| sq.ring.left(abort.tail));
+            // More than before: the queue has gone past that tail.
+            let passed = left == 0 || left > abort.left;
+            if passed || !place.is_some_and(|at| fetch::queue_has_work(self, at)) {
+                self.ack(abort.token, false);
+                continue;
+            }
+            abort.left = left;
+            self.aborts.push(abort);
+        }
     }
 
     fn end_deleted_queue(&mut self, qid: u16) {

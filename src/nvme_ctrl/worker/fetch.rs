@@ -42,7 +42,12 @@ pub(super) fn fetch(core: &mut Core) -> bool {
 
 /// Could [`fetch`] do anything?
 pub(super) fn has_work(core: &mut Core) -> bool {
-    (0..core.sqs.len()).any(|at| can_fetch(core, at) && (!core.slots.is_full() || needs_no_slot(core, at)))
+    (0..core.sqs.len()).any(|at| queue_has_work(core, at))
+}
+
+/// Could [`fetch`] do anything for the SQ at `at`?
+pub(super) fn queue_has_work(core: &mut Core, at: usize) -> bool {
+    can_fetch(core, at) && (!core.slots.is_full() || needs_no_slot(core, at))
 }
 
 /// The completion queue of the SQ at `at`, if a command waits in that one.
