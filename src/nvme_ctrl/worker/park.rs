@@ -42,9 +42,9 @@ pub struct Park {
     tick: Tick,
 }
 
-/// A guest by translation takes 100 to 300 us from an interrupt to its next doorbell, and being woken by it costs 60 to
-/// 100 where idle processors halt: measured, as all these are, in a guest at depth 1. (KVM looks 200 us for a processor of
-/// its own that halts.)
+/// Longer than a guest by translation takes from an interrupt to its next doorbell: a command at depth 1 took it 185 us
+/// on QEMU's device, 250 when the worker had to be woken. With 250 us it was caught only half of the time. (KVM looks
+/// 200 us for a processor of its own that halts.)
 const TRAPPED: Duration = Duration::from_micros(400);
 /// With a mapped page nobody wakes the worker, and the least a tick costs is 64 us and the kernel's slack of 50.
 const MAPPED: Duration = Duration::from_micros(200);
