@@ -395,8 +395,8 @@ fn no_wake_up_is_lost() {
         // From no pause at all over the window's length to deep sleep.
         let pause = Duration::from_nanos(match rng.below(8) {
             0 => 0,
-            1..=5 => rng.below(60_000),
-            6 => rng.below(300_000),
+            1..=3 => rng.below(60_000),
+            4..=6 => rng.below(800_000),
             _ => rng.below(2_000_000),
         });
         let until = Instant::now() + pause;

@@ -233,6 +233,7 @@ fn live(core: &mut Core, park: &mut Park, messages: &Messages, sleeper: &Sleeper
         match park.look_again() {
             Look::First => core.disarm(),
             Look::Again => core.glance(),
+            Look::GiveWay => std::thread::yield_now(),
             Look::Sleep => {
                 let owing = core.settle();
                 // Messages always write the waker.
