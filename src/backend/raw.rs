@@ -15,6 +15,7 @@ use super::image_file::{Direct, ImageFile, Tap};
 use super::lock::{self, LockError};
 use super::relay::Relay;
 use super::{Backend, BackendError, CacheMode, Completion, Nature, Op, Shortcut, Shortcuts, Tag};
+use crate::memory::Transient;
 
 /// Images come in whole sectors of this many bytes.
 const SECTOR: u64 = 512;
@@ -205,6 +206,14 @@ impl Backend for RawBackend {
         }
         engine.submit(tag, job.waked_by(|| engine.waker()));
         None
+    }
+
+    fn may_try_read(&self) -> bool {
+        self.file.page_cache().is_worth_a_try()
+    }
+
+    fn try_read(&self, offset: u64, to: &Transient<'_>) -> bool {
+        self.file.read_cached(offset, to)
     }
 
     fn allocation_unit(&self) -> Option<u64> {

@@ -69,7 +69,7 @@ fn needs_no_slot(core: &mut Core, at: usize) -> bool {
     let Core { shared, memory, sqs, .. } = core;
     let memory = memory.load();
     let sqe = sqs.get(at).and_then(|sq| sq.ring.peek(memory).ok());
-    sqe.is_some_and(|sqe| io::now(shared, memory, &sqe).is_some())
+    sqe.is_some_and(|sqe| io::now(shared, memory, &sqe, false).is_some())
 }
 
 /// Fetches from the SQ at `at` until it is empty, its completion queue full, no slot left, or the burst over. True when
@@ -78,13 +78,14 @@ fn needs_no_slot(core: &mut Core, at: usize) -> bool {
 /// # Errors
 /// A queue's memory is not there: what to say of the controller's end.
 fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
-    let Core { shared, memory, sqs, cqs, slots, ready, bounce, tally, .. } = core;
+    let Core { shared, memory, sqs, cqs, slots, ready, bounce, tally, engine, .. } = core;
     // The table is looked at after the doorbell: a mapping the host made before ringing is in it.
     let memory: &DmaMap = memory.load();
     let Some(sq) = sqs.get_mut(at) else { return Ok(false) };
     let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };
     let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
     let (mut fetched, mut bytes, mut stuck) = (0, 0, false);
+    let may_try = engine.may_be_passed();
     let mut batch: SmallVec<[Now<'_>; AHEAD]> = SmallVec::new();
     loop {
         while batch.len() < AHEAD
@@ -95,7 +96,18 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             && cq.ring.has_room()
         {
             let sqe = sq.ring.peek(memory).map_err(|error| format!("submission queue {sqid}: {error}"))?;
-            let now = io::now(shared, memory, &sqe);
+            let mut now = io::now(shared, memory, &sqe, may_try);
+            if let Some(tried) = now.take_if(|now| now.tries())
+                && let Some(outcome) = tried.attempt(tally)
+            {
+                sq.ring.advance();
+                cq.ring.reserve();
+                fetched += 1;
+                bytes += tried.bytes();
+                // At once: the host goes on with it while the next one is read.
+                post(cq, &sq.ring, tried.cid, outcome, memory)?;
+                continue;
+            }
             if now.is_none() && slots.is_full() {
                 // It stays where it is, and is read anew when a slot is free.
                 stuck = true;
