@@ -48,7 +48,11 @@ impl PageCache {
             return false;
         }
         match self.skip.load(Ordering::Relaxed) {
-            0 => true,
+            0 => {
+                // Several may be asked for before the first is tried: while all miss, one alone is.
+                self.pause(self.misses.load(Ordering::Relaxed));
+                true
+            }
             left => {
                 self.skip.store(left - 1, Ordering::Relaxed);
                 false
@@ -63,15 +67,26 @@ impl PageCache {
         if iovecs.len() > libc::UIO_MAXIOV as usize {
             return false;
         }
+        // Not by the function, which is a point of cancellation: that costs as much as all else here.
         // SAFETY: the iovecs lead into mappings that `to` keeps for longer than the call; the kernel alone writes there
         // for us, and the guest may at any time.
         let got = unsafe {
-            libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32, offset, libc::RWF_NOWAIT)
+            libc::syscall(
+                libc::SYS_preadv2,
+                file.as_raw_fd(),
+                iovecs.as_ptr(),
+                iovecs.len(),
+                offset,
+                // The upper half of the offset, where a register does not hold all of it.
+                0,
+                libc::RWF_NOWAIT,
+            )
         };
         let all = usize::try_from(got).is_ok_and(|got| got == to.len());
         if all {
             if self.misses.load(Ordering::Relaxed) != 0 {
                 self.misses.store(0, Ordering::Relaxed);
+                self.skip.store(0, Ordering::Relaxed);
             }
         } else {
             let errno = if got < 0 { std::io::Error::last_os_error().raw_os_error() } else { None };
@@ -86,6 +101,99 @@ impl PageCache {
         }
         let misses = (self.misses.load(Ordering::Relaxed) + 1).min(PATIENCE);
         self.misses.store(misses, Ordering::Relaxed);
-        self.skip.store((1 << misses) - 1, Ordering::Relaxed);
+        self.pause(misses);
+    }
+
+    fn pause(&self, misses: u32) {
+        if misses > 0 {
+            self.skip.store((1 << misses) - 1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::memory::Access;
+    use crate::memory::testing::Guest;
+
+    /// A file of so many bytes, all of it in the page cache.
+    fn file(len: usize) -> (File, Vec<u8>) {
+        let file = tempfile::tempfile().expect("a file for the test");
+        let bytes: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+        file.write_all_at(&bytes, 0).expect("it is written");
+        (file, bytes)
+    }
+
+    #[test]
+    fn fills_every_piece_or_says_that_it_did_not() {
+        let (file, bytes) = file(20_000);
+        let cache = PageCache::of(&file);
+        let guest = Guest::new(0, 0x4000);
+        let map = guest.dma();
+        let mut data = Transient::default();
+        for (address, len) in [(0x2000, 0x1000), (0x10, 0x200), (0x3000, 0x800)] {
+            map.append(address, len, Access::Write, &mut data).expect("it is mapped");
+        }
+        assert!(cache.is_worth_a_try());
+        if !cache.read(&file, 100, &data) {
+            // A file system that cannot say, or a machine short of memory.
+            return;
+        }
+        assert!(guest.bytes(0x2000, 0x1000) == bytes[100..][..0x1000]);
+        assert!(guest.bytes(0x10, 0x200) == bytes[100 + 0x1000..][..0x200]);
+        assert!(guest.bytes(0x3000, 0x800) == bytes[100 + 0x1200..][..0x800]);
+        // The file ends within it.
+        assert!(!cache.read(&file, 20_000 - 0x1000, &data));
+        assert!(!cache.read(&file, 20_000, &data));
+        assert!(!cache.read(&file, u64::MAX, &data));
+        // More pieces than the kernel takes in a call.
+        let mut many = Transient::default();
+        for _ in 0..=libc::UIO_MAXIOV {
+            map.append(0, 1, Access::Write, &mut many).expect("it is mapped");
+            map.append(4, 1, Access::Write, &mut many).expect("it is mapped");
+        }
+        assert!(!cache.read(&file, 0, &many));
+    }
+
+    /// One vain call in 32 while nothing is there, from the first hit on none is left out.
+    #[test]
+    fn gives_up_for_a_while() {
+        let (file, _) = file(4096);
+        let cache = PageCache::of(&file);
+        let asked = |count: usize| {
+            let mut tried = 0;
+            for _ in 0..count {
+                if cache.is_worth_a_try() {
+                    cache.missed(Some(libc::EAGAIN));
+                    tried += 1;
+                }
+            }
+            tried
+        };
+        assert_eq!(asked(1), 1);
+        assert!(asked(200) < 12);
+        assert_eq!(asked(3200), 100);
+        // A batch is decoded before the first of it is tried.
+        while !cache.is_worth_a_try() {}
+        assert!((0..31).all(|_| !cache.is_worth_a_try()));
+        let guest = Guest::new(0, 0x1000);
+        let map = guest.dma();
+        let mut data = Transient::default();
+        map.append(0, 512, Access::Write, &mut data).expect("it is mapped");
+        if cache.read(&file, 0, &data) {
+            assert!((0..100).all(|_| cache.is_worth_a_try()));
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_say_is_not_asked_again() {
+        let (file, _) = file(1);
+        let cache = PageCache::of(&file);
+        assert!(cache.is_worth_a_try());
+        cache.missed(Some(libc::EOPNOTSUPP));
+        assert!((0..100).all(|_| !cache.is_worth_a_try()));
     }
 }

@@ -1,14 +1,16 @@
 //! Taking commands out of submission queues, and doing at once what can be done at once.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::core::{Core, Cq};
-use super::slots::Command;
+use super::core::{Core, Cq, Sq};
+use super::slots::{Command, Slots};
 use crate::memory::{DmaError, DmaMap};
-use crate::nvme_ctrl::io::{self, Now, Outcome};
+use crate::nvme_ctrl::io::{self, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
+use crate::spec::{Sqe, Status};
 
 /// Commands taken from one queue before the next one has its turn.
 const BURST: usize = 32;
@@ -87,6 +89,8 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
     let (mut fetched, mut bytes, mut stuck) = (0, 0, false);
     let may_try = engine.may_be_passed();
     let mut batch: SmallVec<[Now<'_>; AHEAD]> = SmallVec::new();
+    // Of those in the batch that may fail: then they go the usual way.
+    let mut tried: SmallVec<[Sqe; AHEAD]> = SmallVec::new();
     loop {
         while batch.len() < AHEAD
             && fetched < BURST
@@ -96,19 +100,10 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             && cq.ring.has_room()
         {
             let sqe = sq.ring.peek(memory).map_err(|error| format!("submission queue {sqid}: {error}"))?;
-            let mut now = io::now(shared, memory, &sqe, may_try);
-            if let Some(tried) = now.take_if(|now| now.tries())
-                && let Some(outcome) = tried.attempt(tally)
-            {
-                sq.ring.advance();
-                cq.ring.reserve();
-                fetched += 1;
-                bytes += tried.bytes();
-                // At once: the host goes on with it while the next one is read.
-                post(cq, &sq.ring, tried.cid, outcome, memory)?;
-                continue;
-            }
-            if now.is_none() && slots.is_full() {
+            // What is tried may need a slot after all; so may each that waits in the batch.
+            let has_slot = tried.len() < slots.room();
+            let now = io::now(shared, memory, &sqe, may_try && has_slot);
+            if now.is_none() && !has_slot {
                 // It stays where it is, and is read anew when a slot is free.
                 stuck = true;
                 break;
@@ -117,41 +112,72 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             cq.ring.reserve();
             fetched += 1;
             if let Some(now) = now {
-                now.prefetch();
+                if now.tries() {
+                    tried.push(sqe);
+                } else {
+                    now.prefetch();
+                }
                 bytes += now.bytes();
                 batch.push(now);
                 continue;
             }
-            let cid = sqe.cid.get();
-            match io::start(shared, memory, bounce, &sqe) {
-                Ok(task) => {
-                    sq.in_flight += 1;
-                    let command = Command {
-                        sqid,
-                        cqid: sq.ring.cqid,
-                        cid,
-                        opc: sqe.opc,
-                        nsid: sqe.nsid.get(),
-                        slba: sqe.slba(),
-                        since: Instant::now(),
-                        task,
-                        ready: true,
-                        orphan: false,
-                    };
-                    ready.extend(slots.insert(command));
-                }
-                Err(status) => {
-                    log::debug!("sqid {sqid} cid {cid:#x}: refused: {status:?}: {sqe:x?}");
-                    post(cq, &sq.ring, cid, Outcome::of(status), memory)?;
-                }
-            }
+            let task = io::start(shared, memory, bounce, &sqe);
+            begin(sq, cq, slots, ready, memory, &sqe, task)?;
         }
         if batch.is_empty() {
             return Ok(fetched > 0);
         }
+        let mut sqes = tried.drain(..);
         for now in batch.drain(..) {
-            let outcome = now.run(tally);
+            let sqe = if now.tries() { sqes.next() } else { None };
+            let outcome = match sqe {
+                None => now.run(tally),
+                Some(sqe) => match now.attempt(tally) {
+                    Some(outcome) => outcome,
+                    None => {
+                        let task = io::start(shared, memory, bounce, &sqe);
+                        begin(sq, cq, slots, ready, memory, &sqe, task)?;
+                        continue;
+                    }
+                },
+            };
             post(cq, &sq.ring, now.cid, outcome, memory)?;
+        }
+    }
+}
+
+/// Puts a command into the slot that there is for it, or completes it where it was refused.
+fn begin(
+    sq: &mut Sq,
+    cq: &mut Cq,
+    slots: &mut Slots,
+    ready: &mut VecDeque<u32>,
+    memory: &DmaMap,
+    sqe: &Sqe,
+    task: Result<Task, Status>,
+) -> Result<(), String> {
+    let (sqid, cid) = (sq.ring.qid, sqe.cid.get());
+    match task {
+        Ok(task) => {
+            sq.in_flight += 1;
+            let command = Command {
+                sqid,
+                cqid: sq.ring.cqid,
+                cid,
+                opc: sqe.opc,
+                nsid: sqe.nsid.get(),
+                slba: sqe.slba(),
+                since: Instant::now(),
+                task,
+                ready: true,
+                orphan: false,
+            };
+            ready.extend(slots.insert(command));
+            Ok(())
+        }
+        Err(status) => {
+            log::debug!("sqid {sqid} cid {cid:#x}: refused: {status:?}: {sqe:x?}");
+            post(cq, &sq.ring, cid, Outcome::of(status), memory)
         }
     }
 }
