@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use super::align::Alignment;
 use super::file_job::Call;
+use super::page_cache::PageCache;
 use super::relay;
 use super::shortcut::{self, FileFacts, Refusals, Way};
 use super::turns::{Claim, Turns};
 use super::uneven::ROOM;
 use super::{CacheMode, Shortcuts};
+use crate::memory::Transient;
 
 /// Watches the real calls on one image, on whatever thread makes them: the seam of the durability
 /// laboratory. Without one a job pays a test of an `Option` for each call.
@@ -43,6 +45,7 @@ pub(super) struct ImageFile {
     file: File,
     facts: FileFacts,
     writes_wait: bool,
+    page_cache: PageCache,
     refusals: Refusals,
     lacks: [AtomicBool; 3],
     /// errno of the first failed fdatasync, or 0.
@@ -64,7 +67,13 @@ pub(super) struct Direct {
 
 impl ImageFile {
     pub(super) fn new(file: File, tap: Option<Arc<dyn Tap>>) -> Self {
+        let page_cache = PageCache::of(&file);
+        if tap.is_some() {
+            // A tap sees every call.
+            page_cache.ignore();
+        }
         ImageFile {
+            page_cache,
             facts: FileFacts::of(&file),
             writes_wait: relay::writes_wait(&file),
             refusals: Refusals::default(),
@@ -95,6 +104,15 @@ impl ImageFile {
     pub(super) fn keeping_blocks(self) -> Self {
         self.lacks[Ability::PunchHole as usize].store(true, Ordering::Relaxed);
         self
+    }
+
+    pub(super) fn page_cache(&self) -> &PageCache {
+        &self.page_cache
+    }
+
+    /// Fills all of `to` from `offset` at once; `false`: it would have to wait, or fails.
+    pub(super) fn read_cached(&self, offset: u64, to: &Transient<'_>) -> bool {
+        self.page_cache.read(&self.file, offset, to)
     }
 
     pub(super) fn cache(&self) -> CacheMode {

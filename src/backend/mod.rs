@@ -19,6 +19,7 @@ mod image_file;
 mod io_buf;
 mod lock;
 mod memory;
+mod page_cache;
 mod page_map;
 mod raw;
 mod relay;
@@ -316,6 +317,16 @@ pub trait Backend: Send + Sync + Debug {
     fn write_now(&self, offset: u64, from: &Transient<'_>) -> Result<(), BackendError> {
         let _ = (offset, from);
         Err(BackendError::Truncated)
+    }
+    /// May [`try_read`](Self::try_read) succeed? To be asked once for each read, right before it.
+    fn may_try_read(&self) -> bool {
+        false
+    }
+    /// Fills all of `to` from `offset` before it returns, if it need not wait for anything; `false` if it did not: then
+    /// the read is to be submitted, and so is one that fails. `to` is checked by the caller, afterwards.
+    fn try_read(&self, offset: u64, to: &Transient<'_>) -> bool {
+        let _ = (offset, to);
+        false
     }
     /// A [`read_now`](Self::read_now) of `len` bytes at `offset` follows soon. Does nothing but save time.
     fn prefetch(&self, offset: u64, len: u64) {

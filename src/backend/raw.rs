@@ -15,6 +15,7 @@ use super::image_file::{Direct, ImageFile, Tap};
 use super::lock::{self, LockError};
 use super::relay::Relay;
 use super::{Backend, BackendError, CacheMode, Completion, Nature, Op, Shortcut, Shortcuts, Tag};
+use crate::memory::Transient;
 
 /// Images come in whole sectors of this many bytes.
 const SECTOR: u64 = 512;
@@ -133,6 +134,7 @@ impl RawBackend {
             }
             _ => {}
         }
+        ignore_access_time(&file);
         if let Some(tap) = &options.tap {
             tap.opened(&file, len).map_err(|e| io_error(path, "read it for its tap", e))?;
         }
@@ -208,6 +210,14 @@ impl Backend for RawBackend {
         }
         engine.submit(tag, job.waked_by(|| engine.waker()));
         None
+    }
+
+    fn may_try_read(&self) -> bool {
+        self.file.page_cache().is_worth_a_try()
+    }
+
+    fn try_read(&self, offset: u64, to: &Transient<'_>) -> bool {
+        self.file.read_cached(offset, to)
     }
 
     fn allocation_unit(&self) -> Option<u64> {
@@ -301,6 +311,13 @@ impl RawBackend {
         let steps = CopySteps::new(Arc::clone(&source.file), from, offset, len, clone);
         Some(FileJob::copy(Arc::clone(&self.file), offset, len, steps))
     }
+}
+
+/// Reads are not to be noted in the file's access time: to look whether they are to be costs a twentieth of a small
+/// read. Only the owner may say so; for others it stays as it is.
+fn ignore_access_time(file: &File) {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let _ = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::NOATIME));
 }
 
 /// Turns to O_DIRECT what was opened, checked and locked without.

@@ -69,7 +69,7 @@ impl Relay {
 }
 
 /// Is it open for O_DIRECT?
-fn is_direct(file: &File) -> bool {
+pub(super) fn is_direct(file: &File) -> bool {
     // SAFETY: no pointer is passed.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
     flags != -1 && flags & libc::O_DIRECT != 0

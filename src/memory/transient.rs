@@ -15,8 +15,8 @@ use super::{DmaError, Region};
 /// pins of what cannot last from one message to the next. Four atomic operations a transfer are saved.
 #[derive(Default)]
 pub struct Transient<'m> {
-    /// Address and bytes of each piece, in order.
-    pieces: SmallVec<[(*mut u8, usize); 4]>,
+    /// In order.
+    pieces: SmallVec<[libc::iovec; 4]>,
     /// All regions they lie in.
     regions: SmallVec<[&'m Region; 1]>,
 }
@@ -25,12 +25,17 @@ impl<'m> Transient<'m> {
     /// The pieces, in order; the guest may change them at any time.
     pub fn pieces(&self) -> impl Iterator<Item = VolatileSlice<'m>> {
         // SAFETY: each piece lies in a mapping of one of the regions, which the table keeps for 'm.
-        self.pieces.iter().map(|(host, len)| unsafe { VolatileSlice::new(*host, *len) })
+        self.pieces.iter().map(|piece| unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) })
+    }
+
+    /// The pieces as the kernel takes them, at most [`MAX_IOVECS`]; their memory is there as long as `self`.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        &self.pieces
     }
 
     /// Bytes of all pieces.
     pub fn len(&self) -> usize {
-        self.pieces.iter().map(|(_, len)| len).sum()
+        self.pieces.iter().map(|piece| piece.iov_len).sum()
     }
 
     /// No byte at all?
@@ -64,9 +69,11 @@ impl<'m> Target<'m> for Transient<'m> {
         }
         let full = self.pieces.len() >= MAX_IOVECS;
         match self.pieces.last_mut() {
-            Some((last, bytes)) if last.addr().wrapping_add(*bytes) == host.addr() => *bytes += len,
+            Some(last) if last.iov_base.addr().wrapping_add(last.iov_len) == host.addr() => {
+                last.iov_len += len
+            }
             _ if full => return Err(DmaError::Fragmented(address)),
-            _ => self.pieces.push((host, len)),
+            _ => self.pieces.push(libc::iovec { iov_base: host.cast(), iov_len: len }),
         }
         Ok(())
     }

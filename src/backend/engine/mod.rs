@@ -31,6 +31,10 @@ pub trait Engine: Send {
     fn waker(&self) -> Waker;
     /// Jobs not yet reaped.
     fn in_flight(&self) -> usize;
+    /// May a read that need not wait for anything be made without it? Not past one that stands for a fault.
+    fn may_be_passed(&self) -> bool {
+        false
+    }
 }
 
 /// Which engine to use.

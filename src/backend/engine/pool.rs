@@ -302,6 +302,10 @@ impl Engine for PoolEngine {
     fn in_flight(&self) -> usize {
         self.in_flight
     }
+
+    fn may_be_passed(&self) -> bool {
+        true
+    }
 }
 
 impl Drop for PoolEngine {

@@ -349,6 +349,10 @@ impl Engine for UringEngine {
         let beside = self.beside.as_ref().map_or(0, |beside| beside.in_flight());
         self.slots.len() - self.free.len() + self.done.len() + beside
     }
+
+    fn may_be_passed(&self) -> bool {
+        true
+    }
 }
 
 impl Drop for UringEngine {

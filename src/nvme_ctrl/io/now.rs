@@ -1,5 +1,5 @@
 //! Read and Write on an image that does them at once, such as memory: checked, found, moved, over. No slot, no task,
-//! no pin, no allocation.
+//! no pin, no allocation. And so a Read of a file, while that lies in the page cache.
 
 use super::Outcome;
 use crate::backend::BackendError;
@@ -19,11 +19,14 @@ pub struct Now<'a> {
     range: ByteRange,
     data: Transient<'a>,
     direction: Direction,
+    /// Its image may have to wait after all.
+    tries: bool,
 }
 
-/// Nothing unless it is a Read or Write that can be done at once. Whatever is unusual about it or wrong with it is
+/// Nothing unless it is a Read or Write that can be done at once; or a Read that may be, where `may_try` allows that to be
+/// found out. Whatever is unusual about it or wrong with it is
 /// left to [`super::start`], which says so.
-pub fn now<'a>(shared: &'a Shared, memory: &'a DmaMap, sqe: &Sqe) -> Option<Now<'a>> {
+pub fn now<'a>(shared: &'a Shared, memory: &'a DmaMap, sqe: &Sqe, may_try: bool) -> Option<Now<'a>> {
     let (direction, access) = match sqe.opc {
         opcode::READ => (Direction::Read, Access::Write),
         opcode::WRITE => (Direction::Write, Access::Read),
@@ -31,7 +34,11 @@ pub fn now<'a>(shared: &'a Shared, memory: &'a DmaMap, sqe: &Sqe) -> Option<Now<
     };
     let ns = &**shared.namespaces.get(sqe.nsid.get()).ok()?;
     let refused = sqe.fuse() != 0 || (direction == Direction::Write && ns.facts.read_only);
-    if refused || !ns.backend.is_immediate() || (direction == Direction::Read && ns.dulbe()) {
+    if refused || (direction == Direction::Read && ns.dulbe()) {
+        return None;
+    }
+    let tries = !ns.backend.is_immediate();
+    if tries && !(may_try && direction == Direction::Read && ns.backend.may_try_read()) {
         return None;
     }
     let range = ns.facts.bytes(sqe.slba(), u64::from(sqe.nlb().count()))?;
@@ -49,7 +56,7 @@ pub fn now<'a>(shared: &'a Shared, memory: &'a DmaMap, sqe: &Sqe) -> Option<Now<
         Psdt::Sgl => memory.append(sgl::data_block(sqe.sgl(), len)?, len, access, &mut data).ok()?,
         Psdt::Reserved => return None,
     }
-    Some(Now { cid: sqe.cid.get(), ns, range, data, direction })
+    Some(Now { cid: sqe.cid.get(), ns, range, data, direction, tries })
 }
 
 impl Now<'_> {
@@ -63,6 +70,21 @@ impl Now<'_> {
         if self.direction == Direction::Read {
             self.ns.backend.prefetch(self.range.offset, self.range.len);
         }
+    }
+
+    /// Is it to be [tried](Self::attempt), not [run](Self::run)?
+    pub fn tries(&self) -> bool {
+        self.tries
+    }
+
+    /// Does it and counts it in `tally`, if that needs no waiting and nothing goes wrong. Else it is as if nothing had
+    /// been done: a Read may leave anything in its buffer until it ends.
+    pub fn attempt(&self, tally: &Tally) -> Option<Outcome> {
+        if !self.ns.backend.try_read(self.range.offset, &self.data) || self.data.check().is_err() {
+            return None;
+        }
+        tally.read_alone(self.range.len);
+        Some(Outcome::of(Status::SUCCESS))
     }
 
     /// Does it, and counts it in `tally` if it succeeds.

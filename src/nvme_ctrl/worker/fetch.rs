@@ -1,14 +1,16 @@
 //! Taking commands out of submission queues, and doing at once what can be done at once.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::core::{Core, Cq};
-use super::slots::Command;
+use super::core::{Core, Cq, Sq};
+use super::slots::{Command, Slots};
 use crate::memory::{DmaError, DmaMap};
-use crate::nvme_ctrl::io::{self, Now, Outcome};
+use crate::nvme_ctrl::io::{self, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
+use crate::spec::{Sqe, Status};
 
 /// Commands taken from one queue before the next one has its turn.
 const BURST: usize = 32;
@@ -74,7 +76,7 @@ fn needs_no_slot(core: &mut Core, at: usize) -> bool {
     let Core { shared, memory, sqs, .. } = core;
     let memory = memory.load();
     let sqe = sqs.get(at).and_then(|sq| sq.ring.peek(memory).ok());
-    sqe.is_some_and(|sqe| io::now(shared, memory, &sqe).is_some())
+    sqe.is_some_and(|sqe| io::now(shared, memory, &sqe, false).is_some())
 }
 
 /// Fetches from the SQ at `at` until it is empty, its completion queue full, no slot left, or the burst over. True when
@@ -83,14 +85,17 @@ fn needs_no_slot(core: &mut Core, at: usize) -> bool {
 /// # Errors
 /// A queue's memory is not there: what to say of the controller's end.
 fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
-    let Core { shared, memory, sqs, cqs, slots, ready, bounce, tally, .. } = core;
+    let Core { shared, memory, sqs, cqs, slots, ready, bounce, tally, engine, .. } = core;
     // The table is looked at after the doorbell: a mapping the host made before ringing is in it.
     let memory: &DmaMap = memory.load();
     let Some(sq) = sqs.get_mut(at) else { return Ok(false) };
     let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };
     let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
     let (mut fetched, mut bytes, mut stuck) = (0, 0, false);
+    let may_try = engine.may_be_passed();
     let mut batch: SmallVec<[Now<'_>; AHEAD]> = SmallVec::new();
+    // Of those in the batch that may fail: then they go the usual way.
+    let mut tried: SmallVec<[Sqe; AHEAD]> = SmallVec::new();
     loop {
         while batch.len() < AHEAD
             && fetched < BURST
@@ -100,8 +105,10 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             && cq.ring.has_room()
         {
             let sqe = sq.ring.peek(memory).map_err(|error| format!("submission queue {sqid}: {error}"))?;
-            let now = io::now(shared, memory, &sqe);
-            if now.is_none() && slots.is_full() {
+            // What is tried may need a slot after all; so may each that waits in the batch.
+            let has_slot = tried.len() < slots.room();
+            let now = io::now(shared, memory, &sqe, may_try && has_slot);
+            if now.is_none() && !has_slot {
                 // It stays where it is, and is read anew when a slot is free.
                 stuck = true;
                 break;
@@ -110,41 +117,72 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             cq.ring.reserve();
             fetched += 1;
             if let Some(now) = now {
-                now.prefetch();
+                if now.tries() {
+                    tried.push(sqe);
+                } else {
+                    now.prefetch();
+                }
                 bytes += now.bytes();
                 batch.push(now);
                 continue;
             }
-            let cid = sqe.cid.get();
-            match io::start(shared, memory, bounce, &sqe) {
-                Ok(task) => {
-                    sq.in_flight += 1;
-                    let command = Command {
-                        sqid,
-                        cqid: sq.ring.cqid,
-                        cid,
-                        opc: sqe.opc,
-                        nsid: sqe.nsid.get(),
-                        slba: sqe.slba(),
-                        since: Instant::now(),
-                        task,
-                        ready: true,
-                        orphan: false,
-                    };
-                    ready.extend(slots.insert(command));
-                }
-                Err(status) => {
-                    log::debug!("sqid {sqid} cid {cid:#x}: refused: {status:?}: {sqe:x?}");
-                    post(cq, &sq.ring, cid, Outcome::of(status), memory)?;
-                }
-            }
+            let task = io::start(shared, memory, bounce, &sqe);
+            begin(sq, cq, slots, ready, memory, &sqe, task)?;
         }
         if batch.is_empty() {
             return Ok(fetched > 0);
         }
+        let mut sqes = tried.drain(..);
         for now in batch.drain(..) {
-            let outcome = now.run(tally);
+            let sqe = if now.tries() { sqes.next() } else { None };
+            let outcome = match sqe {
+                None => now.run(tally),
+                Some(sqe) => match now.attempt(tally) {
+                    Some(outcome) => outcome,
+                    None => {
+                        let task = io::start(shared, memory, bounce, &sqe);
+                        begin(sq, cq, slots, ready, memory, &sqe, task)?;
+                        continue;
+                    }
+                },
+            };
             post(cq, &sq.ring, now.cid, outcome, memory)?;
+        }
+    }
+}
+
+/// Puts a command into the slot that there is for it, or completes it where it was refused.
+fn begin(
+    sq: &mut Sq,
+    cq: &mut Cq,
+    slots: &mut Slots,
+    ready: &mut VecDeque<u32>,
+    memory: &DmaMap,
+    sqe: &Sqe,
+    task: Result<Task, Status>,
+) -> Result<(), String> {
+    let (sqid, cid) = (sq.ring.qid, sqe.cid.get());
+    match task {
+        Ok(task) => {
+            sq.in_flight += 1;
+            let command = Command {
+                sqid,
+                cqid: sq.ring.cqid,
+                cid,
+                opc: sqe.opc,
+                nsid: sqe.nsid.get(),
+                slba: sqe.slba(),
+                since: Instant::now(),
+                task,
+                ready: true,
+                orphan: false,
+            };
+            ready.extend(slots.insert(command));
+            Ok(())
+        }
+        Err(status) => {
+            log::debug!("sqid {sqid} cid {cid:#x}: refused: {status:?}: {sqe:x?}");
+            post(cq, &sq.ring, cid, Outcome::of(status), memory)
         }
     }
 }

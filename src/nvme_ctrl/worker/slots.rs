@@ -47,6 +47,11 @@ impl Slots {
         self.free.is_empty() && self.commands.len() == SLOTS
     }
 
+    /// Commands that can be taken in.
+    pub fn room(&self) -> usize {
+        SLOTS - self.len()
+    }
+
     /// Commands in flight.
     pub fn len(&self) -> usize {
         self.commands.len() - self.free.len()
