@@ -150,7 +150,13 @@ impl Row {
                     let mut linked = Linked::new(depth);
                     median((0..3).map(|_| time(|| linked.run(&file, lbads, &copies))))
                 };
-                let best = [1, 2, 4, 8].into_iter().min_by_key(|depth| alone(*depth)).unwrap_or(1);
+                // A short Copy is one read and one write: no more of them in flight than we are given.
+                let most = if size < MIB { u64::from(DEPTH) } else { 8 };
+                let best = [1, 2, 4, 8]
+                    .into_iter()
+                    .filter(|depth| *depth as u64 <= most)
+                    .min_by_key(|depth| alone(*depth))
+                    .unwrap_or(1);
                 let mut linked = Linked::new(best);
                 let pair =
                     alternate(|| image.driver.run(DEPTH, &copies), || linked.run(&file, lbads, &copies));

@@ -337,6 +337,10 @@ pub trait Backend: Send + Sync + Debug {
     fn volatile_cache(&self) -> bool {
         true
     }
+    /// Do its transfers go past the page cache? Then the kernel moves no byte of them in the submitter's time.
+    fn is_direct(&self) -> bool {
+        false
+    }
     /// Does [`Op::Discard`] leave zeroes, and may [`Op::WriteZeroes`] give blocks back?
     fn unmaps(&self) -> bool {
         true

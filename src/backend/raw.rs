@@ -228,6 +228,10 @@ impl Backend for RawBackend {
         !self.file.cache().is_write_through()
     }
 
+    fn is_direct(&self) -> bool {
+        self.file.alignment().is_some()
+    }
+
     fn unmaps(&self) -> bool {
         self.unmaps
     }

@@ -6,6 +6,7 @@
 //! ranges, and allocating anew the page faults besides.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::Buffer;
@@ -15,7 +16,12 @@ use crate::backend::Buffer;
 pub struct Bounce {
     total: u64,
     shelf: Arc<Mutex<Shelf>>,
+    /// Segments that still go one at a time.
+    crowd: Arc<AtomicU32>,
 }
+
+/// Segments after the last other command that go one at a time: some milliseconds of copying.
+const CROWD: u32 = 16;
 
 /// What no Copy holds.
 #[derive(Debug)]
@@ -56,7 +62,24 @@ impl Bounce {
     pub fn new(total: u64) -> Self {
         let total = total.max(64 << 10);
         let shelf = Shelf { left: total, kept: VecDeque::new(), kept_bytes: 0 };
-        Self { total, shelf: Arc::new(Mutex::new(shelf)) }
+        Self { total, shelf: Arc::new(Mutex::new(shelf)), crowd: Arc::default() }
+    }
+
+    /// The worker has commands that are no Copies.
+    pub fn others_are_at_work(&self) {
+        if self.crowd.load(Ordering::Relaxed) != CROWD {
+            self.crowd.store(CROWD, Ordering::Relaxed);
+        }
+    }
+
+    /// Had it any lately? Then a Copy is to leave them a processor.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowd.load(Ordering::Relaxed) > 0
+    }
+
+    fn begin_segment(&self) {
+        // The worker alone writes it.
+        self.crowd.store(self.crowd.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
     }
 
     /// Bytes in all.
@@ -123,6 +146,11 @@ impl Pool {
         Self { bounce: bounce.clone(), share, reserved: 0 }
     }
 
+    /// As [`Bounce::is_crowded`].
+    pub fn is_crowded(&self) -> bool {
+        self.bounce.is_crowded()
+    }
+
     /// Bytes reserved.
     pub fn held(&self) -> u64 {
         self.reserved
@@ -142,6 +170,7 @@ impl Pool {
             return None;
         }
         self.reserved += bytes;
+        self.bounce.begin_segment();
         Some(kept.unwrap_or_else(|| fresh(bytes)))
     }
 

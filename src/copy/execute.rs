@@ -31,6 +31,10 @@ pub struct ExecOptions {
 /// whole, use all of the budget.
 const PACE: u64 = 1 << 20;
 
+/// Bytes of a segment that goes past the page cache: each is a request to a device, which large ones suit better. A
+/// power of two, and so whole blocks.
+const DIRECT_SEGMENT: u64 = 1 << 20;
+
 impl Default for ExecOptions {
     /// Four segments of 256 KiB at a time; the wider window is for short ranges, whose reads are small.
     fn default() -> Self {
@@ -206,6 +210,10 @@ impl CopyTask {
         if ladder.any_memory() {
             options.segment_bytes = options.segment_bytes.min(SLICE);
             options.window = options.window.max(MEMORY_WINDOW);
+        }
+        if plan.dst_ns.backend.is_direct() {
+            let segment = DIRECT_SEGMENT.min(options.budget / 2);
+            options.segment_bytes = options.segment_bytes.max(segment - segment % block);
         }
         let stages = stages(&plan, &ladder, options, block).ok_or(Reject {
             status: Status::INSUFFICIENT_RESOURCES,
@@ -555,7 +563,14 @@ impl CopyTask {
 
     /// Never with nothing in flight, so that a completion comes and this is asked again.
     fn must_wait(&self, bytes: u64) -> bool {
-        self.in_flight > 0 && self.pool.held().saturating_add(bytes) > PACE
+        let pace = match () {
+            // No processor is spent on them.
+            () if self.plan.dst_ns.backend.is_direct() => self.options.budget,
+            // Two at a time keep two processors busy, one each.
+            () if self.pool.is_crowded() => self.options.segment_bytes,
+            () => PACE,
+        };
+        self.in_flight > 0 && self.pool.held().saturating_add(bytes) > pace
     }
 
     /// Memory for an ordinary segment.

@@ -620,6 +620,35 @@ fn a_buffer_serves_one_segment_after_the_other() {
     assert!(task.poll(&mut |_, _, op| panic!("{op:?}")).is_some());
 }
 
+/// While a worker has other commands its Copies go segment by segment, and some time after the last of them not any more.
+#[test]
+fn others_are_left_a_processor() {
+    let images = images(&[(1, 600), (2, 600)]);
+    let plan = || planned(&images, 0, false, &[(2, 0, 400)]);
+    let bounce = Bounce::default();
+    let first = |bounce: &Bounce| {
+        let mut started = 0;
+        task(plan(), SMALL, bounce).poll(&mut |_, _, _| started += 1);
+        started
+    };
+    assert_eq!(first(&bounce), SMALL.window);
+    bounce.others_are_at_work();
+    assert_eq!(first(&bounce), 1);
+    let mut copy = task(plan(), SMALL, &bounce);
+    let mut most = Vec::new();
+    for _ in 0..60 {
+        let mut started = Vec::new();
+        copy.poll(&mut |part, _, op| started.push((part, op)));
+        most.push(started.len());
+        for (part, op) in started {
+            let (Op::Read { buf, .. } | Op::Write { buf, .. }) = op else { panic!("{op:?}") };
+            copy.done(part, Ok(()), Some(buf));
+        }
+    }
+    assert!(most[..16].iter().all(|count| *count == 1), "{most:?}");
+    assert!(most[40..].contains(&(SMALL.window as usize)), "{most:?}");
+}
+
 #[test]
 fn bounds_are_made_to_work() {
     let zero = ExecOptions { segment_bytes: 0, window: 0, budget: 0 };

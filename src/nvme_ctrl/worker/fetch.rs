@@ -10,13 +10,14 @@ use super::slots::{Command, Slots};
 use crate::memory::{DmaError, DmaMap};
 use crate::nvme_ctrl::io::{self, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
+use crate::spec::opcode::io as opcode;
 use crate::spec::{Sqe, Status};
 
 /// Commands taken from one queue before the next one has its turn.
 const BURST: usize = 32;
 
 /// Bytes moved for one queue before the next one has its turn; a transfer that is begun is ended.
-const BURST_BYTES: u64 = 256 << 10;
+const BURST_BYTES: u64 = 512 << 10;
 
 /// Commands that are looked at before the first of them is done: its data is on its way to the processor while the
 /// others are decoded. No more, for the host shall have completions to work on while we work.
@@ -116,6 +117,9 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             sq.ring.advance();
             cq.ring.reserve();
             fetched += 1;
+            if sqe.opc != opcode::COPY {
+                bounce.others_are_at_work();
+            }
             if let Some(now) = now {
                 if now.tries() {
                     tried.push(sqe);
