@@ -529,6 +529,11 @@ impl Core {
         self.interrupt(true)
     }
 
+    /// Is something in flight?
+    pub fn waits(&self) -> bool {
+        self.slots.len() > 0
+    }
+
     /// Looks at the doorbells alone, a few times, where nothing else could happen. A turn follows.
     pub fn glance(&self) {
         // With something in flight the engine is to be asked as well.
