@@ -92,9 +92,13 @@ impl Lone {
     /// As [`turn`](Self::turn).
     pub fn work(&mut self) {
         if self.turn() {
-            self.park.busy();
-        } else if self.park.look_again() == Look::Sleep {
-            self.core.sleep(Some(Duration::from_millis(1)));
+            return self.park.busy();
+        }
+        match self.park.look_again() {
+            Look::First => {}
+            Look::Again if !self.core.waits() => {}
+            Look::Again | Look::GiveWay => std::thread::yield_now(),
+            Look::Sleep => self.core.sleep(Some(Duration::from_millis(1))),
         }
     }
 }
