@@ -23,6 +23,24 @@ impl InterruptSink for Nobody {
     fn raise(&self, _vector: u16) {}
 }
 
+/// What a controller shares with its workers that was given all this, and has as many I/O queue pairs.
+pub(super) fn shared(namespaces: Namespaces, memory: Arc<ArcSwap<DmaMap>>, queues: usize) -> Arc<Shared> {
+    Arc::new(Shared {
+        memory,
+        doorbells: Doorbells::new(1 + queues),
+        namespaces,
+        interrupts: Arc::new(Nobody),
+        write_cache: AtomicBool::new(true),
+        cdfe: AtomicU16::new(0),
+        mps: AtomicU16::new(0),
+        coalescing: AtomicU32::new(0),
+        vector_cd: Box::default(),
+        invalid_doorbell: AtomicBool::new(false),
+        counters: Counters::default(),
+        limits: Limits { max_transfer: 4096 << 7, ocfs: crate::copy::OCFS },
+    })
+}
+
 /// See the module docs. It has one queue pair, with QID 1 for both.
 pub struct Lone {
     core: Core,
@@ -42,20 +60,7 @@ impl Lone {
         cq: u64,
         entries: u16,
     ) -> Self {
-        let shared = Arc::new(Shared {
-            memory,
-            doorbells: Doorbells::new(2),
-            namespaces,
-            interrupts: Arc::new(Nobody),
-            write_cache: AtomicBool::new(true),
-            cdfe: AtomicU16::new(0),
-            mps: AtomicU16::new(0),
-            coalescing: AtomicU32::new(0),
-            vector_cd: Box::default(),
-            invalid_doorbell: AtomicBool::new(false),
-            counters: Counters::default(),
-            limits: Limits { max_transfer: 4096 << 7, ocfs: crate::copy::OCFS },
-        });
+        let shared = shared(namespaces, memory, 1);
         let (sender, messages) = channel();
         let mut core = Core::new(Arc::clone(&shared), engine, Mailbox { sender, wake: Arc::new(|| {}) });
         core.message(ToWorker::CreateCq(CompletionQueue::new(1, Some(1), cq, entries.into())));

@@ -9,6 +9,7 @@ use arc_swap::{ArcSwap, Cache};
 
 use super::by_id::ById;
 use super::interrupt::{Coalescing, Owed, Verdict};
+use super::rotation::Rotation;
 use super::shadow::Shadow;
 use super::slots::{Slots, untag};
 use super::{FromWorker, Mailbox, ToWorker, Token, fetch};
@@ -60,8 +61,8 @@ pub struct Core {
     pub(super) sqs: ById<Sq>,
     pub(super) cqs: ById<Cq>,
     pub(super) slots: Slots,
-    /// Where the next turn starts fetching, so that no queue is always last.
-    pub(super) rotation: usize,
+    /// Has the queues of `sqs`.
+    pub(super) rotation: Rotation,
     pub(super) out: Mailbox,
     /// Operations done but not yet told to their commands.
     done: Vec<Completion>,
@@ -128,7 +129,7 @@ impl Core {
             sqs: ById::new(|sq| sq.ring.qid),
             cqs: ById::new(|cq| cq.ring.qid),
             slots: Slots::default(),
-            rotation: 0,
+            rotation: Rotation::default(),
             out,
             done: Vec::new(),
             ready: VecDeque::new(),
@@ -158,6 +159,7 @@ impl Core {
             }
             ToWorker::CreateSq(ring) => {
                 let tail = Bell::default();
+                self.rotation.push(ring.qid);
                 self.sqs.push(Sq { ring, in_flight: 0, deleting: None, tail, register: 0, event: None });
             }
             ToWorker::DeleteSq(qid, token) => match self.sqs.find(qid) {
@@ -302,6 +304,7 @@ impl Core {
         for (_, command) in self.slots.iter_mut() {
             command.orphan = true;
         }
+        self.rotation.clear();
         for token in self.sqs.drain().filter_map(|sq| sq.deleting) {
             self.out.send(FromWorker::Ack(token, false));
         }
@@ -447,6 +450,7 @@ impl Core {
             && let Some(token) = sq.deleting
         {
             self.sqs.remove(qid);
+            self.rotation.remove(qid);
             self.ack(token, true);
         }
     }

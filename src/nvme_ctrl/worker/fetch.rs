@@ -23,21 +23,28 @@ const BURST_BYTES: u64 = 512 << 10;
 /// others are decoded. No more, for the host shall have completions to work on while we work.
 const AHEAD: usize = 4;
 
-/// Fetches from every queue in turn, at most a burst each. True when a command was fetched.
+/// Fetches from every queue, at most a burst each, beginning with the one that has gone without for longest. True when a
+/// command was fetched.
 pub(super) fn fetch(core: &mut Core) -> bool {
     let mut fetched = false;
-    let queues = core.sqs.len();
-    core.rotation = core.rotation.wrapping_add(1);
-    for step in 0..queues {
+    let mut place = 0;
+    for _ in 0..core.sqs.len() {
         // A failure on the way forgets all queues: then none is there.
-        let at = core.rotation.wrapping_add(step) % queues;
+        let Some(at) = core.rotation.get(place).and_then(|qid| core.sqs.position(qid)) else { break };
+        let mut served = false;
         if let Some(cqid) = waiting(core, at) {
             // Once for all of them: the host's cache line.
             core.look_at_head(cqid);
             match burst(core, at) {
-                Ok(any) => fetched |= any,
+                Ok(any) => served = any,
                 Err(why) => core.fatal(&why),
             }
+        }
+        fetched |= served;
+        if served {
+            core.rotation.served(place);
+        } else {
+            place += 1;
         }
     }
     fetched

@@ -5,9 +5,12 @@
 
 mod by_id;
 mod core;
+#[cfg(test)]
+mod fairness;
 mod fetch;
 mod interrupt;
 mod park;
+mod rotation;
 mod shadow;
 mod sleeper;
 mod slots;
