@@ -40,9 +40,13 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let kind = images::engine_kind(&config)?;
     let engine = workers::factory(&config.nvme, kind)?;
     let signals = Signals::install().context("cannot install signal handlers")?;
+    let ways: Vec<_> = namespaces.iter().map(|ns| (ns.nsid, copy::best_way(ns))).collect();
     let mut server = Server::new(&config, namespaces, &engine)?;
     println!("{}", start_line(&config.socket));
     log::info!("serving with {kind}; Copy formats {:#06x}", copy::OCFS);
+    for (nsid, way) in ways {
+        log::info!("namespace {nsid}: Copy within it by {way}");
+    }
     server.serve(&signals);
     Ok(server.farewell())
 }

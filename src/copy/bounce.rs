@@ -4,10 +4,13 @@
 //! of it gets out, because a segment is written only after successful reads have filled all of its buffer, which the
 //! executor sees to (as it must anyway: no write before its reads). Clearing would cost a tenth of a Copy of short
 //! ranges, and allocating anew the page faults besides.
+//!
+//! What nobody has used for a second goes back to the system: a worker that is about to sleep asks for that.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::backend::Buffer;
 
@@ -32,7 +35,12 @@ struct Shelf {
     kept: VecDeque<Buffer>,
     /// Bytes in `kept`, at most `left`.
     kept_bytes: u64,
+    /// When somebody who was about to sleep first saw that nothing had been kept since the last time.
+    resting: Option<Instant>,
 }
+
+/// How long buffers lie ready for the next Copy.
+const REST: Duration = Duration::from_secs(1);
 
 /// Buffers kept at most, so that a search among them is short: for the whole default in slices of memory.
 const KEPT: usize = 256;
@@ -61,7 +69,7 @@ impl Bounce {
     /// fits.
     pub fn new(total: u64) -> Self {
         let total = total.max(64 << 10);
-        let shelf = Shelf { left: total, kept: VecDeque::new(), kept_bytes: 0 };
+        let shelf = Shelf { left: total, kept: VecDeque::new(), kept_bytes: 0, resting: None };
         Self { total, shelf: Arc::new(Mutex::new(shelf)), crowd: Arc::default() }
     }
 
@@ -90,6 +98,24 @@ impl Bounce {
     /// Bytes that no Copy holds.
     pub fn left(&self) -> u64 {
         self.shelf().left
+    }
+
+    /// Gives the buffers back to the system if they have not been used for a second; else how long that is from `now` on.
+    /// `None`: there are none.
+    pub fn rest(&self, now: Instant) -> Option<Duration> {
+        let mut shelf = self.shelf();
+        if shelf.kept.is_empty() {
+            return None;
+        }
+        let rested = now.saturating_duration_since(*shelf.resting.get_or_insert(now));
+        if rested < REST {
+            return Some(REST - rested);
+        }
+        let kept = std::mem::take(&mut shelf.kept);
+        shelf.kept_bytes = 0;
+        drop(shelf);
+        drop(kept);
+        None
     }
 
     /// Bytes of buffers that lie ready for the next Copy; part of what is left.
@@ -123,6 +149,7 @@ impl Bounce {
     fn keep(&self, buf: Buffer) {
         let mut shelf = self.shelf();
         shelf.kept_bytes += buf.len() as u64;
+        shelf.resting = None;
         shelf.kept.push_back(buf);
         shelf.trim();
     }
@@ -312,6 +339,30 @@ mod tests {
             pool.keep(buf);
         }
         assert_eq!(bounce.kept(), KEPT as u64 * 512);
+    }
+
+    #[test]
+    fn buffers_go_back_after_a_rest() {
+        let bounce = Bounce::new(100 * KIB);
+        let start = Instant::now();
+        let mut pool = Pool::new(&bounce, 100 * KIB);
+        assert_eq!(bounce.rest(start), None, "there are none");
+        let mut once = || {
+            let buf = pool.reserve(30 * KIB).expect("fits");
+            pool.release(30 * KIB);
+            pool.keep(buf);
+        };
+        once();
+        assert_eq!(bounce.rest(start), Some(REST));
+        assert_eq!(bounce.rest(start + REST / 4), Some(3 * REST / 4));
+        once();
+        let again = start + REST / 2;
+        assert_eq!(bounce.rest(again), Some(REST), "used meanwhile");
+        assert_eq!(bounce.kept(), 30 * KIB);
+        assert_eq!(bounce.rest(again + REST), None);
+        assert_eq!((bounce.kept(), bounce.left()), (0, 100 * KIB));
+        once();
+        assert_eq!(bounce.rest(again + REST), Some(REST), "it begins anew");
     }
 
     #[test]

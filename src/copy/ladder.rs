@@ -215,6 +215,30 @@ impl Ladder {
     }
 }
 
+/// How a long, aligned Copy within a namespace goes, in words for a person. What copy_file_range does is named as what it
+/// is: a file system that can share blocks cannot be asked to copy them.
+pub fn best_way(ns: &Namespace) -> &'static str {
+    let shortcuts = ns.backend.shortcuts_from(&*ns.backend);
+    let source = Source { nsid: ns.nsid, shortcuts, memory: shortcuts.memmove };
+    let method = ns.facts.policy.method;
+    let ladder = Ladder {
+        method,
+        no_holes: false,
+        dst_memory: source.memory,
+        sources: [source].into_iter().collect(),
+    };
+    let allows = |how| ladder.allows(ns.nsid, how);
+    match () {
+        () if allows(Shortcut::MemMove) => "memmove",
+        () if allows(Shortcut::Reflink) => "FICLONERANGE: blocks are shared",
+        () if allows(Shortcut::Offload) && shortcuts.offload_clones => {
+            "copy_file_range, which shares blocks on this file system"
+        }
+        () if allows(Shortcut::Offload) => "copy_file_range",
+        () => "read and write",
+    }
+}
+
 /// A memory namespace says of itself that memmove leads from it to it.
 fn is_memory(ns: &Namespace) -> bool {
     ns.backend.shortcuts_from(&*ns.backend).memmove

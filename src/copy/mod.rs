@@ -44,5 +44,6 @@ mod testing;
 pub use bounce::Bounce;
 pub use checks::{Check, TABLE};
 pub use execute::{CopyTask, ExecOptions, Outcome};
+pub use ladder::best_way;
 pub use plan::{Capabilities, Checked, CopyPlan, PlannedRange, Reject, check_command, plan};
 pub use range::{OCFS, SourceRange, Tags, list_len};

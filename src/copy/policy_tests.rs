@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::bounce::Bounce;
 use super::execute::{CopyTask, ExecOptions, Outcome};
 use super::execute_tests::{BLOCK, Dice, Images, images};
+use super::ladder::best_way;
 use super::plan::{Capabilities, CopyPlan, check_command, plan};
 use super::range::SourceRange;
 use super::testing::{command, special};
@@ -878,6 +879,21 @@ fn rungs() {
         assert_eq!(tally(method, memory), [0, 0, 0, RUN + SHORT]);
     }
     assert_eq!(tally(Method::Auto, Shortcuts { reflink: Some(1 << 20), ..dear }), [0, 0, 0, RUN + SHORT]);
+}
+
+#[test]
+fn what_copy_file_range_does_is_said_as_it_is() {
+    let say = |method, shortcuts| {
+        best_way(&special(1, 8, 9, shortcuts, CopyPolicy { method, ..CopyPolicy::default() }))
+    };
+    let plain = Shortcuts { offload: true, ..Shortcuts::default() };
+    let clones = Shortcuts { reflink: Some(4096), offload_pays: true, offload_clones: true, ..plain };
+    assert_eq!(say(Method::Auto, Shortcuts { memmove: true, ..plain }), "memmove");
+    assert_eq!(say(Method::Auto, plain), "read and write");
+    assert_eq!(say(Method::Offload, plain), "copy_file_range");
+    assert_eq!(say(Method::Auto, clones), "FICLONERANGE: blocks are shared");
+    assert_eq!(say(Method::Offload, clones), "copy_file_range, which shares blocks on this file system");
+    assert_eq!(say(Method::Bounce, clones), "read and write");
 }
 
 /// One operation for each bounced segment, however many ranges are in it; none where writes wait for others' reads, nor

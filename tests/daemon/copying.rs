@@ -685,3 +685,29 @@ fn reset_during_copies() {
         assert!(h.read(1, &ns, 4096 + at * 64, 1) == ns.at(at * 64, 1));
     }
 }
+
+/// Bounce buffers lie ready for the next Copy, and are given back when none comes.
+#[test]
+fn a_device_at_rest_keeps_no_bounce_memory() {
+    for engine in engines() {
+        let ns =
+            |name: &str| format!("--nvme-ns drive={{}}/{name}.img,size=32M,copy_method=bounce,aio={engine}");
+        let mut b = Bench::new(&format!("{} {}", ns("a"), ns("b")), &[1, 2]);
+        let status = format!("/proc/{}/status", b.daemon.pid());
+        let own = || {
+            let status = std::fs::read_to_string(&status).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let before = own();
+        let ranges: Vec<Range> = (0..3).map(|n| Range::new(8192 * n + 8, 8192)).collect();
+        b.good(1, 32_776, &ranges, 0);
+        let after = own();
+        assert!(after > before + 768, "{before} KiB before, {after} after");
+        let start = std::time::Instant::now();
+        while own() > before + 256 {
+            assert!(start.elapsed() < DEADLINE, "{before} KiB before, still {}", own());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+}

@@ -233,9 +233,11 @@ impl Core {
         busy || !self.done.is_empty() || !self.ready.is_empty()
     }
 
-    /// Waits for a completion, a doorbell or a message, or for `timeout` to pass.
+    /// Waits for a completion, a doorbell or a message, or for `timeout` to pass. At most until bounce buffers are to be
+    /// given back.
     pub fn sleep(&mut self, timeout: Option<Duration>) {
-        self.engine.wait(timeout);
+        let rest = self.bounce.rest(Instant::now());
+        self.engine.wait(timeout.into_iter().chain(rest).min());
     }
 
     /// Do doorbells change without anybody waking this worker?
