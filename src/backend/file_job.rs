@@ -14,7 +14,7 @@ use super::copy_steps::{CopySteps, Next};
 use super::engine::Waker;
 use super::image_file::{Ability, ImageFile, Tap};
 use super::relay::Relay;
-use super::turns::{Answer, Claim, Sync, SyncTurn, Turn};
+use super::turns::{Answer, Sync, SyncTurn, Turn, Wish};
 use super::uneven::{Target, Uneven, Way};
 use super::{BackendError, Completion, IoBuf, Op, Tag};
 
@@ -236,7 +236,7 @@ pub struct FileJob {
     /// Of a transfer that the kernel does not take as it is, while it lasts.
     uneven: Option<Box<Uneven>>,
     /// What has to be had before the first call, and what is had.
-    claim: Option<Claim>,
+    wish: Option<Wish>,
     turn: Option<Turn>,
     /// Number of the sync that does, from [`Stage::Sync`] on; and the right to make it.
     sync: u64,
@@ -290,7 +290,7 @@ impl FileJob {
         let sync = if kind == JobKind::Flush { file.turns().next_sync() } else { 0 };
         let mut job = FileJob {
             uneven,
-            claim,
+            wish: claim.map(Wish::from),
             turn: None,
             sync,
             sync_turn: None,
@@ -325,7 +325,7 @@ impl FileJob {
         let write_through = file.cache().is_write_through();
         FileJob {
             uneven: None,
-            claim: if len == 0 { None } else { file.claim(offset, len, true, false) },
+            wish: if len == 0 { None } else { file.claim(offset, len, true, false).map(Wish::from) },
             turn: None,
             sync: 0,
             sync_turn: None,
@@ -361,7 +361,7 @@ impl FileJob {
 
     /// Whom to wake when the job waits and need not any more. Costs nothing for those that never wait.
     pub(super) fn waked_by(mut self, waker: impl FnOnce() -> Waker) -> Self {
-        if self.claim.is_some()
+        if self.wish.is_some()
             || self.sync_after
             || !matches!(self.stage, Stage::Read | Stage::Write { dsync: false })
         {
@@ -451,11 +451,11 @@ impl FileJob {
         let turns = self.file.turns();
         let epoch = if self.stage == Stage::Done {
             return Ok(true);
-        } else if let Some(claim) = &self.claim {
-            match turns.take(claim, self.waker.as_ref()) {
+        } else if let Some(wish) = &mut self.wish {
+            match turns.take(wish, self.waker.as_ref()) {
                 Answer::Granted(turn) => {
                     self.turn = Some(turn);
-                    self.claim = None;
+                    self.wish = None;
                     return Err(());
                 }
                 Answer::Wait(epoch) => epoch,
@@ -572,6 +572,7 @@ impl FileJob {
     /// Ends the job; the buffer goes back to the submitter.
     pub fn finish(mut self, tag: Tag) -> Completion {
         // Not before the end is known, but before it is told.
+        self.wish = None;
         self.turn = None;
         self.sync_turn = None;
         let lost = self.buf.as_ref().map_or(Ok(()), IoBuf::check);

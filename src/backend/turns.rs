@@ -1,7 +1,8 @@
 //! What operations on one image wait for among each other: a range whose edge block another one is rewriting, bounce
 //! memory, an fdatasync. All workers share it; an operation that needs none of these does not come here.
 //!
-//! Everything an operation needs is taken at once, so none holds something while it waits and none waits for ever.
+//! Everything an operation needs is taken at once, so none holds something while it waits; and what an operation waits for
+//! is not given to one that came later, so none waits for ever.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,6 +40,32 @@ impl Claim {
     }
 }
 
+/// What an operation asks for until it has it, and its place among those that wait.
+#[derive(Debug)]
+pub(super) struct Wish {
+    claim: Claim,
+    place: Option<Place>,
+}
+
+impl From<Claim> for Wish {
+    fn from(claim: Claim) -> Self {
+        Wish { claim, place: None }
+    }
+}
+
+/// A place among those that wait; given up when it is dropped.
+#[derive(Debug)]
+struct Place {
+    turns: Arc<Turns>,
+    id: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.turns.change(|state| state.waiting.retain(|(id, _)| *id != self.id));
+    }
+}
+
 /// See the module docs.
 #[derive(Debug)]
 pub(super) struct Turns {
@@ -50,6 +77,8 @@ pub(super) struct Turns {
 struct State {
     /// Claims in force, at most one for each operation in flight.
     held: Vec<(u64, Claim)>,
+    /// Who waits for theirs, the oldest first.
+    waiting: Vec<(u64, Claim)>,
     next: u64,
     bounce: usize,
     /// Number of the last sync that began, and of the last that ended; equal: none is under way.
@@ -65,6 +94,7 @@ impl Default for Turns {
     fn default() -> Self {
         let state = State {
             held: Vec::new(),
+            waiting: Vec::new(),
             next: 0,
             bounce: BOUNCE,
             began: 0,
@@ -94,16 +124,24 @@ pub(super) enum Sync {
 }
 
 impl Turns {
-    /// Takes what `claim` says.
-    pub(super) fn take(self: &Arc<Self>, claim: &Claim, waker: Option<&Waker>) -> Answer<Turn> {
+    /// Takes what is wished for. Who is told to wait keeps the wish, and its place with it.
+    pub(super) fn take(self: &Arc<Self>, wish: &mut Wish, waker: Option<&Waker>) -> Answer<Turn> {
         let mut state = self.state();
-        if claim.bounce > state.bounce || !state.held.iter().all(|(_, held)| held.bears(claim)) {
+        let place = wish.place.as_ref().map(|place| place.id);
+        if !state.is_free(&wish.claim, place) {
+            if place.is_none() {
+                let id = state.id();
+                state.waiting.push((id, wish.claim.clone()));
+                wish.place = Some(Place { turns: Arc::clone(self), id });
+            }
             return state.wait(waker);
         }
-        let id = state.next;
-        state.next += 1;
-        state.bounce -= claim.bounce;
-        state.held.push((id, claim.clone()));
+        let id = state.id();
+        state.bounce -= wish.claim.bounce;
+        state.held.push((id, wish.claim.clone()));
+        drop(state);
+        // Nobody who waited for this place may go on: what it stood for is held now.
+        wish.place = None;
         Answer::Granted(Turn { turns: Arc::clone(self), id })
     }
 
@@ -150,6 +188,21 @@ impl Turns {
 }
 
 impl State {
+    fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Could it be had, by one who is at `place` among those that wait, or comes after all of them?
+    fn is_free(&self, claim: &Claim, place: Option<u64>) -> bool {
+        let older = || self.waiting.iter().take_while(|(id, _)| Some(*id) != place).map(|(_, claim)| claim);
+        // Only who needs bounce memory himself waits for those who do.
+        let promised = if claim.bounce == 0 { 0 } else { older().map(|claim| claim.bounce).sum() };
+        claim.bounce.saturating_add(promised) <= self.bounce
+            && self.held.iter().all(|(_, held)| held.bears(claim))
+            && older().all(|older| older.bears(claim))
+    }
+
     fn wait<T>(&mut self, waker: Option<&Waker>) -> Answer<T> {
         if let Some(waker) = waker
             && !self.wakers.iter().any(|other| other.is_same(waker))
@@ -223,7 +276,7 @@ mod tests {
     #[test]
     fn edges_are_kept_apart_and_nothing_else() {
         let turns = Arc::new(Turns::default());
-        let take = |claim: &Claim| granted(turns.take(claim, None));
+        let take = |claim: &Claim| granted(turns.take(&mut claim.clone().into(), None));
         // Blocks 1 to 3, of which the first and the last are written around.
         let held = take(&claim(4096..16384, 4096, 4096)).expect("alone");
         assert!(take(&claim(4096..8192, 0, 0)).is_none(), "an aligned write over the head");
@@ -242,11 +295,61 @@ mod tests {
     fn bounce_memory_is_bounded() {
         let turns = Arc::new(Turns::default());
         let half = Claim { bounce: BOUNCE / 2, ..Claim::default() };
-        let take = || granted(turns.take(&half, None));
+        let take = || granted(turns.take(&mut half.clone().into(), None));
         let held = [take().expect("all is free"), take().expect("half is free")];
         assert!(take().is_none());
         drop(held);
         assert!(take().is_some());
+    }
+
+    /// A stream of short writes never lets the long one that needs the blocks of all of them through, but for its place.
+    #[test]
+    fn who_came_first_is_first() {
+        let turns = Arc::new(Turns::default());
+        let take = |wish: &mut Wish| granted(turns.take(wish, None));
+        let held = take(&mut claim(0..4096, 4096, 0).into()).expect("alone");
+        let mut long = Wish::from(claim(0..8192, 4096, 4096));
+        assert!(take(&mut long).is_none());
+        let mut late = Wish::from(claim(4096..8192, 4096, 0));
+        assert!(take(&mut late).is_none() && take(&mut long).is_none() && take(&mut late).is_none());
+        assert!(take(&mut claim(8192..12288, 4096, 0).into()).is_some(), "it bears both");
+        drop(held);
+        assert!(take(&mut late).is_none());
+        let turn = take(&mut long).expect("it is its turn");
+        assert!(take(&mut late).is_none());
+        drop(turn);
+        assert!(take(&mut late).is_some());
+        assert!(turns.state().waiting.is_empty() && turns.state().held.is_empty());
+    }
+
+    #[test]
+    fn bounce_memory_goes_to_who_came_first() {
+        let turns = Arc::new(Turns::default());
+        let take = |wish: &mut Wish| granted(turns.take(wish, None));
+        let wish = |parts| Wish::from(Claim { bounce: BOUNCE / 4 * parts, ..Claim::default() });
+        let held = [take(&mut wish(2)).expect("all is free"), take(&mut wish(1)).expect("half is free")];
+        let mut large = wish(3);
+        assert!(take(&mut large).is_none());
+        assert!(take(&mut wish(1)).is_none(), "it is promised");
+        assert!(take(&mut claim(0..4096, 0, 0).into()).is_some(), "needs none");
+        drop(held);
+        let turn = take(&mut large).expect("there is enough");
+        assert!(take(&mut wish(1)).is_some() && take(&mut wish(2)).is_none());
+        drop(turn);
+    }
+
+    /// Who gives up leaves its place, and wakes those behind it.
+    #[test]
+    fn who_goes_away_keeps_nobody_waiting() {
+        let turns = Arc::new(Turns::default());
+        let _held = granted(turns.take(&mut claim(0..4096, 4096, 0).into(), None)).expect("alone");
+        let mut first = Wish::from(claim(0..8192, 4096, 4096));
+        let mut second = Wish::from(claim(4096..8192, 4096, 0));
+        assert!(matches!(turns.take(&mut first, None), Answer::Wait(_)));
+        let Answer::Wait(epoch) = turns.take(&mut second, None) else { panic!("the first is first") };
+        drop(first);
+        assert_ne!(turns.state().epoch, epoch);
+        assert!(granted(turns.take(&mut second, None)).is_some());
     }
 
     /// Who comes while a sync is under way shares the next one; what was dropped unmade covers nobody.
