@@ -188,32 +188,33 @@ fn sizes_take_suffixes() {
     assert!(d.resident() < 100 << 20);
 }
 
-/// Processors that a thread may use, as the kernel lists them.
-fn allowed(task: &std::path::Path) -> String {
+/// A thread's name, and the processors it may use as the kernel lists them.
+fn binding(task: &std::path::Path) -> (String, String) {
     let status = std::fs::read_to_string(task.join("status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-    line.trim().to_owned()
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    (field("Name:"), field("Cpus_allowed_list:"))
 }
 
 #[test]
 fn workers_are_bound_to_their_processors_and_nobody_else_is() {
-    let all = allowed(std::path::Path::new("/proc/self"));
+    let (_, all) = binding(std::path::Path::new("/proc/self"));
     let first = all.split([',', '-']).next().unwrap();
     let last = all.rsplit([',', '-']).next().unwrap();
     let d = Daemon::start(&format!("--nvme iothreads=3,iothread-cpus={last}:{first},aio=threads"));
-    let want = [("worker0", last), ("worker1", first), ("worker2", last)];
-    let mut bound = 0;
-    for task in std::fs::read_dir(format!("/proc/{}/task", d.pid())).unwrap() {
-        let task = task.unwrap().path();
-        let name = std::fs::read_to_string(task.join("comm")).unwrap();
-        let is = allowed(&task);
-        match want.iter().find(|(worker, _)| *worker == name.trim()) {
-            Some((worker, cpu)) => {
-                assert_eq!(is, *cpu, "{worker}");
-                bound += 1;
-            }
-            None => assert_eq!(is, all, "{name}"),
+    let want = ["worker0", "worker1", "worker2"].into_iter().zip([last, first, last]);
+    let want: Vec<_> = want.map(|(name, cpu)| (name.to_owned(), cpu.to_owned())).collect();
+    let start = std::time::Instant::now();
+    loop {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", d.pid())).unwrap();
+        let mut threads: Vec<_> = tasks.map(|task| binding(&task.unwrap().path())).collect();
+        threads.sort();
+        let (workers, others): (Vec<_>, Vec<_>) =
+            threads.into_iter().partition(|(name, _)| name.starts_with("worker"));
+        if workers == want && others.iter().all(|(_, cpus)| *cpus == all) {
+            return;
         }
+        // A thread that a worker has just started has its name and its processors for a moment.
+        assert!(start.elapsed() < DEADLINE, "{workers:?}, {others:?}");
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    assert_eq!(bound, 3);
 }
