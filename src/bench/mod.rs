@@ -27,6 +27,7 @@ mod load;
 mod memory;
 mod options;
 mod pattern;
+mod paused;
 mod queue;
 mod report;
 mod server;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, getpid, kill_process};
+use rustix::process::{Pid, getpid};
 
 use super::contest::Contestant;
 use super::controller::{Attach, Controller, Shape, queue_room};
@@ -15,6 +15,7 @@ use super::cpu;
 use super::load::{Commands, Load, Stamp, Until, data_room};
 use super::options::{Plan, Row};
 use super::pattern::{Pattern, Rw};
+use super::paused::Paused;
 use super::tally::Run;
 use crate::config::ConfigError;
 
@@ -30,12 +31,13 @@ const FILL_CHECKS: u64 = 4096;
 /// One server, attached all the time.
 #[derive(Debug)]
 pub(super) struct Server {
+    /// Continued before anything else is taken down.
+    process: Option<Paused>,
     name: String,
     controller: Controller,
     /// Its end is the server's.
     watch: OwnedFd,
     /// Who is stopped while others are measured.
-    process: Option<Pid>,
     pub(super) shape: Shape,
     loads: Vec<Load>,
     row: Option<Row>,
@@ -83,7 +85,7 @@ impl Server {
                 "use --rw read or randread, without --fill"
             ));
         }
-        let process = if plan.pause_others { Some(other(&controller, path)?) } else { None };
+        let process = if plan.pause_others { Some(Paused::new(other(&controller, path)?)) } else { None };
         let watch = controller.watch()?;
         let name = format!("{} ({})", path.display(), controller.doorbells());
         Ok(Self {
@@ -264,21 +266,14 @@ impl Contestant for Server {
     }
 
     fn rest(&mut self) {
-        if let Some(pid) = self.process {
-            // A process that is gone shows at its next turn.
-            let _ = kill_process(pid, Signal::STOP);
+        if let Some(process) = &mut self.process {
+            process.stop();
         }
     }
 
     fn wake(&mut self) {
-        if let Some(pid) = self.process {
-            let _ = kill_process(pid, Signal::CONT);
+        if let Some(process) = &self.process {
+            process.wake();
         }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.wake();
     }
 }

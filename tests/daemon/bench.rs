@@ -5,7 +5,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::host::daemon::run;
+use crate::host::daemon::{run, start};
 use crate::host::nvme::io;
 use crate::host::*;
 
@@ -134,6 +134,31 @@ fn two_servers_and_limits_in_turn() {
     assert!((number(&ratios[0], "/iops/median") / (first / second) - 1.0).abs() < 1e-9, "{report:#}");
     assert!(a.alive() && b.alive(), "nobody is left stopped or dead");
     assert!(results(&b.socket(), SHORT).is_object());
+}
+
+/// Whatever ends the measuring process.
+#[test]
+fn no_server_is_left_stopped() {
+    let servers = [(); 2].map(|()| Daemon::start("--nvme-ns drive=memory,size=1M"));
+    let stopped = |daemon: &Daemon| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+        stat.rsplit(") ").next().unwrap().starts_with('T')
+    };
+    let wait = |what: &str, until: &dyn Fn() -> bool| {
+        let start = std::time::Instant::now();
+        while !until() {
+            assert!(start.elapsed() < DEADLINE, "{what}");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    };
+    let sockets = servers.each_ref().map(|server| server.socket().display().to_string());
+    let mut bench =
+        start(&["bench", &sockets[0], "--against", &sockets[1], "--pause-others", "--seconds", "60"]);
+    wait("nobody is stopped", &|| servers.iter().any(stopped));
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    wait("a server stays stopped", &|| !servers.iter().any(stopped));
+    assert!(results(&servers[0].socket(), SHORT).is_object());
 }
 
 #[test]

@@ -196,15 +196,20 @@ fn spawn(dir: &Path, args: &[String]) -> Child {
         .expect("the daemon's program")
 }
 
-/// Runs the program to its end, which must come soon.
-pub fn run(args: &[&str]) -> Output {
-    let mut child = Command::new(PROGRAM)
+/// Starts the program with its output in pipes.
+pub fn start(args: &[&str]) -> Child {
+    Command::new(PROGRAM)
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("the daemon's program");
+        .expect("the daemon's program")
+}
+
+/// Runs the program to its end, which must come soon.
+pub fn run(args: &[&str]) -> Output {
+    let mut child = start(args);
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if start.elapsed() > DEADLINE {
