@@ -799,7 +799,7 @@ fn many_ranges_do_not_blow_up() {
     case.options = ExecOptions::default();
     let begin = std::time::Instant::now();
     let task = CopyTask::new(case.plan(), case.options, &Bounce::default()).expect("it fits");
-    assert!(begin.elapsed() < std::time::Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{:?}", begin.elapsed());
     drop(task);
     let seen = run(&case, 5, &Trouble::default());
     assert_eq!(seen.outcome, Some(Outcome { status: Status::SUCCESS, dw0: 0 }));

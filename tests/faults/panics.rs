@@ -14,7 +14,7 @@ use crate::host::nvme::io;
 use crate::host::{Answer, Host, Ns, Ram};
 use crate::with_each_engine;
 
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_millis(2500);
 const IMAGE: usize = 1 << 20;
 const ON_DISK: u8 = 0xd1;
 
