@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::BackendError;
 use super::file_job::{Call, Iovecs};
 use super::image_file::{Ability, ImageFile};
-use super::shortcut::Way;
+use super::shortcut::{Way, is_no_way};
 
 /// One call shares or copies at most this, however long the range: it cannot be cancelled.
 const MAX_CALL: u64 = 256 << 20;
@@ -216,10 +216,7 @@ impl CopySteps {
                 self.changed = true;
                 return self.refused(errno, Way::Clone, target);
             }
-            (
-                Stage::CopyRange,
-                libc::EOPNOTSUPP | libc::EXDEV | libc::ENOSYS | libc::EINVAL | libc::ETXTBSY | libc::EPERM,
-            ) => return self.refused(errno, Way::CopyRange, target),
+            (Stage::CopyRange, _) if is_no_way(errno) => return self.refused(errno, Way::CopyRange, target),
             // No data from here on: the last hole reaches to the end of the file.
             (Stage::HoleEnd, libc::ENXIO) => self.stage = Stage::HoleReach,
             (Stage::DataEnd, libc::ENXIO) => return Next::Failed(BackendError::Truncated),

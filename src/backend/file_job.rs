@@ -14,6 +14,7 @@ use super::copy_steps::{CopySteps, Next};
 use super::engine::Waker;
 use super::image_file::{Ability, ImageFile, Tap};
 use super::relay::Relay;
+use super::shortcut::{self, is_no_way};
 use super::turns::{Answer, Sync, SyncTurn, Turn, Wish};
 use super::uneven::{Target, Uneven, Way};
 use super::{BackendError, Completion, IoBuf, Op, Tag};
@@ -147,6 +148,10 @@ enum Stage {
     FindExtent,
     /// It is a hole, unless the file ends before the range does.
     FindEnd,
+    /// A relay's copy by the kernel, from this byte of the source on. Whatever is wrong with it, the next two tell.
+    Splice {
+        from: u64,
+    },
     /// The reads of a relay; its write follows.
     Gather,
     Sync,
@@ -349,12 +354,15 @@ impl FileJob {
         }
     }
 
-    /// A job that makes the reads of `relay` and then the write that `op`, an [`Op::Relay`], ends with.
+    /// A job that makes the reads of `relay` and then the write that `op`, an [`Op::Relay`], ends with; or one call in
+    /// the place of both.
     pub(super) fn relay(file: Arc<ImageFile>, op: Op, relay: Relay) -> Self {
         let mut job = Self::new(file, op);
         if !job.is_done() {
+            let durable = job.sync_after || job.stage != (Stage::Write { dsync: false });
+            let from = if durable { None } else { relay.copied_by_kernel(&job.file, job.offset) };
             job.relay = Some(Box::new((relay, job.stage)));
-            job.stage = Stage::Gather;
+            job.stage = from.map_or(Stage::Gather, |from| Stage::Splice { from });
         }
         job
     }
@@ -491,6 +499,7 @@ impl FileJob {
                 of_source = copy.on_source_alone();
                 copy.next_call(&mut self.iovecs)
             }
+            Stage::Splice { from } => Call::CopyRange { from: from + self.done, offset: at, len: left },
             Stage::Gather => {
                 of_source = true;
                 let buf = self.buf.as_mut().and_then(IoBuf::ours_mut)?;
@@ -593,6 +602,7 @@ impl FileJob {
             Stage::Read if moved == 0 || self.ends_within_a_block(moved) => {
                 self.fail(BackendError::Truncated);
             }
+            Stage::Splice { .. } if moved == 0 => self.gather(),
             Stage::Gather if moved == 0 => self.fail(BackendError::Truncated),
             Stage::Gather => {
                 if let Some(relay) = &mut self.relay
@@ -604,7 +614,7 @@ impl FileJob {
             Stage::Write { .. } | Stage::WriteZeroes if moved == 0 || self.ends_within_a_block(moved) => {
                 self.fail(io::Error::from(io::ErrorKind::WriteZero).into());
             }
-            Stage::Read | Stage::Write { .. } | Stage::WriteZeroes => {
+            Stage::Read | Stage::Write { .. } | Stage::WriteZeroes | Stage::Splice { .. } => {
                 self.done += moved.min(self.len - self.done);
                 if self.done == self.len {
                     self.transferred();
@@ -675,6 +685,14 @@ impl FileJob {
             (_, libc::EINTR) => {}
             (_, libc::EAGAIN) if self.again < MAX_AGAIN => self.again += 1,
             (Stage::Copy, _) => self.copied(|copy, file| copy.failed(errno, file)),
+            (Stage::Splice { .. }, _) => {
+                if is_no_way(errno)
+                    && let Some(relay) = &self.relay
+                {
+                    self.file.refused(relay.0.source(), shortcut::Way::CopyRange, errno);
+                }
+                self.gather();
+            }
             // The file ends before this.
             (Stage::FindHole, libc::ENXIO) => self.fail(BackendError::Truncated),
             // A file system that knows no holes: all counts as allocated.
@@ -714,6 +732,12 @@ impl FileJob {
             (Stage::PunchHole | Stage::ZeroRange, libc::EINVAL) => self.step_down(),
             _ => self.fail(io::Error::from_raw_os_error(errno).into()),
         }
+    }
+
+    /// The kernel's copy went no further.
+    fn gather(&mut self) {
+        self.done = 0;
+        self.stage = Stage::Gather;
     }
 
     fn copied(&mut self, step: impl FnOnce(&mut CopySteps, &ImageFile) -> Next) {
@@ -787,10 +811,10 @@ impl FileJob {
 
     /// A copy of what a write is about to hand over, or of what is about to be copied, for a tap.
     fn outgoing(&self, call: &Call) -> Vec<u8> {
-        if let (Call::CloneRange { from, len, .. } | Call::CopyRange { from, len, .. }, Some(copy)) =
-            (call, &self.copy)
-        {
-            return copy.source().content(*from, *len);
+        if let Call::CloneRange { from, len, .. } | Call::CopyRange { from, len, .. } = call {
+            let source = self.copy.as_ref().map(|copy| copy.source());
+            let source = source.or(self.relay.as_ref().map(|relay| relay.0.source()));
+            return source.map_or_else(Vec::new, |source| source.content(*from, *len));
         }
         let mut data = Vec::new();
         if let Call::Pwritev { .. } = call {

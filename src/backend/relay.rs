@@ -2,7 +2,9 @@
 //! block. Part of `file_job`.
 //!
 //! A ring hands a write that its file cannot do without waiting to threads of the kernel, and each such hand-over costs
-//! more than copying 64 KiB. There a whole segment is handed to a thread of ours instead, once.
+//! more than copying 64 KiB. There a whole segment is handed to a thread of ours instead, once. A short one that is a single
+//! piece is not even read: the kernel copies it from page to page (copy_file_range), which saves one copy of two. What
+//! that does not manage, whatever the reason, is read and written after all, and so it tells which side is at fault.
 #![expect(unsafe_code, reason = "the probe is a system call")]
 
 use std::fs::File;
@@ -13,6 +15,10 @@ use smallvec::SmallVec;
 
 use super::file_job::{Call, Iovecs};
 use super::image_file::ImageFile;
+
+/// A relay of fewer bytes is short. copy_file_range writes 64 KiB at a time, and each write to ext4 costs the more the
+/// larger the file's folios are: so a longer one is faster read and written in few large pieces, by two threads.
+pub(super) const SHORT: u64 = 128 << 10;
 
 /// What is read one behind the other: byte offsets in the source, and bytes, none of them 0.
 pub type Pieces = SmallVec<[(u64, u64); 1]>;
@@ -37,6 +43,19 @@ impl Relay {
 
     pub(super) fn source(&self) -> &ImageFile {
         &self.source
+    }
+
+    /// The place in the source, if the kernel may copy it to `offset` of `target` by itself. It must not share blocks,
+    /// nor leave it to a server what becomes of holes: what is relayed is allocated afterwards.
+    pub(super) fn copied_by_kernel(&self, target: &ImageFile, offset: u64) -> Option<u64> {
+        let &[(from, len)] = &self.pieces[..] else { return None };
+        // A tap hears of every read of its image; and the kernel refuses ranges that overlap.
+        let unseen = self.source.tap().is_some() || (self.source.is_same(target) && from.abs_diff(offset) < len);
+        if len >= SHORT || unseen {
+            return None;
+        }
+        let ways = target.shortcuts_from(&self.source);
+        (ways.offload && !ways.offload_pays).then_some(from)
     }
 
     /// Bytes of the buffer that are filled.

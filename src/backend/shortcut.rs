@@ -100,6 +100,14 @@ pub(super) fn copy_range(source: RawFd, mut from: i64, target: RawFd, mut offset
     answer(unsafe { libc::copy_file_range(source, &raw mut from, target, &raw mut offset, len, 0) } as i64)
 }
 
+/// Does copy_file_range say by this that it does not lead from one file to the other?
+pub(super) fn is_no_way(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::EOPNOTSUPP | libc::EXDEV | libc::ENOSYS | libc::EINVAL | libc::ETXTBSY | libc::EPERM
+    )
+}
+
 /// The result of a call as a ring gives it: what it returned, or -errno.
 pub(super) fn answer(result: i64) -> i64 {
     if result < 0 {

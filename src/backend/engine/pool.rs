@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{Engine, FileJob, Waker};
 use crate::backend::extents::extent_end;
 use crate::backend::file_job::{Call, ImageId, JobKind};
+use crate::backend::relay::SHORT;
 use crate::backend::shortcut::{answer, clone_range, copy_range};
 use crate::backend::{Completion, Tag};
 
@@ -21,8 +22,6 @@ use crate::backend::{Completion, Tag};
 const RELAYS: usize = 3;
 /// Relays to one image at a time: one reads while the other writes, which a file lets only one do at a time.
 const RELAYS_OF_ONE: usize = 2;
-/// A relay of fewer bytes waits for the one before it: the two would only wait for each other in the kernel.
-const SHORT: u64 = 128 << 10;
 /// How long a thread that has relayed looks for more before it sleeps: to wake it again costs as much.
 const LOOK: Duration = Duration::from_micros(30);
 
@@ -36,6 +35,8 @@ pub struct PoolEngine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
+    /// The last look before a sleep said that it sleeps.
+    slept: bool,
     /// Submitted and not handed over yet: one look at the queue and one wake-up serve for all.
     fresh: Vec<(Tag, FileJob)>,
 }
@@ -46,6 +47,9 @@ struct Shared {
     work: Condvar,
     idle: Condvar,
     done: Mutex<Done>,
+    /// There are some, for the engine's thread, which looks again and again: under the lock it would be in the way of
+    /// those who have something to tell.
+    any_done: AtomicBool,
     waker: Waker,
     /// Jobs that can start, for those who look without the lock.
     waiting: AtomicUsize,
@@ -104,7 +108,8 @@ impl Limited {
 #[derive(Debug, Default)]
 struct Relays {
     jobs: VecDeque<(Tag, FileJob)>,
-    /// The images to which threads relay.
+    /// The images to which threads relay. A short relay is alone there: two would only wait for each other in the
+    /// kernel.
     running: Vec<ImageId>,
     max: usize,
 }
@@ -201,12 +206,14 @@ impl PoolEngine {
                 work: Condvar::new(),
                 idle: Condvar::new(),
                 done: Mutex::default(),
+                any_done: AtomicBool::new(false),
                 waker,
                 waiting: AtomicUsize::new(0),
                 stopping: AtomicBool::new(false),
             }),
             threads: Vec::new(),
             in_flight: 0,
+            slept: false,
             fresh: Vec::new(),
         };
         for n in 0..threads {
@@ -233,6 +240,7 @@ impl PoolEngine {
         self.hand_over();
         let mut done = lock(&self.shared.done);
         done.asleep = done.list.is_empty();
+        self.slept = done.asleep;
         done.asleep
     }
 
@@ -276,8 +284,13 @@ impl Engine for PoolEngine {
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
         self.hand_over();
+        if !self.slept && !self.shared.any_done.load(Ordering::Relaxed) {
+            return;
+        }
+        self.slept = false;
         let mut done = lock(&self.shared.done);
         done.asleep = false;
+        self.shared.any_done.store(false, Ordering::Relaxed);
         self.in_flight -= done.list.len();
         out.append(&mut done.list);
     }
@@ -352,6 +365,7 @@ impl Shared {
             let completion = job.finish(tag);
             let mut done = lock(&self.done);
             done.list.push(completion);
+            self.any_done.store(true, Ordering::Relaxed);
             let wake = std::mem::take(&mut done.asleep);
             drop(done);
             if wake {
