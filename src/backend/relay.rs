@@ -50,7 +50,8 @@ impl Relay {
     pub(super) fn copied_by_kernel(&self, target: &ImageFile, offset: u64) -> Option<u64> {
         let &[(from, len)] = &self.pieces[..] else { return None };
         // A tap hears of every read of its image; and the kernel refuses ranges that overlap.
-        let unseen = self.source.tap().is_some() || (self.source.is_same(target) && from.abs_diff(offset) < len);
+        let unseen =
+            self.source.tap().is_some() || (self.source.is_same(target) && from.abs_diff(offset) < len);
         if len >= SHORT || unseen {
             return None;
         }

@@ -1,0 +1,256 @@
+//! Jobs whose calls the tests answer.
+#![expect(unsafe_code, reason = "the tests fill what iovecs point at")]
+
+use proptest::prelude::*;
+
+use super::iovecs::MAX_IOV;
+use super::*;
+use crate::backend::conformance::{bytes_of, guest, pool};
+
+fn image() -> Arc<ImageFile> {
+    let file = tempfile::tempfile().expect("a file for the test");
+    Arc::new(ImageFile::new(file, None))
+}
+
+fn write(len: usize, fua: bool) -> Op {
+    Op::Write { offset: 512, buf: pool(vec![1; len]), fua }
+}
+
+fn zeroes(unmap: bool) -> Op {
+    Op::WriteZeroes { offset: 512, len: 3 << 20, unmap, fua: true }
+}
+
+/// Answers the calls of a job in turn; what it called, and how it ended.
+fn script(file: &Arc<ImageFile>, op: Op, answers: &[i32]) -> (Vec<Call>, Completion) {
+    let mut job = FileJob::new(Arc::clone(file), op);
+    let mut calls = Vec::new();
+    let mut answers = answers.iter();
+    while let Some(call) = job.next_call() {
+        calls.push(call);
+        job.complete(*answers.next().expect("no further call"));
+    }
+    assert!(answers.next().is_none(), "calls are missing");
+    (calls, job.finish(Tag(0)))
+}
+
+fn errno(completion: &Completion) -> Option<i32> {
+    match &completion.result {
+        Err(BackendError::Io(e)) => e.raw_os_error(),
+        _ => None,
+    }
+}
+
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+fn fallocate(mode: i32) -> Call {
+    Call::Fallocate { mode, offset: 512, len: 3 << 20 }
+}
+
+fn pwritev(offset: u64, dsync: bool) -> Call {
+    Call::Pwritev { offset, dsync }
+}
+
+#[test]
+fn short_transfers_go_on() {
+    let (calls, end) = script(&image(), write(1000, false), &[1, -libc::EINTR, 998, 1]);
+    let offsets = [512, 513, 513, 1511];
+    assert_eq!(calls, offsets.map(|at| pwritev(at, false)));
+    assert!(end.result.is_ok());
+}
+
+#[test]
+fn eagain_is_tried_again_but_not_for_ever() {
+    let again = vec![-libc::EAGAIN; MAX_AGAIN as usize];
+    let mut answers = again.clone();
+    answers.push(1000);
+    assert!(script(&image(), write(1000, false), &answers).1.result.is_ok());
+    answers = again;
+    answers.push(-libc::EAGAIN);
+    let (_, end) = script(&image(), write(1000, false), &answers);
+    assert_eq!(errno(&end), Some(libc::EAGAIN));
+}
+
+#[test]
+fn a_transfer_that_moves_nothing_ends() {
+    let read = Op::Read { offset: 0, buf: pool(vec![0; 8]) };
+    let (_, end) = script(&image(), read, &[4, 0]);
+    assert!(matches!(end.result, Err(BackendError::Truncated)));
+    let (_, end) = script(&image(), write(8, false), &[4, 0]);
+    assert!(matches!(end.result, Err(BackendError::Io(_))));
+}
+
+#[test]
+fn fua_is_one_dsync_write() {
+    let (calls, end) = script(&image(), write(8, true), &[8]);
+    assert_eq!(calls, [pwritev(512, true)]);
+    assert!(end.result.is_ok());
+}
+
+#[test]
+fn fua_without_dsync_is_a_sync_remembered() {
+    let file = image();
+    let (calls, end) = script(&file, write(8, true), &[-libc::EOPNOTSUPP, 8, 0]);
+    let plain = [pwritev(512, false), Call::Fdatasync];
+    assert_eq!(calls, [&[pwritev(512, true)], &plain[..]].concat());
+    assert!(end.result.is_ok());
+    assert_eq!(script(&file, write(8, true), &[8, 0]).0, plain);
+}
+
+#[test]
+fn zeroes_step_down_and_remember() {
+    let file = image();
+    let no = -libc::EOPNOTSUPP;
+    let mib = 1 << 20;
+    let writes = [0, mib, 2 * mib].map(|at| pwritev(512 + at, false));
+    let writes = [&writes[..], &[Call::Fdatasync]].concat();
+    let mib = mib as i32;
+    let (calls, end) = script(&file, zeroes(true), &[no, no, mib, mib, mib, 0]);
+    assert_eq!(calls[..2], [fallocate(PUNCH), fallocate(ZERO)]);
+    assert_eq!(calls[2..], writes);
+    assert!(end.result.is_ok());
+    for unmap in [true, false] {
+        assert_eq!(script(&file, zeroes(unmap), &[mib, mib, mib, 0]).0, writes);
+    }
+    let discard = Op::Discard { offset: 512, len: 3 << 20 };
+    assert!(FileJob::new(file, discard).is_done());
+}
+
+#[test]
+fn a_range_refused_is_not_remembered() {
+    let file = image();
+    let (calls, _) = script(&file, zeroes(true), &[-libc::EINVAL, 0, 0]);
+    assert_eq!(calls, [fallocate(PUNCH), fallocate(ZERO), Call::Fdatasync]);
+    let (calls, _) = script(&file, zeroes(true), &[0, 0]);
+    assert_eq!(calls, [fallocate(PUNCH), Call::Fdatasync]);
+    let discard = Op::Discard { offset: 512, len: 3 << 20 };
+    let (calls, end) = script(&file, discard, &[-libc::EINVAL]);
+    assert_eq!(calls, [fallocate(PUNCH)]);
+    assert!(end.result.is_ok(), "deallocation is a hint");
+}
+
+#[test]
+fn a_probe_believes_no_hole_with_blocks() {
+    const END: Call = Call::Seek { whence: libc::SEEK_END, offset: 0 };
+    let hole = |offset| Call::Seek { whence: libc::SEEK_HOLE, offset };
+    let extent = |offset| Call::ExtentEnd { offset, len: 8704 - offset };
+    let probe = |answers: &[i32]| {
+        let (calls, end) = script(&image(), Op::Probe { offset: 512, len: 8192 }, answers);
+        (calls, end.result)
+    };
+    for end in [8704, 9000] {
+        let (calls, result) = probe(&[-libc::EINTR, end]);
+        assert!(calls == [hole(512), hole(512)] && result.is_ok());
+    }
+    let (calls, result) = probe(&[4096, 6000, 7000, 8704]);
+    assert!(result.is_ok());
+    assert_eq!(calls, [hole(512), extent(4096), hole(6000), extent(7000)]);
+    let no = -libc::EOPNOTSUPP;
+    for (answers, calls) in [
+        (&[512, 512, 8704][..], &[hole(512), extent(512), END][..]),
+        (&[4096, no, 10_000], &[hole(512), extent(4096), END]),
+        (&[512, 1024, 2048, 2048, 8704], &[hole(512), extent(512), hole(1024), extent(2048), END]),
+    ] {
+        let (made, result) = probe(answers);
+        assert_eq!(made, calls);
+        assert!(matches!(result, Err(BackendError::Deallocated)), "{result:?}");
+    }
+    // The end of the file is a hole to SEEK_HOLE.
+    for answers in [&[-libc::ENXIO][..], &[8703, 8703, 8703]] {
+        assert!(matches!(probe(answers).1, Err(BackendError::Truncated)));
+    }
+    assert!(probe(&[-libc::EINVAL]).1.is_ok(), "no holes are known");
+    for answers in [&[-libc::EIO][..], &[512, -libc::EIO], &[512, 512, -libc::EIO]] {
+        assert!(matches!(probe(answers).1, Err(BackendError::Io(_))));
+    }
+}
+
+#[test]
+fn without_unmap_no_hole_is_punched() {
+    let (calls, _) = script(&image(), zeroes(false), &[0, 0]);
+    assert_eq!(calls, [fallocate(ZERO), Call::Fdatasync]);
+}
+
+/// The kernel tells of lost writeback once; we go on telling.
+#[test]
+fn a_failed_sync_fails_all_later_ones() {
+    for (op, answer) in [(Op::Flush, -libc::ENOSPC), (Op::Flush, -libc::EIO), (write(8, true), -libc::EIO)] {
+        let file = image();
+        let is_flush = matches!(op, Op::Flush);
+        let mut early = FileJob::new(Arc::clone(&file), Op::Flush);
+        assert_eq!(early.next_call(), Some(Call::Fdatasync));
+        if is_flush {
+            let mut late = FileJob::new(Arc::clone(&file), Op::Flush);
+            assert_eq!(late.next_call(), Some(Call::Wait));
+            early.complete(answer);
+            assert_eq!(late.next_call(), Some(Call::Fdatasync), "the one under way does not do");
+            late.complete(0);
+            assert_eq!(errno(&late.finish(Tag(0))), Some(-answer));
+        } else {
+            let (_, end) = script(&file, op, &[answer]);
+            assert_eq!(errno(&end), Some(-answer));
+            early.complete(0);
+        }
+        assert_eq!(errno(&early.finish(Tag(0))), Some(-answer));
+        for later in [Op::Flush, write(8, true), zeroes(true)] {
+            let (calls, end) = script(&file, later, &[]);
+            assert_eq!(calls, []);
+            assert_eq!(errno(&end), Some(-answer));
+        }
+        assert!(script(&file, write(8, false), &[8]).1.result.is_ok());
+    }
+}
+
+/// ENOSPC of a dsync write: its own, which costs nothing, or older data's, which does.
+#[test]
+fn a_full_disk_is_not_a_lost_write() {
+    let file = image();
+    let full = -libc::ENOSPC;
+    let (calls, end) = script(&file, write(8, true), &[full, full]);
+    assert_eq!(calls, [pwritev(512, true), pwritev(512, false)]);
+    assert_eq!(errno(&end), Some(libc::ENOSPC));
+    assert!(script(&file, Op::Flush, &[0]).1.result.is_ok());
+    let (_, end) = script(&file, write(8, true), &[full, 8]);
+    assert_eq!(errno(&end), Some(libc::ENOSPC));
+    let (_, end) = script(&file, Op::Flush, &[]);
+    assert_eq!(errno(&end), Some(libc::ENOSPC));
+}
+
+proptest! {
+    /// However the kernel cuts a transfer, each byte goes to its place once.
+    #[test]
+    fn any_cuts_move_every_byte(
+        len in 1usize..5000,
+        pieces in proptest::collection::vec(1usize..9, 1..6),
+        from_pool: bool,
+        cuts in proptest::collection::vec(1usize..2000, 1..20),
+    ) {
+        let source: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+        let file = image();
+        let blank = vec![0; len];
+        let buf = if from_pool { pool(blank) } else { guest(&blank, &pieces) };
+        let mut job = FileJob::new(file, Op::Read { offset: 4096, buf });
+        let mut cuts = cuts.iter().cycle();
+        while let Some(call) = job.next_call() {
+            let Call::Preadv { offset } = call else { panic!("{call:?}") };
+            let mut at = (offset - 4096) as usize;
+            let mut left = *cuts.next().expect("endless");
+            let start = at;
+            prop_assert!(job.iovecs().len() <= MAX_IOV);
+            for iov in job.iovecs() {
+                let take = iov.iov_len.min(left);
+                // SAFETY: the job's iovecs lie in its buffer.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(
+                        source[at..].as_ptr(), iov.iov_base.cast(), take);
+                }
+                at += take;
+                left -= take;
+            }
+            job.complete((at - start) as i64);
+        }
+        let end = job.finish(Tag(0));
+        prop_assert!(end.result.is_ok());
+        prop_assert_eq!(bytes_of(&end.buf.expect("the buffer is back")), source);
+    }
+}
