@@ -1,6 +1,7 @@
 //! The system calls that jobs are made of, and what jobs are for.
 
-/// One system call of a job; its buffers are [`FileJob::iovecs`](super::FileJob::iovecs), its file [`FileJob::fd`](super::FileJob::fd).
+/// One system call of a job; its buffers are [`FileJob::iovecs`](super::FileJob::iovecs), its file
+/// [`FileJob::fd`](super::FileJob::fd).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// preadv at a byte offset.
@@ -58,8 +59,8 @@ pub enum Call {
         /// Bytes, never 0; it may move less.
         len: u64,
     },
-    /// No call: another operation on the image goes first. The waker of [`FileJob::waked_by`](super::FileJob::waked_by) tells when to ask for
-    /// the next call again; or [`FileJob::sleep`](super::FileJob::sleep) does, on a thread that may.
+    /// No call: another operation on the image goes first. The waker of `FileJob::waked_by` tells when to ask for the next
+    /// call again; or `FileJob::sleep` does, on a thread that may.
     Wait,
 }
 
