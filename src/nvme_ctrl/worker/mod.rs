@@ -230,10 +230,8 @@ fn live(core: &mut Core, park: &mut Park, messages: &Messages, sleeper: &Sleeper
             park.busy();
             continue;
         }
-        match park.look_again() {
+        match park.look_again(core.waits()) {
             Look::First => core.disarm(),
-            // What it waits for may need this processor: threads of the kernel or ours that write for it.
-            Look::Again if core.waits() => std::thread::yield_now(),
             Look::Again => core.glance(),
             Look::GiveWay => std::thread::yield_now(),
             Look::Sleep => {
