@@ -35,7 +35,12 @@ pub(super) fn fetch(core: &mut Core) -> bool {
             // Once for all of them: the host's cache line.
             core.look_at_head(cqid);
             match burst(core, at) {
-                Ok(any) => fetched |= any,
+                Ok(any) => {
+                    fetched |= any;
+                    if any && let Some(cq) = core.cqs.find(cqid) {
+                        cq.owed.sent(cq.ring.head());
+                    }
+                }
                 Err(why) => core.fatal(&why),
             }
         }

@@ -11,6 +11,7 @@ mod park;
 mod shadow;
 mod sleeper;
 mod slots;
+mod streak;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
