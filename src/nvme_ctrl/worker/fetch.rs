@@ -38,7 +38,7 @@ pub(super) fn fetch(core: &mut Core) -> bool {
                 Ok(any) => {
                     fetched |= any;
                     if any && let Some(cq) = core.cqs.find(cqid) {
-                        cq.owed.sent(cq.ring.head());
+                        cq.owed.sent(cq.ring.head(), Instant::now);
                     }
                 }
                 Err(why) => core.fatal(&why),

@@ -65,8 +65,8 @@ impl Owed {
     }
 
     /// The host sent commands while its head stood at `head`.
-    pub(super) fn sent(&mut self, head: u16) {
-        self.streak.came(self.told == Some(head));
+    pub(super) fn sent(&mut self, head: u16, now: impl FnOnce() -> Instant) {
+        self.streak.came(self.told == Some(head), now);
     }
 
     /// Is anything owed?
@@ -139,7 +139,7 @@ mod tests {
 
         /// Sends commands that are done at once.
         fn sends(&mut self, count: u32, head: u16) {
-            self.owed.sent(head);
+            self.owed.sent(head, || self.now);
             self.posts(count);
         }
 

@@ -25,9 +25,7 @@ const WEIGHT: u32 = 8;
 pub(super) struct Streak {
     /// Commands to be expected in a row.
     length: u32,
-    /// Commands came since the last look.
-    came: bool,
-    /// When the worker last saw that commands had come, within a streak.
+    /// When the last of them came.
     last: Option<Instant>,
     /// From one command to the next.
     pace: Duration,
@@ -35,16 +33,24 @@ pub(super) struct Streak {
 
 impl Default for Streak {
     fn default() -> Self {
-        Self { length: 1, came: false, last: None, pace: PACES.1 / SILENCE }
+        Self { length: 1, last: None, pace: PACES.1 / SILENCE }
     }
 }
 
 impl Streak {
     /// Commands came. `behind`: the host has not yet taken what the last interrupt told it of.
-    pub(super) fn came(&mut self, behind: bool) {
-        self.came = true;
+    pub(super) fn came(&mut self, behind: bool, now: impl FnOnce() -> Instant) {
         if behind {
             self.length = (self.length * 2).min(LONGEST);
+        }
+        if self.length == 1 {
+            // No look at the clock for hosts that have no streaks.
+            return;
+        }
+        let now = now();
+        if let Some(last) = self.last.replace(now) {
+            let pace = now.saturating_duration_since(last).clamp(PACES.0, PACES.1);
+            self.pace = (self.pace * (WEIGHT - 1) + pace) / WEIGHT;
         }
     }
 
@@ -55,16 +61,7 @@ impl Streak {
 
     /// Is more to come? To be asked where [`Self::is_longer`]. If not, this streak is as long as it was.
     pub(super) fn goes_on(&mut self, done: u32, now: Instant) -> bool {
-        let silence = self.last.map(|last| now.saturating_duration_since(last));
-        if std::mem::take(&mut self.came) {
-            self.last = Some(now);
-            if let Some(pace) = silence {
-                let pace = pace.clamp(PACES.0, PACES.1);
-                self.pace = (self.pace * (WEIGHT - 1) + pace) / WEIGHT;
-            }
-            return true;
-        }
-        if silence.is_some_and(|silence| silence < self.pace * SILENCE) {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) < self.pace * SILENCE) {
             return true;
         }
         self.length = done.max(1);
@@ -88,14 +85,14 @@ mod tests {
         /// Of one that was seen to send long streaks, a command each 20 us.
         fn deep() -> Self {
             let mut host = Self { streak: Streak::default(), now: Instant::now() };
-            (0..10).for_each(|_| host.streak.came(true));
+            (0..10).for_each(|_| host.streak.came(true, || host.now));
             (0..100).for_each(|_| assert!(host.sends(1)));
             host
         }
 
         fn sends(&mut self, done: u32) -> bool {
             self.now += PACE;
-            self.streak.came(false);
+            self.streak.came(false, || self.now);
             self.streak.goes_on(done, self.now)
         }
 
@@ -108,9 +105,9 @@ mod tests {
     fn who_takes_what_it_was_told_of_before_it_sends_more_has_no_streaks() {
         let mut streak = Streak::default();
         assert!(!streak.is_longer(1));
-        (0..100).for_each(|_| streak.came(false));
+        (0..100).for_each(|_| streak.came(false, || panic!("looks at the clock")));
         assert!(!streak.is_longer(1));
-        streak.came(true);
+        streak.came(true, Instant::now);
         assert!(streak.is_longer(1) && !streak.is_longer(2));
     }
 
