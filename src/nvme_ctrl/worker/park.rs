@@ -6,9 +6,11 @@
 //! nothing at all costs one window, then zero.
 //!
 //! While it looks it gives way every few looks: to the thread that delivers its interrupt, and to the guest's processor,
-//! which by translation is a thread like ours. While commands are in flight it gives way at every look, even if it never
-//! sleeps: the threads of the kernel or ours that do them may need this processor. What these take is not time spent looking. Whoever takes very much of it
+//! which by translation is a thread like ours. What these take is not time spent looking. Whoever takes very much of it
 //! has more to do than there are processors: then it sleeps, for who is woken has precedence and who gave way has not.
+//!
+//! While commands are in flight it gives way at every look, even if it never sleeps: threads of the kernel or ours that do
+//! them may need this processor. However much they take, what they do is what it waits for.
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,8 @@ pub struct Park {
     looks: u32,
     /// When it gave way, if it has not looked at the clock since.
     gave_way: Option<Instant>,
+    /// It did so while commands were in flight.
+    waited: bool,
     /// What others took of the time since `since`.
     away: Duration,
     tick: Tick,
@@ -69,6 +73,7 @@ impl Park {
             since: None,
             looks: 0,
             gave_way: None,
+            waited: false,
             away: Duration::ZERO,
             tick: Tick::default(),
         }
@@ -97,7 +102,7 @@ impl Park {
         if took >= NOBODY {
             self.away += took;
         }
-        took >= CROWDED
+        took >= CROWDED && !self.waited
     }
 
     /// There was nothing to do for `gap`; whether that was looked away or slept makes no difference to what looking
@@ -139,7 +144,7 @@ impl Park {
         }
         self.looks += 1;
         if waits || self.looks.is_multiple_of(PERSISTENCE) {
-            self.gave_way = Some(now);
+            (self.gave_way, self.waited) = (Some(now), waits);
             return Look::GiveWay;
         }
         Look::Again
@@ -255,7 +260,7 @@ mod tests {
         }
     }
 
-    /// What the threads that do the commands took is theirs, too.
+    /// What the threads that do the commands took is theirs, and a reason to go on looking.
     #[test]
     fn what_others_took_of_every_look_is_not_time_spent_looking() {
         let mut waiting = Waiting::willing();
@@ -263,15 +268,19 @@ mod tests {
         assert_eq!(waiting.look(), Look::First);
         for _ in 0..10 {
             assert_eq!(waiting.look(), Look::GiveWay);
-            waiting.passes(TRAPPED / 2);
+            waiting.passes(CROWDED);
         }
         let before = waiting.park.credit;
         waiting.park.busy_at(waiting.now);
         assert!(waiting.park.credit >= before, "nothing was in vain");
         assert_eq!(waiting.look(), Look::First);
         assert_eq!(waiting.look(), Look::GiveWay);
-        waiting.passes(CROWDED);
-        assert_eq!(waiting.look(), Look::Sleep);
+        waiting.passes(NOBODY - MICRO);
+        for _ in 0..TRAPPED.as_micros() / (NOBODY - MICRO).as_micros() - 1 {
+            assert_eq!(waiting.look(), Look::GiveWay);
+            waiting.passes(NOBODY - MICRO);
+        }
+        assert_eq!(waiting.look(), Look::Sleep, "nobody took anything");
     }
 
     #[test]
