@@ -99,10 +99,9 @@ impl Lone {
         if self.turn() {
             return self.park.busy();
         }
-        match self.park.look_again() {
-            Look::First => {}
-            Look::Again if !self.core.waits() => {}
-            Look::Again | Look::GiveWay => std::thread::yield_now(),
+        match self.park.look_again(self.core.waits()) {
+            Look::First | Look::Again => {}
+            Look::GiveWay => std::thread::yield_now(),
             Look::Sleep => self.core.sleep(Some(Duration::from_millis(1))),
         }
     }

@@ -33,6 +33,9 @@ pub struct Options {
     /// Runs of every row on each device
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
+    /// Boots to spread the runs over: a guest by translation is faster or slower from boot to boot
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    boots: u32,
     /// Seconds of one run on one device
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
@@ -81,6 +84,19 @@ struct Measured {
 }
 
 impl Measured {
+    /// Run number `run` (0-based) on both devices, which are ours and QEMU's.
+    fn run(&mut self, guest: &Guest, targets: &[Target; 2], run: u32, time: Duration) -> anyhow::Result<()> {
+        let [ours, qemu] = targets;
+        // Every other run the other way round: who comes second meets the writeback of what the first wrote.
+        let swapped = run % 2 == 1;
+        let order = if swapped { [qemu, ours] } else { [ours, qemu] };
+        let [first, second] = self.row.measure(guest, order, time).with_context(|| self.row.name)?;
+        let (own, theirs) = if swapped { (second, first) } else { (first, second) };
+        self.ours.push(own);
+        self.qemu.push(theirs);
+        Ok(())
+    }
+
     fn summaries(&self) -> (Summary, Summary) {
         (Summary::of(&self.ours), Summary::of(&self.qemu))
     }
@@ -206,7 +222,6 @@ fn compare(
     for more in &options.nvme_ns {
         namespace.push_str(&format!(",{more}"));
     }
-    let daemon = Daemon::start_program(&program, folder.path(), &controller, &[namespace])?;
     let mut qemus = vec![format!("serial={QEMUS}"), CONTROLLER.to_owned()];
     qemus.extend(options.qemu_nvme.iter().cloned());
     let qemus = QemuNvme {
@@ -227,50 +242,57 @@ fn compare(
         memory: 1024,
         cpus: options.cpus,
         accel: Accel::Tcg,
-        nvme: Nvme::Several(vec![Nvme::VfioUser(daemon.socket().to_owned()), Nvme::Qemu(qemus)]),
+        nvme: Nvme::None,
         append: vec![],
         console: Console::Log,
         reboots: false,
     };
     vm.accel = accel::choose(options.accel, environment, &vm)?;
-    eprintln!("booting the guest");
-    let guest = Guest::boot(&environment.qemu, &vm, folder.path(), BOOT_LIMIT)?;
-    let (ours, qemu) = (target(&guest, "ours", OURS)?, target(&guest, "qemu", QEMUS)?);
+    let mut measured: Vec<Measured> =
+        rows.iter().map(|&row| Measured { row, ours: vec![], qemu: vec![] }).collect();
+    let boots = options.boots.min(runs);
+    let mut known = None;
+    let start = Instant::now();
+    for boot in 0..boots {
+        let daemon =
+            Daemon::start_program(&program, folder.path(), &controller, std::slice::from_ref(&namespace))?;
+        vm.nvme = Nvme::Several(vec![Nvme::VfioUser(daemon.socket().to_owned()), Nvme::Qemu(qemus.clone())]);
+        eprintln!("[{:4.0} s] booting the guest", start.elapsed().as_secs_f32());
+        let guest = Guest::boot(&environment.qemu, &vm, folder.path(), BOOT_LIMIT)?;
+        let targets = [target(&guest, "ours", OURS)?, target(&guest, "qemu", QEMUS)?];
+        known = Some((guest.kernel().to_owned(), queues(&guest)?));
+        for run in share(runs, boots, boot) {
+            eprintln!("[{:4.0} s] run {} of {runs}", start.elapsed().as_secs_f32(), run + 1);
+            for m in &mut measured {
+                m.run(&guest, &targets, run, Duration::from_secs_f64(seconds))?;
+            }
+        }
+        let warnings = guest.warnings()?;
+        ensure!(warnings.is_empty(), "kernel warnings in the guest:\n{}", warnings.join("\n"));
+        guest.poweroff()?;
+        let status = daemon.terminate(Duration::from_secs(15))?;
+        ensure!(status.success(), "the daemon ended with {status}");
+    }
+    let (kernel, queues) = known.context("no boot")?;
     let facts = Facts {
         words: vec![
-            ("guest", format!("Linux {}, {} processors, {:?}", guest.kernel(), options.cpus, vm.accel)),
+            ("guest", format!("Linux {kernel}, {} processors, {:?}", options.cpus, vm.accel)),
             ("QEMU", format!("{} ({})", environment.qemu.version(), environment.qemu.origin())),
             ("images", format!("raw, {size} MiB, written before, page cache (cache=writeback)")),
             ("aio of both", aio.to_owned()),
             ("more for ours", [&options.nvme[..], &options.nvme_ns].concat().join(" ")),
             ("more for QEMU's", options.qemu_nvme.join(" ")),
-            ("runs", format!("{runs} of {seconds} s on each device, alternating")),
-            ("queues", queues(&guest)?),
+            ("runs", format!("{runs} of {seconds} s on each device, alternating, boots: {boots}")),
+            ("queues", queues),
         ],
     };
-    let mut measured: Vec<Measured> =
-        rows.iter().map(|&row| Measured { row, ours: vec![], qemu: vec![] }).collect();
-    let start = Instant::now();
-    let time = Duration::from_secs_f64(seconds);
-    for n in 0..runs {
-        eprintln!("[{:4.0} s] run {} of {runs}", start.elapsed().as_secs_f32(), n + 1);
-        for m in &mut measured {
-            // Every other run the other way round: who comes second meets the writeback of what the first wrote.
-            let swapped = n % 2 == 1;
-            let order = if swapped { [&qemu, &ours] } else { [&ours, &qemu] };
-            let [first, second] =
-                m.row.measure(&guest, order, time).with_context(|| m.row.name.to_owned())?;
-            let (own, theirs) = if swapped { (second, first) } else { (first, second) };
-            m.ours.push(own);
-            m.qemu.push(theirs);
-        }
-    }
-    let warnings = guest.warnings()?;
-    ensure!(warnings.is_empty(), "kernel warnings in the guest:\n{}", warnings.join("\n"));
-    guest.poweroff()?;
-    let status = daemon.terminate(Duration::from_secs(15))?;
-    ensure!(status.success(), "the daemon ended with {status}");
     Ok((facts, measured))
+}
+
+/// The numbers of the runs that are made in this boot: the first boots have one more where they cannot be equal.
+fn share(runs: u32, boots: u32, boot: u32) -> std::ops::Range<u32> {
+    let first = |boot: u32| boot * (runs / boots) + boot.min(runs % boots);
+    first(boot)..first(boot + 1)
 }
 
 /// The namespace of the controller with this serial number: names change from boot to boot.
@@ -365,6 +387,15 @@ mod tests {
         let last = text.lines().last().unwrap();
         assert!(last.starts_with(ROWS[1].name) && last.contains("1.91") && last.ends_with("ahead"), "{last}");
         assert!(!text.contains("more:"));
+    }
+
+    #[test]
+    fn each_run_is_made_in_one_boot() {
+        let all = |runs, boots| (0..boots).map(|boot| share(runs, boots, boot)).collect::<Vec<_>>();
+        assert_eq!(share(9, 1, 0), 0..9);
+        assert_eq!(all(9, 3), [0..3, 3..6, 6..9]);
+        assert_eq!(all(5, 3), [0..2, 2..4, 4..5]);
+        assert_eq!(all(3, 3), [0..1, 1..2, 2..3]);
     }
 
     #[test]

@@ -36,7 +36,12 @@ pub(super) fn fetch(core: &mut Core) -> bool {
             // Once for all of them: the host's cache line.
             core.look_at_head(cqid);
             match burst(core, at) {
-                Ok(any) => served = any,
+                Ok(any) => {
+                    served = any;
+                    if any && let Some(cq) = core.cqs.find(cqid) {
+                        cq.owed.sent(cq.ring.head(), Instant::now);
+                    }
+                }
                 Err(why) => core.fatal(&why),
             }
         }

@@ -1,15 +1,20 @@
 //! When the interrupt of a completion queue is raised: once for all that a turn posted, unless the host asked for fewer
 //! (Interrupt Coalescing) or is visibly at that queue anyway.
 //!
-//! "Visibly at it" is: it has consumed all there is, or it has not yet moved the head since the last interrupt, so that
-//! the handler which that one started finds the new entries too. The second may be wrong, for the handler may have
-//! looked for the last time just before. So an interrupt is only ever put off, by [`PATIENCE`] at most and never across
-//! a sleep, and is dropped only when the head has reached the tail.
+//! "Visibly at it" is: it has consumed all there is; or it is sending commands in a row ([`super::streak`]), and will not
+//! look before it has sent them; or it has not yet moved the head since the last interrupt, so that the handler which that
+//! one started finds the new entries too. The last may be wrong, for the handler may have looked for the last time just
+//! before, and so may the second. So an interrupt is only ever put off, by [`PATIENCE`] or [`STREAK`] at most and never
+//! across a sleep, and is dropped only when the head has reached the tail.
 
 use std::time::{Duration, Instant};
 
+use super::streak::Streak;
+
 /// How long a host that was interrupted and has not moved the head is believed to be on its way.
 const PATIENCE: Duration = Duration::from_micros(20);
+/// The longest that a completion waits for others of a streak: all of one by translation.
+const STREAK: Duration = Duration::from_micros(600);
 
 /// What the host asked for in the features Interrupt Coalescing and Interrupt Vector Configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +44,7 @@ pub(super) struct Owed {
     since: Option<Instant>,
     /// The host's head when the last one was raised, as long as it stands there.
     told: Option<u16>,
+    streak: Streak,
 }
 
 /// What to do about it.
@@ -58,6 +64,11 @@ impl Owed {
         self.posted += 1;
     }
 
+    /// The host sent commands while its head stood at `head`.
+    pub(super) fn sent(&mut self, head: u16, now: impl FnOnce() -> Instant) {
+        self.streak.came(self.told == Some(head), now);
+    }
+
     /// Is anything owed?
     pub(super) fn any(&self) -> bool {
         self.posted > 0
@@ -65,7 +76,7 @@ impl Owed {
 
     /// Does the verdict depend on where the host's head stands by now?
     pub(super) fn wants_head(&self) -> bool {
-        self.told.is_some() || self.since.is_some()
+        self.told.is_some() || self.since.is_some() || self.streak.is_longer(self.posted)
     }
 
     /// Nobody wants it: the queue has no interrupt.
@@ -80,10 +91,10 @@ impl Owed {
         all_seen: bool,
         coalescing: Option<Coalescing>,
         asleep: bool,
-        now: impl FnOnce() -> Instant,
+        mut now: impl FnMut() -> Instant,
     ) -> Verdict {
         if self.posted == 0 || all_seen {
-            *self = Self::default();
+            (self.posted, self.since, self.told) = (0, None, None);
             return Verdict::Nothing;
         }
         if self.told != Some(head) {
@@ -91,7 +102,9 @@ impl Owed {
         }
         let wait = match coalescing {
             Some(asked) if self.posted < asked.entries => asked.time,
-            _ if self.told.is_some() && !asleep => PATIENCE,
+            _ if asleep => Duration::ZERO,
+            _ if self.streak.is_longer(self.posted) && self.streak.goes_on(self.posted, now()) => STREAK,
+            _ if self.told.is_some() => PATIENCE,
             _ => Duration::ZERO,
         };
         if !wait.is_zero() {
@@ -101,7 +114,7 @@ impl Owed {
                 return Verdict::Later(wait - waited);
             }
         }
-        *self = Self { posted: 0, since: None, told: Some(head) };
+        (self.posted, self.since, self.told) = (0, None, Some(head));
         Verdict::Raise
     }
 }
@@ -122,6 +135,12 @@ mod tests {
 
         fn posts(&mut self, count: u32) {
             (0..count).for_each(|_| self.owed.post());
+        }
+
+        /// Sends commands that are done at once.
+        fn sends(&mut self, count: u32, head: u16) {
+            self.owed.sent(head, || self.now);
+            self.posts(count);
         }
 
         fn verdict(&mut self, head: u16, all_seen: bool, asked: u32, asleep: bool) -> Verdict {
@@ -167,6 +186,58 @@ mod tests {
         host.posts(1);
         assert!(matches!(host.verdict(0, false, 0, false), Verdict::Later(_)));
         assert_eq!(host.verdict(1, false, 0, false), Verdict::Raise);
+    }
+
+    /// With one command in flight each is told at once.
+    #[test]
+    fn who_waits_for_its_only_command_never_waits_for_others() {
+        let mut host = Host::new();
+        for head in 0..100 {
+            host.sends(1, head);
+            assert_eq!(host.verdict(head, false, 0, false), Verdict::Raise);
+            host.passes(MICRO);
+        }
+    }
+
+    #[test]
+    fn commands_sent_in_a_row_are_announced_together_until_the_row_ends() {
+        let mut host = Host::new();
+        host.sends(1, 0);
+        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise);
+        // It sends on, and takes nothing.
+        host.sends(1, 0);
+        assert!(matches!(host.verdict(0, false, 0, false), Verdict::Later(_)));
+        host.passes(PATIENCE);
+        host.sends(1, 0);
+        assert_eq!(host.verdict(0, false, 0, false), Verdict::Later(STREAK - PATIENCE));
+        host.passes(STREAK / 2);
+        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise, "nothing more comes");
+        // Now it takes what there is, and sends as many again.
+        host.sends(1, 3);
+        assert!(matches!(host.verdict(3, false, 0, false), Verdict::Later(_)));
+        host.passes(MICRO);
+        host.sends(1, 3);
+        assert_eq!(host.verdict(3, false, 0, false), Verdict::Raise, "as many as the last time");
+        host.sends(1, 5);
+        assert!(matches!(host.verdict(5, false, 0, false), Verdict::Later(_)));
+        assert_eq!(host.verdict(5, false, 0, true), Verdict::Raise, "nothing is put off across a sleep");
+    }
+
+    /// Whatever the host does, no completion waits for an interrupt longer than this.
+    #[test]
+    fn an_endless_streak_is_told_of_in_time() {
+        let mut host = Host::new();
+        (0..10).for_each(|_| host.sends(1, 0));
+        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise);
+        (0..10).for_each(|_| host.sends(0, 0));
+        host.posts(1);
+        let mut waited = Duration::ZERO;
+        while host.verdict(0, false, 0, false) != Verdict::Raise {
+            host.passes(MICRO);
+            waited += MICRO;
+            host.sends(0, 0);
+        }
+        assert_eq!(waited, STREAK);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod rotation;
 mod shadow;
 mod sleeper;
 mod slots;
+mod streak;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -233,10 +234,8 @@ fn live(core: &mut Core, park: &mut Park, messages: &Messages, sleeper: &Sleeper
             park.busy();
             continue;
         }
-        match park.look_again() {
+        match park.look_again(core.waits()) {
             Look::First => core.disarm(),
-            // What it waits for may need this processor: threads of the kernel or ours that write for it.
-            Look::Again if core.waits() => std::thread::yield_now(),
             Look::Again => core.glance(),
             Look::GiveWay => std::thread::yield_now(),
             Look::Sleep => {

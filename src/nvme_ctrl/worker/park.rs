@@ -8,6 +8,9 @@
 //! While it looks it gives way every few looks: to the thread that delivers its interrupt, and to the guest's processor,
 //! which by translation is a thread like ours. What these take is not time spent looking. Whoever takes very much of it
 //! has more to do than there are processors: then it sleeps, for who is woken has precedence and who gave way has not.
+//!
+//! While commands are in flight it gives way at every look, even if it never sleeps: threads of the kernel or ours that do
+//! them may need this processor. However much they take, what they do is what it waits for.
 
 use std::time::{Duration, Instant};
 
@@ -37,6 +40,8 @@ pub struct Park {
     looks: u32,
     /// When it gave way, if it has not looked at the clock since.
     gave_way: Option<Instant>,
+    /// It did so while commands were in flight.
+    waited: bool,
     /// What others took of the time since `since`.
     away: Duration,
     tick: Tick,
@@ -68,6 +73,7 @@ impl Park {
             since: None,
             looks: 0,
             gave_way: None,
+            waited: false,
             away: Duration::ZERO,
             tick: Tick::default(),
         }
@@ -96,7 +102,7 @@ impl Park {
         if took >= NOBODY {
             self.away += took;
         }
-        took >= CROWDED
+        took >= CROWDED && !self.waited
     }
 
     /// There was nothing to do for `gap`; whether that was looked away or slept makes no difference to what looking
@@ -109,19 +115,19 @@ impl Park {
         self.tick = Tick::default();
     }
 
-    /// Nothing was done in this turn: shall it look again at once?
-    pub fn look_again(&mut self) -> Look {
-        self.look_at(Instant::now)
+    /// Nothing was done in this turn: shall it look again at once? `waits`: commands are in flight.
+    pub fn look_again(&mut self, waits: bool) -> Look {
+        self.look_at(waits, Instant::now)
     }
 
-    fn look_at(&mut self, clock: impl Fn() -> Instant) -> Look {
+    fn look_at(&mut self, waits: bool, clock: impl Fn() -> Instant) -> Look {
         let Some(since) = self.since else {
             (self.since, self.looks, self.gave_way, self.away) = (Some(clock()), 0, None, Duration::ZERO);
             let looks = self.poll == Poll::Always || self.credit > 0;
             return if looks { Look::First } else { Look::Sleep };
         };
         if self.poll == Poll::Always {
-            return Look::Again;
+            return if waits { Look::GiveWay } else { Look::Again };
         }
         if self.credit <= 0 {
             return Look::Sleep;
@@ -137,8 +143,8 @@ impl Park {
             return Look::Sleep;
         }
         self.looks += 1;
-        if self.looks.is_multiple_of(PERSISTENCE) {
-            self.gave_way = Some(now);
+        if waits || self.looks.is_multiple_of(PERSISTENCE) {
+            (self.gave_way, self.waited) = (Some(now), waits);
             return Look::GiveWay;
         }
         Look::Again
@@ -173,12 +179,14 @@ mod tests {
     /// A worker with a clock of the test's own.
     struct Waiting {
         park: Park,
+        /// Commands are in flight.
+        waits: bool,
         now: Instant,
     }
 
     impl Waiting {
         fn new(poll: Poll) -> Self {
-            Self { park: Park::new(poll, false), now: Instant::now() }
+            Self { park: Park::new(poll, false), waits: false, now: Instant::now() }
         }
 
         /// Of one that looking has paid for as often as counts.
@@ -189,7 +197,7 @@ mod tests {
         }
 
         fn look(&mut self) -> Look {
-            self.park.look_at(|| self.now)
+            self.park.look_at(self.waits, || self.now)
         }
 
         /// Until it gives way; no time passes.
@@ -237,6 +245,42 @@ mod tests {
             }
             assert_eq!(waiting.look(), Look::GiveWay);
         }
+    }
+
+    #[test]
+    fn gives_way_at_every_look_while_commands_are_in_flight() {
+        for mut waiting in [Waiting::willing(), Waiting::new(Poll::Always)] {
+            waiting.waits = true;
+            assert_eq!(waiting.look(), Look::First);
+            for _ in 0..2 * PERSISTENCE {
+                assert_eq!(waiting.look(), Look::GiveWay);
+            }
+            waiting.waits = false;
+            assert_eq!(waiting.look(), Look::Again);
+        }
+    }
+
+    /// What the threads that do the commands took is theirs, and a reason to go on looking.
+    #[test]
+    fn what_others_took_of_every_look_is_not_time_spent_looking() {
+        let mut waiting = Waiting::willing();
+        waiting.waits = true;
+        assert_eq!(waiting.look(), Look::First);
+        for _ in 0..10 {
+            assert_eq!(waiting.look(), Look::GiveWay);
+            waiting.passes(CROWDED);
+        }
+        let before = waiting.park.credit;
+        waiting.park.busy_at(waiting.now);
+        assert!(waiting.park.credit >= before, "nothing was in vain");
+        assert_eq!(waiting.look(), Look::First);
+        assert_eq!(waiting.look(), Look::GiveWay);
+        waiting.passes(NOBODY - MICRO);
+        for _ in 0..TRAPPED.as_micros() / (NOBODY - MICRO).as_micros() - 1 {
+            assert_eq!(waiting.look(), Look::GiveWay);
+            waiting.passes(NOBODY - MICRO);
+        }
+        assert_eq!(waiting.look(), Look::Sleep, "nobody took anything");
     }
 
     #[test]
