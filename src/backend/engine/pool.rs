@@ -28,6 +28,9 @@ const LOOK: Duration = Duration::from_micros(30);
 /// How long a dropped engine waits for calls in progress before it abandons their threads.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Boxed, because it goes from hand to hand.
+type Job = (Tag, Box<FileJob>);
+
 /// See the module docs. At most half of the threads copy at a time, and so many relay, so that neither a long
 /// [`JobKind::Copy`] nor many [`JobKind::Relay`]s keep others out.
 #[derive(Debug)]
@@ -35,10 +38,12 @@ pub struct PoolEngine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
+    /// Scratch: jobs to be finished.
+    ended: Vec<Job>,
     /// The last look before a sleep said that it sleeps.
     slept: bool,
     /// Submitted and not handed over yet: one look at the queue and one wake-up serve for all.
-    fresh: Vec<(Tag, FileJob)>,
+    fresh: Vec<Job>,
 }
 
 #[derive(Debug)]
@@ -59,14 +64,15 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Done {
-    list: Vec<Completion>,
+    /// To be finished by the engine's thread, which has made them and has the time.
+    list: Vec<Job>,
     /// The engine's thread sleeps, or is about to, and wants to be woken by the next completion.
     asleep: bool,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    jobs: VecDeque<(Tag, FileJob)>,
+    jobs: VecDeque<Job>,
     copies: Limited,
     relays: Relays,
     /// Threads that wait for work, and of those that have been told of some and do not run yet.
@@ -81,7 +87,7 @@ struct Queue {
 /// Jobs that not all threads may do at once.
 #[derive(Debug, Default)]
 struct Limited {
-    jobs: VecDeque<(Tag, FileJob)>,
+    jobs: VecDeque<Job>,
     /// Threads that do, and how many may.
     running: usize,
     max: usize,
@@ -92,7 +98,7 @@ impl Limited {
         Limited { max, ..Limited::default() }
     }
 
-    fn pop(&mut self) -> Option<(Tag, FileJob)> {
+    fn pop(&mut self) -> Option<Job> {
         let job = if self.running < self.max { self.jobs.pop_front() } else { None };
         self.running += usize::from(job.is_some());
         job
@@ -107,7 +113,7 @@ impl Limited {
 /// As [`Limited`], for [`JobKind::Relay`]s.
 #[derive(Debug, Default)]
 struct Relays {
-    jobs: VecDeque<(Tag, FileJob)>,
+    jobs: VecDeque<Job>,
     /// The images to which threads relay. A short relay is alone there: two would only wait for each other in the
     /// kernel.
     running: Vec<ImageId>,
@@ -125,7 +131,7 @@ impl Relays {
         })
     }
 
-    fn pop(&mut self) -> Option<(Tag, FileJob)> {
+    fn pop(&mut self) -> Option<Job> {
         let (tag, job) = self.jobs.remove(self.next()?)?;
         self.running.push(job.image());
         Some((tag, job))
@@ -144,15 +150,16 @@ impl Relays {
 }
 
 impl Queue {
-    fn push(&mut self, tag: Tag, job: FileJob) {
-        match job.kind() {
-            JobKind::Copy => self.copies.jobs.push_back((tag, job)),
-            JobKind::Relay => self.relays.jobs.push_back((tag, job)),
-            _ => self.jobs.push_back((tag, job)),
-        }
+    fn push(&mut self, (tag, job): Job) {
+        let jobs = match job.kind() {
+            JobKind::Copy => &mut self.copies.jobs,
+            JobKind::Relay => &mut self.relays.jobs,
+            _ => &mut self.jobs,
+        };
+        jobs.push_back((tag, job));
     }
 
-    fn pop(&mut self) -> Option<(Tag, FileJob)> {
+    fn pop(&mut self) -> Option<Job> {
         self.copies.pop().or_else(|| self.relays.pop()).or_else(|| self.jobs.pop_front())
     }
 
@@ -161,8 +168,8 @@ impl Queue {
     }
 
     /// How many of the waiting threads are to be called for what can start.
-    fn call(&mut self) -> usize {
-        let unseen = self.startable().saturating_sub(self.called + self.looking);
+    fn call(&mut self, startable: usize) -> usize {
+        let unseen = startable.saturating_sub(self.called + self.looking);
         let call = unseen.min(self.idle - self.called);
         self.called += call;
         call
@@ -213,6 +220,7 @@ impl PoolEngine {
             }),
             threads: Vec::new(),
             in_flight: 0,
+            ended: Vec::new(),
             slept: false,
             fresh: Vec::new(),
         };
@@ -249,11 +257,12 @@ impl PoolEngine {
             return;
         }
         let mut queue = lock(&self.shared.queue);
-        for (tag, job) in self.fresh.drain(..) {
-            queue.push(tag, job);
+        for job in self.fresh.drain(..) {
+            queue.push(job);
         }
-        let call = queue.call();
-        self.shared.waiting.store(queue.startable(), Ordering::Relaxed);
+        let startable = queue.startable();
+        let call = queue.call(startable);
+        self.shared.waiting.store(startable, Ordering::Relaxed);
         drop(queue);
         for _ in 0..call {
             self.shared.work.notify_one();
@@ -279,7 +288,7 @@ impl PoolEngine {
 impl Engine for PoolEngine {
     fn submit(&mut self, tag: Tag, job: FileJob) {
         self.in_flight += 1;
-        self.fresh.push((tag, job));
+        self.fresh.push((tag, Box::new(job)));
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
@@ -291,8 +300,10 @@ impl Engine for PoolEngine {
         let mut done = lock(&self.shared.done);
         done.asleep = false;
         self.shared.any_done.store(false, Ordering::Relaxed);
-        self.in_flight -= done.list.len();
-        out.append(&mut done.list);
+        std::mem::swap(&mut done.list, &mut self.ended);
+        drop(done);
+        self.in_flight -= self.ended.len();
+        out.extend(self.ended.drain(..).map(|(tag, job)| job.finish(tag)));
     }
 
     fn wait(&mut self, timeout: Option<Duration>) {
@@ -362,9 +373,9 @@ impl Shared {
                 }
             }
             ended = Some((job.kind(), job.image()));
-            let completion = job.finish(tag);
+            job.let_others_go();
             let mut done = lock(&self.done);
-            done.list.push(completion);
+            done.list.push((tag, job));
             self.any_done.store(true, Ordering::Relaxed);
             let wake = std::mem::take(&mut done.asleep);
             drop(done);
@@ -377,7 +388,7 @@ impl Shared {
     }
 
     /// The next job, once there is one; `None` at the end. `ended`: what the last one was.
-    fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<(Tag, FileJob)> {
+    fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<Job> {
         let mut queue = lock(&self.queue);
         if let Some((kind, image)) = ended {
             queue.ended(kind, image);
@@ -399,8 +410,9 @@ impl Shared {
             queue.called = queue.called.saturating_sub(1);
         }
         let job = if queue.stop { None } else { queue.pop() };
-        self.waiting.store(queue.startable(), Ordering::Relaxed);
-        let call = queue.call();
+        let startable = queue.startable();
+        self.waiting.store(startable, Ordering::Relaxed);
+        let call = queue.call(startable);
         drop(queue);
         for _ in 0..call {
             self.work.notify_one();
