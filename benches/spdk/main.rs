@@ -44,8 +44,8 @@ impl Asked {
             match arg.as_str() {
                 // Cargo's own.
                 "--bench" => {}
-                "--runs" => asked.runs = number(&value()?)?.max(1),
-                "--seconds" => asked.seconds = number(&value()?)?.max(1),
+                "--runs" => asked.runs = number::<usize>(&value()?)?.max(1),
+                "--seconds" => asked.seconds = number::<u64>(&value()?)?.max(1),
                 "--cpus" => {
                     let cpus = value()?;
                     let (server, client) = cpus.split_once(',').ok_or("--cpus wants two, as 0,1")?;
