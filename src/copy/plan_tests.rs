@@ -120,12 +120,13 @@ const FAULTS: [(Fault, u16, Option<u8>); 19] = [
 fn only_a_short_plain_move_is_made_at_once() {
     use crate::backend::MemoryBackend;
     use crate::namespace::Identity;
+    type Change<'a> = &'a dyn Fn(&mut Scenario);
 
     let memory = |nsid| {
         let image = Arc::new(MemoryBackend::new(BLOCKS << 9).expect("the memory is there"));
         Namespace::new(nsid, image, 9, super::testing::LIMITS, Identity::default())
     };
-    let scenario = |blocks: &[u32], change: &dyn Fn(&mut Scenario)| {
+    let scenario = |blocks: &[u32], change: Change<'_>| {
         let ranges = blocks.iter().map(|nlb| SourceRange::plain(Some(2), 0, *nlb)).collect();
         let mut scenario = Scenario::of(2, 1000, ranges);
         (scenario.namespaces[DST], scenario.namespaces[OTHER]) = (memory(1), memory(2));
@@ -139,7 +140,7 @@ fn only_a_short_plain_move_is_made_at_once() {
     let dulbe = |s: &mut Scenario| s.namespaces[OTHER].set_dulbe(true);
     let from_file = |s: &mut Scenario| s.namespaces[OTHER] = namespace(2, BLOCKS, 9);
     let to_file = |s: &mut Scenario| s.namespaces[DST] = namespace(1, BLOCKS, 9);
-    let cases: [(&[u32], &dyn Fn(&mut Scenario), bool); 9] = [
+    let cases: [(&[u32], Change<'_>, bool); 9] = [
         (&[1], &unchanged, true),
         (&[128], &unchanged, true),
         (&[129], &unchanged, false),
