@@ -152,6 +152,11 @@ impl Server {
             Ok(Pumped::Again) => true,
             Ok(Pumped::Closed) => {
                 log::info!("the client has gone");
+                if session.is_untouched() && self.device.controller.doorbell_file().is_none() {
+                    log::warn!(
+                        "it touched nothing, as SPDK's does that must map the doorbells: serve with --nvme doorbells=mmap"
+                    );
+                }
                 self.disconnect();
                 true
             }

@@ -282,6 +282,12 @@ impl MemoryBackend {
         let beyond = |_| BackendError::Truncated;
         let page = self.page.min(PAGE);
         let (offset, len) = (moved.end, to.len());
+        // A huge page is there whatever is in it: to look for zeroes would save nothing.
+        if len <= HUGE && self.huge.is_huge(offset) && self.huge.is_huge(offset + len.saturating_sub(1)) {
+            from.copy_to_volatile_slice(*to);
+            moved.end += len;
+            return Ok(());
+        }
         let move_run = |start: usize, end: usize| -> Result<(), BackendError> {
             if start < end {
                 let run = from.subslice(start, end - start).map_err(beyond)?;
@@ -432,6 +438,16 @@ impl Backend for MemoryBackend {
         }
     }
 
+    fn move_now(&self, source: &dyn Backend, from: u64, offset: u64, len: u64) -> bool {
+        let (Nature::Memory(source), false) = (source.nature(), self.read_only) else { return false };
+        let (Ok(offset), Ok(len)) = (usize::try_from(offset), usize::try_from(len)) else { return false };
+        let moved = self.move_from(source, from, offset, len).is_ok();
+        if moved {
+            self.written.mark(offset, len);
+        }
+        moved
+    }
+
     fn nature(&self) -> Nature<'_> {
         Nature::Memory(self)
     }
@@ -497,6 +513,63 @@ mod tests {
         let unmap = |unmap| Op::WriteZeroes { offset: 4 << 20, len: 1 << 20, unmap, fua: false };
         assert_eq!(own_pages_after(&backend, unmap(false)), full - 255);
         assert_eq!(own_pages_after(&backend, unmap(true)), full - 255 - 256);
+    }
+
+    fn bytes(backend: &MemoryBackend, offset: u64, len: usize) -> Vec<u8> {
+        let mut read = Op::Read { offset, buf: pool(vec![1; len]) };
+        backend.execute(&mut read).expect("the read succeeds");
+        let Some(IoBuf::Pool(bytes)) = read.into_buf() else { panic!("no buffer") };
+        bytes.to_vec()
+    }
+
+    /// As an operation would, marks and memory included; or not at all.
+    #[test]
+    fn moves_at_once_what_it_can() {
+        let backend = MemoryBackend::new(8 << 20).expect("the memory is there");
+        let mut image = vec![0; 32768];
+        image[..8192].iter_mut().enumerate().for_each(|(n, byte)| *byte = (n % 251) as u8);
+        backend
+            .execute(&mut Op::Write { offset: 0, buf: pool(image[..8192].to_vec()), fua: false })
+            .expect("the write succeeds");
+        // Elsewhere, onto itself in either direction, from there.
+        for (from, to, len) in [(512, 16384, 4096), (0, 512, 4096), (1024, 0, 6000), (17000, 8192, 100)] {
+            assert!(backend.move_now(&backend, from as u64, to as u64, len as u64));
+            image.copy_within(from..from + len, to);
+            assert!(bytes(&backend, 0, image.len()) == image, "{from} {to} {len}");
+        }
+        // Zeroes over zeroes take no memory, and have been written.
+        let before = own_pages(&backend);
+        let probe = || backend.execute(&mut Op::Probe { offset: 4 << 20, len: 65536 });
+        assert!(matches!(probe(), Err(BackendError::Deallocated)));
+        assert!(backend.move_now(&backend, 1 << 20, 4 << 20, 65536));
+        assert_eq!(own_pages(&backend), before);
+        assert!(probe().is_ok());
+        for (from, to) in [((8 << 20) - 511, 0), (0, (8 << 20) - 511), (u64::MAX, 0), (0, u64::MAX)] {
+            assert!(!backend.move_now(&backend, from, to, 512), "{from} {to}");
+        }
+        let protected = MemoryBackend::new(8 << 20).expect("the memory is there").protected(true);
+        assert!(!protected.move_now(&backend, 0, 0, 512));
+        assert!(bytes(&backend, 0, image.len()) == image);
+    }
+
+    /// Where there is a huge page nobody looks for zeroes, and they are moved as anything else.
+    #[test]
+    fn zeroes_are_moved_onto_huge_pages() {
+        let backend = MemoryBackend::new(4 * HUGE as u64).expect("the memory is there");
+        let huge = HUGE as u64;
+        for part in 0..2 {
+            backend.execute(&mut write(part * huge, HUGE)).expect("the write succeeds");
+        }
+        let before = own_pages(&backend);
+        // Within one, across a border, and out of huge pages to where there is none.
+        for (to, len) in [(8192, 65536), (huge - 4096, 8192), (2 * huge - 4096, 8192)] {
+            assert!(backend.move_now(&backend, 3 * huge, to, len));
+            assert!(bytes(&backend, to, len as usize).iter().all(|byte| *byte == 0), "{to}");
+            for kept in [to - 1, to + len].into_iter().filter(|at| *at < 2 * huge) {
+                assert_eq!(bytes(&backend, kept, 1), [7]);
+            }
+        }
+        assert_eq!(own_pages(&backend), before, "none for zeroes over zeroes");
     }
 
     fn write(offset: u64, len: usize) -> Op {

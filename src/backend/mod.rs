@@ -333,6 +333,13 @@ pub trait Backend: Send + Sync + Debug {
         let _ = (offset, len);
     }
 
+    /// Moves `len` bytes from `from` of `source` to `offset` before it returns, as [`Op::CopyFrom`] in memory would, if
+    /// both are memory. `false` if that did not happen, or not to its end: then the operation is to be submitted.
+    fn move_now(&self, source: &dyn Backend, from: u64, offset: u64, len: u64) -> bool {
+        let _ = (source, from, offset, len);
+        false
+    }
+
     /// May what was written be lost with the power until a Flush?
     fn volatile_cache(&self) -> bool {
         true

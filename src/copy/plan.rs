@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::checks::{Check, CommandView, Fails, ListView, RangeView, TABLE};
 use super::range::{Layout, SourceRange};
-use crate::namespace::{ByteRange, Namespace, Namespaces};
+use crate::namespace::{ByteRange, Method, Namespace, Namespaces};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
+
+/// Bytes that [`CopyPlan::move_now`] moves at most: some 8 us.
+const AT_ONCE: u64 = 64 << 10;
 
 /// What the controller offers and the host has enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +145,17 @@ impl CopyPlan {
         self.fua
     }
 
+    /// Does it, where it is one short move within memory; else nothing is lost, and a [task](super::CopyTask) is to do
+    /// it. Tasks take turns with all other work, but at this size they cost as much as the move.
+    pub fn move_now(&self) -> bool {
+        let [PlannedRange { ns, src, fco: false, .. }] = self.ranges.as_slice() else { return false };
+        let dst = &self.dst_ns;
+        let plain = !self.fua && !ns.dulbe() && dst.facts.policy.method == Method::Auto;
+        plain
+            && src.len <= AT_ONCE
+            && dst.backend.move_now(&*ns.backend, src.offset, self.dst.offset, src.len)
+    }
+
     /// The same plan with the destination durable before the completion, whatever FUA says: for a controller whose
     /// volatile write cache is off.
     pub fn durable(mut self) -> Self {
@@ -160,7 +176,7 @@ pub fn plan(checked: &Checked, ranges: &[SourceRange], namespaces: &Namespaces) 
         Some(snsid) if snsid == dst.nsid => Ok(dst),
         Some(snsid) => namespaces.get(snsid),
     };
-    let mut views = Vec::with_capacity(ranges.len());
+    let mut views: SmallVec<[_; 4]> = SmallVec::with_capacity(ranges.len());
     for range in ranges {
         views.push(RangeView { range, source: source(range), at: total });
         total += u64::from(range.nlb);

@@ -1,6 +1,7 @@
 //! The table of checks, row by row and against a model that thinks in single blocks.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -113,6 +114,50 @@ const FAULTS: [(Fault, u16, Option<u8>); 19] = [
     (|s| s.ranges[7] = SourceRange::plain(Some(1), s.command.sdlba(), 8), 0x4187, Some(7)),
     (|s| s.ranges[8].fco = true, 0x4186, Some(8)),
 ];
+
+/// 64 KiB of memory, in one range, and nothing that needs more than a move. What is left to a task has not begun.
+#[test]
+fn only_a_short_plain_move_is_made_at_once() {
+    use crate::backend::MemoryBackend;
+    use crate::namespace::Identity;
+    type Change<'a> = &'a dyn Fn(&mut Scenario);
+
+    let memory = |nsid| {
+        let image = Arc::new(MemoryBackend::new(BLOCKS << 9).expect("the memory is there"));
+        Namespace::new(nsid, image, 9, super::testing::LIMITS, Identity::default())
+    };
+    let scenario = |blocks: &[u32], change: Change<'_>| {
+        let ranges = blocks.iter().map(|nlb| SourceRange::plain(Some(2), 0, *nlb)).collect();
+        let mut scenario = Scenario::of(2, 1000, ranges);
+        (scenario.namespaces[DST], scenario.namespaces[OTHER]) = (memory(1), memory(2));
+        change(&mut scenario);
+        scenario.try_it()
+    };
+    let policy = |method| CopyPolicy { method, ..CopyPolicy::default() };
+    let unchanged = |_: &mut Scenario| {};
+    let fua = |scenario: &mut Scenario| scenario.command.cdw[2] |= 1 << 30;
+    let bounce = |s: &mut Scenario| s.namespaces[DST].facts.policy = policy(Method::Bounce);
+    let dulbe = |s: &mut Scenario| s.namespaces[OTHER].set_dulbe(true);
+    let from_file = |s: &mut Scenario| s.namespaces[OTHER] = namespace(2, BLOCKS, 9);
+    let to_file = |s: &mut Scenario| s.namespaces[DST] = namespace(1, BLOCKS, 9);
+    let cases: [(&[u32], Change<'_>, bool); 9] = [
+        (&[1], &unchanged, true),
+        (&[128], &unchanged, true),
+        (&[129], &unchanged, false),
+        (&[1, 1], &unchanged, false),
+        (&[8], &fua, false),
+        (&[8], &bounce, false),
+        (&[8], &dulbe, false),
+        (&[8], &from_file, false),
+        (&[8], &to_file, false),
+    ];
+    for (n, (blocks, change, at_once)) in cases.into_iter().enumerate() {
+        let plan = scenario(blocks, change).expect("the command is sound");
+        assert_eq!(plan.move_now(), at_once, "case {n}");
+    }
+    let plan = scenario(&[8], &unchanged).expect("the command is sound").durable();
+    assert!(!plan.move_now());
+}
 
 #[test]
 fn a_sound_command_is_planned() {

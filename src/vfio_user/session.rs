@@ -89,6 +89,10 @@ struct State {
     client: Option<ClientVersion>,
     pending: Option<Pending>,
     complaints: u32,
+    /// The device has memory of the client's, or had.
+    mapped: bool,
+    /// Some region was read or written.
+    touched: bool,
 }
 
 /// A request whose answer the device owes.
@@ -108,7 +112,14 @@ impl Session {
         Ok(Session {
             socket,
             receiver: Receiver::new(),
-            state: State { sender: Sender::new(), client: None, pending: None, complaints: 0 },
+            state: State {
+                sender: Sender::new(),
+                client: None,
+                pending: None,
+                complaints: 0,
+                mapped: false,
+                touched: false,
+            },
         })
     }
 
@@ -199,6 +210,12 @@ impl Session {
         }
     }
 
+    /// Did the client give the device memory and then touch none of its regions? So does SPDK's when it finds no
+    /// doorbells to map.
+    pub fn is_untouched(&self) -> bool {
+        self.state.mapped && !self.state.touched
+    }
+
     /// What the client said of itself; None before VERSION.
     pub fn client(&self) -> Option<&ClientVersion> {
         self.state.client.as_ref()
@@ -273,6 +290,7 @@ impl State {
             }
             Request::DmaMap(map) => {
                 let result = device.dma_map(map, fds.into_iter().next());
+                self.mapped |= result.is_ok();
                 self.answer(socket, header, None, result)
             }
             Request::DmaUnmap(unmap) => {
@@ -293,8 +311,12 @@ impl State {
                 let result = device.set_irqs(join(set, fds));
                 self.answer(socket, header, None, result)
             }
-            Request::RegionRead(access) => self.region_read(socket, header, access, device),
+            Request::RegionRead(access) => {
+                self.touched = true;
+                self.region_read(socket, header, access, device)
+            }
             Request::RegionWrite(access, data) => {
+                self.touched = true;
                 if self.is_inside(&access, device) {
                     device.region_write(access.region, access.offset, data);
                 }

@@ -45,6 +45,38 @@ fn version_without_json_as_spdk_asks() {
     assert_eq!(c.info().1, 9);
 }
 
+/// SPDK's client must map the doorbells. Where it cannot, it looks the device over, leaves without having touched a
+/// register, and says no more than that there is an error; so we say what to do.
+#[test]
+fn spdk_is_told_that_it_needs_mapped_doorbells() {
+    const MEMORY: u64 = 0x2000_0000_0000;
+    for (args, told) in [("", true), ("--nvme doorbells=mmap", false)] {
+        let d = Daemon::start(args);
+        let ram = Ram::new(MEMORY, 2 << 20);
+        let mut c = Client::connect(&d.socket());
+        c.version(1, None);
+        for region in 0..c.info().1 {
+            let Answer::Done(info, fds) = c.region_info_argsz(region, 4064) else { panic!("{region}") };
+            let mapped = u32_at(&info, 4) & 4 != 0;
+            assert_eq!((mapped, fds.len()), (!told && region == BAR0, usize::from(mapped)));
+        }
+        c.map_ram(&ram);
+        for piece in &ram.pieces {
+            let body = unmap_body(piece.iova, piece.len);
+            assert_eq!(c.must(cmd::DMA_UNMAP, &body, &[ram.fd()]), body);
+        }
+        drop(c);
+        // The next one is let in when the last has gone. It touches a register, and is told nothing.
+        let mut c = d.client();
+        assert_eq!(d.log().matches("doorbells=mmap").count(), usize::from(told), "{}", d.log());
+        c.map_ram(&ram);
+        c.config16(0);
+        drop(c);
+        d.client();
+        assert_eq!(d.log().matches("doorbells=mmap").count(), usize::from(told), "{}", d.log());
+    }
+}
+
 #[test]
 fn version_comes_first_and_once() {
     let d = Daemon::start("");

@@ -30,6 +30,10 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
     let ranges = checked.decode(&list).map_err(refuse)?;
     let plan = copy::plan(&checked, &ranges, &shared.namespaces).map_err(refuse)?;
     let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
+    if plan.move_now() {
+        shared.counters.copied(plan.dst().len);
+        return Ok(Task::Over { moved: plan.dst().len });
+    }
     let volatile = (!plan.fua()).then(|| Arc::clone(plan.dst_ns()));
     let task = CopyTask::new(plan, ExecOptions::default(), cmd.bounce).map_err(refuse)?;
     Ok(Task::Copy(Box::new(Copying { task, volatile, flushing: None })))

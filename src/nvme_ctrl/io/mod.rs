@@ -1,6 +1,7 @@
 //! I/O commands: decoded and checked completely, then run as state machines.
 //!
-//! [`start`] turns a submission into a [`Task`] or into the status it is refused with; nothing has changed by then.
+//! [`start`] turns a submission into a [`Task`] or into the status it is refused with; nothing has changed by then,
+//! unless the task says that it is over.
 //! A task emits backend operations and takes their completions; it never waits and knows no thread.
 
 mod copy;
@@ -55,6 +56,11 @@ pub enum Task {
     Inspect(Inspect),
     /// Copy.
     Copy(Box<Copying>),
+    /// A Copy that succeeded when it was started.
+    Over {
+        /// Bytes.
+        moved: u64,
+    },
 }
 
 impl Task {
@@ -64,6 +70,7 @@ impl Task {
             Self::Group(task) => task.poll(shared, issue),
             Self::Inspect(task) => task.poll(shared, issue),
             Self::Copy(task) => task.poll(shared, issue),
+            Self::Over { .. } => Some(Outcome::of(Status::SUCCESS)),
         }
     }
 
@@ -73,6 +80,7 @@ impl Task {
             Self::Group(task) => task.done(result),
             Self::Inspect(task) => task.done(result, buf),
             Self::Copy(task) => task.done(part, result, buf),
+            Self::Over { .. } => {}
         }
     }
 
@@ -84,7 +92,7 @@ impl Task {
                 true
             }
             // One transfer each, already with the kernel: it ends by itself, as quickly as it could be cancelled.
-            Self::Group(_) | Self::Inspect(_) => false,
+            Self::Group(_) | Self::Inspect(_) | Self::Over { .. } => false,
         }
     }
 
@@ -104,7 +112,7 @@ impl Task {
     }
 }
 
-/// Decodes and checks one I/O command.
+/// Decodes and checks one I/O command. A short Copy within memory is done by then ([`Task::Over`]).
 ///
 /// # Errors
 /// The status it is refused with.

@@ -143,6 +143,11 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 continue;
             }
             let task = io::start(shared, memory, bounce, &sqe);
+            if let Ok(Task::Over { moved }) = task {
+                bytes += moved;
+                post(cq, &sq.ring, sqe.cid.get(), Outcome::of(Status::SUCCESS), memory)?;
+                continue;
+            }
             begin(sq, cq, slots, ready, memory, &sqe, task)?;
         }
         if batch.is_empty() {

@@ -34,7 +34,9 @@ pub struct Park {
     window: Duration,
     /// Nanoseconds; looking is on while it is positive.
     credit: i64,
-    /// Since when there was nothing to do.
+    /// There was nothing to do in the last turn; kept where it never sleeps.
+    idle: bool,
+    /// Since when there was nothing to do; kept where it may sleep.
     since: Option<Instant>,
     /// Looks since then.
     looks: u32,
@@ -70,6 +72,7 @@ impl Park {
             poll,
             window,
             credit: 0,
+            idle: false,
             since: None,
             looks: 0,
             gave_way: None,
@@ -81,6 +84,7 @@ impl Park {
 
     /// Something was done in this turn.
     pub fn busy(&mut self) {
+        self.idle = false;
         // No look at the clock in the middle of work.
         if self.since.is_some() {
             self.busy_at(Instant::now());
@@ -121,14 +125,18 @@ impl Park {
     }
 
     fn look_at(&mut self, waits: bool, clock: impl Fn() -> Instant) -> Look {
+        if self.poll == Poll::Always {
+            // What it would learn from the clock decides nothing, and at depth 1 the clock is a part of every command.
+            return match std::mem::replace(&mut self.idle, true) {
+                false => Look::First,
+                true if waits => Look::GiveWay,
+                true => Look::Again,
+            };
+        }
         let Some(since) = self.since else {
             (self.since, self.looks, self.gave_way, self.away) = (Some(clock()), 0, None, Duration::ZERO);
-            let looks = self.poll == Poll::Always || self.credit > 0;
-            return if looks { Look::First } else { Look::Sleep };
+            return if self.credit > 0 { Look::First } else { Look::Sleep };
         };
-        if self.poll == Poll::Always {
-            return if waits { Look::GiveWay } else { Look::Again };
-        }
         if self.credit <= 0 {
             return Look::Sleep;
         }
@@ -286,10 +294,24 @@ mod tests {
     #[test]
     fn who_always_polls_neither_sleeps_nor_gives_way() {
         let mut waiting = Waiting::new(Poll::Always);
-        assert_eq!(waiting.look(), Look::First);
-        for _ in 0..10 * PERSISTENCE {
-            waiting.passes(CROWDED);
-            assert_eq!(waiting.look(), Look::Again);
+        for _ in 0..3 {
+            assert_eq!(waiting.look(), Look::First);
+            for _ in 0..10 * PERSISTENCE {
+                waiting.passes(CROWDED);
+                assert_eq!(waiting.look(), Look::Again);
+            }
+            waiting.park.busy();
+        }
+    }
+
+    /// Two looks at the clock were a twentieth of a command at depth 1.
+    #[test]
+    fn who_always_polls_does_not_look_at_the_clock() {
+        let mut park = Park::new(Poll::Always, true);
+        for _ in 0..3 {
+            park.look_at(false, || panic!("looks at the clock"));
+            park.busy();
+            assert_eq!(park.since, None, "busy would look at it");
         }
     }
 
