@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::core::{Core, Cq, Sq};
 use super::slots::{Command, Slots};
+use crate::backend::TryRead;
 use crate::memory::{DmaError, DmaMap};
 use crate::nvme_ctrl::io::{self, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
@@ -22,6 +23,13 @@ const BURST_BYTES: u64 = 512 << 10;
 /// Commands that are looked at before the first of them is done: its data is on its way to the processor while the
 /// others are decoded. No more, for the host shall have completions to work on while we work.
 const AHEAD: usize = 4;
+
+/// The same of Reads of files that are tried, which the engine makes with one call: what that costs is spread over them.
+/// No more than this, nor than half of what waits, for the host shall have the others' completions to work on.
+const TRIES: usize = 16;
+
+/// Bytes of such a batch, from which on it takes no more: long ones gain nothing by it.
+const TRIES_BYTES: u64 = 64 << 10;
 
 /// Fetches from every queue in turn, at most a burst each. True when a command was fetched.
 pub(super) fn fetch(core: &mut Core) -> bool {
@@ -94,11 +102,22 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
     let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
     let (mut fetched, mut bytes, mut stuck) = (0, 0, false);
     let may_try = engine.may_be_passed();
-    let mut batch: SmallVec<[Now<'_>; AHEAD]> = SmallVec::new();
+    let mut batch: SmallVec<[Now<'_>; TRIES]> = SmallVec::new();
     // Of those in the batch that may fail: then they go the usual way.
-    let mut tried: SmallVec<[Sqe; AHEAD]> = SmallVec::new();
+    let mut tried: SmallVec<[Sqe; TRIES]> = SmallVec::new();
+    static X: std::sync::LazyLock<(usize, usize, u32)> = std::sync::LazyLock::new(|| {
+        let v = |n, d| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+        (v("X_CAP", 16), v("X_HALF", 2), v("X_PF", 16) as u32)
+    });
+    let (cap, half, pf) = *X;
+    let tries = (sq.ring.left(tail) as usize / half).clamp(1, cap);
     loop {
-        while batch.len() < AHEAD
+        let left = sq.ring.left(tail);
+        if left > 1 && pf > 0 {
+            sq.ring.prefetch(memory, left.min(pf));
+        }
+        let (mut ahead, begun) = (AHEAD, bytes);
+        while batch.len() < ahead
             && fetched < BURST
             && bytes < BURST_BYTES
             && !stuck
@@ -121,12 +140,13 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 bounce.others_are_at_work();
             }
             if let Some(now) = now {
+                bytes += now.bytes();
                 if now.tries() {
                     tried.push(sqe);
+                    ahead = if bytes - begun < TRIES_BYTES { tries } else { 0 };
                 } else {
                     now.prefetch();
                 }
-                bytes += now.bytes();
                 batch.push(now);
                 continue;
             }
@@ -136,12 +156,21 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         if batch.is_empty() {
             return Ok(fetched > 0);
         }
-        let mut sqes = tried.drain(..);
+        let mut filled: SmallVec<[bool; TRIES]> = SmallVec::new();
+        if !tried.is_empty() {
+            let mut reads: SmallVec<[TryRead<'_>; TRIES]> = batch.iter().filter_map(Now::to_try).collect();
+            if reads.len() == tried.len() {
+                engine.try_reads(&mut reads);
+                filled.extend(reads.iter().map(TryRead::is_filled));
+            }
+            filled.resize(tried.len(), false);
+        }
+        let mut tries = tried.drain(..).zip(filled);
         for now in batch.drain(..) {
-            let sqe = if now.tries() { sqes.next() } else { None };
-            let outcome = match sqe {
+            let tried = if now.tries() { tries.next() } else { None };
+            let outcome = match tried {
                 None => now.run(tally),
-                Some(sqe) => match now.attempt(tally) {
+                Some((sqe, filled)) => match Some(()).filter(|()| filled).and_then(|()| now.filled(tally)) {
                     Some(outcome) => outcome,
                     None => {
                         let task = io::start(shared, memory, bounce, &sqe);
