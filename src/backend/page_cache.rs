@@ -244,8 +244,7 @@ pub(super) mod tests {
     pub(in crate::backend) fn conform(way: &mut dyn FnMut(&mut [TryRead<'_>])) {
         let guest = Guest::new(0, 0x40_000);
         let (image, bytes) = image(200_000);
-        let mut check =
-            |reads: &[(u64, Vec<(u64, usize)>)]| filled(&image, &bytes, &guest, reads, &mut *way);
+        let mut check = |reads: &[(u64, Vec<(u64, usize)>)]| filled(&image, &bytes, &guest, reads, &mut *way);
         if check(&[(0, vec![(0, 512)])]) != [true] {
             // A file system that cannot say, or a machine short of memory.
             return;
@@ -273,9 +272,8 @@ pub(super) mod tests {
         let page = |n: u64| (200_000 - 4096 * 3 - 100 + n * 4096, vec![(n * 4096, 4096)]);
         assert_eq!(check(&[page(0), page(1), page(2), page(3), page(0)]), [true, true, true, false, true]);
         // More pieces than the kernel takes in a call, alone and together.
-        let crumbs = |offset, count: usize| {
-            (offset, (0..count).flat_map(|_| [(0, 1), (4, 1)]).collect::<Vec<_>>())
-        };
+        let crumbs =
+            |offset, count: usize| (offset, (0..count).flat_map(|_| [(0, 1), (4, 1)]).collect::<Vec<_>>());
         let many = libc::UIO_MAXIOV as usize;
         let (guest, image) = (Guest::new(0, 0x1000), &image);
         let pieces = |reads: &[(u64, Vec<(u64, usize)>)], way: &mut dyn FnMut(&mut [TryRead<'_>])| {

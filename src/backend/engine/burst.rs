@@ -89,7 +89,8 @@ impl Burst {
         // Once, as a rule: these end within the call that hands them over.
         while got < given || (given < entries && failed.is_none()) {
             let give = if failed.is_none() { entries - given } else { 0 };
-            let (want, flags) = if given == 0 { (0, EnterFlags::empty()) } else { (1, EnterFlags::GETEVENTS) };
+            let (want, flags) =
+                if given == 0 { (0, EnterFlags::empty()) } else { (1, EnterFlags::GETEVENTS) };
             // SAFETY: no argument is passed; the entries are as `make` says.
             match unsafe { self.ring.submitter().enter::<()>(give as u32, want, flags.bits(), None) } {
                 Ok(0) if got == given => failed = Some(io::Error::other("nothing was taken")),
@@ -127,10 +128,12 @@ fn entry(fd: RawFd, first: &TryRead<'_>, iovecs: &[libc::iovec]) -> squeue::Entr
     let offset = first.offset().min(i64::MAX as u64);
     match iovecs {
         // A single piece spares the kernel the copy and the check of an array.
-        [piece] if let Ok(len) = u32::try_from(piece.iov_len) => opcode::Read::new(fd, piece.iov_base.cast(), len)
-            .offset(offset)
-            .rw_flags(libc::RWF_NOWAIT)
-            .build(),
+        [piece] if let Ok(len) = u32::try_from(piece.iov_len) => {
+            opcode::Read::new(fd, piece.iov_base.cast(), len)
+                .offset(offset)
+                .rw_flags(libc::RWF_NOWAIT)
+                .build()
+        }
         // The kernel refuses more pieces than it takes.
         _ => opcode::Readv::new(fd, iovecs.as_ptr(), u32::try_from(iovecs.len()).unwrap_or(u32::MAX))
             .offset(offset)

@@ -29,7 +29,7 @@ impl Files {
 
     /// The slot of an image, if it has one or can have one.
     pub(super) fn slot(&mut self, ring: &IoUring, image: &ImageFile) -> Option<RawFd> {
-        static X: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| std::env::var("X_FF").is_ok()); if *X { return None; } let reader = image.reader()?;
+        let reader = image.reader()?;
         if let Some(slot) = self.images.iter().position(|id| *id == image.id()) {
             return RawFd::try_from(slot).ok();
         }

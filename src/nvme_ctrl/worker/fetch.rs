@@ -105,17 +105,8 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
     let mut batch: SmallVec<[Now<'_>; TRIES]> = SmallVec::new();
     // Of those in the batch that may fail: then they go the usual way.
     let mut tried: SmallVec<[Sqe; TRIES]> = SmallVec::new();
-    static X: std::sync::LazyLock<(usize, usize, u32)> = std::sync::LazyLock::new(|| {
-        let v = |n, d| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-        (v("X_CAP", 16), v("X_HALF", 2), v("X_PF", 16) as u32)
-    });
-    let (cap, half, pf) = *X;
-    let tries = (sq.ring.left(tail) as usize / half).clamp(1, cap);
+    let tries = (sq.ring.left(tail) as usize / 2).clamp(1, TRIES);
     loop {
-        let left = sq.ring.left(tail);
-        if left > 1 && pf > 0 {
-            sq.ring.prefetch(memory, left.min(pf));
-        }
         let (mut ahead, begun) = (AHEAD, bytes);
         while batch.len() < ahead
             && fetched < BURST
@@ -142,6 +133,9 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             if let Some(now) = now {
                 bytes += now.bytes();
                 if now.tries() {
+                    if tried.is_empty() && tries > 1 {
+                        sq.ring.prefetch(memory, sq.ring.left(tail).min(tries as u32 - 1));
+                    }
                     tried.push(sqe);
                     ahead = if bytes - begun < TRIES_BYTES { tries } else { 0 };
                 } else {
@@ -158,19 +152,20 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         }
         let mut filled: SmallVec<[bool; TRIES]> = SmallVec::new();
         if !tried.is_empty() {
-            let mut reads: SmallVec<[TryRead<'_>; TRIES]> = batch.iter().filter_map(Now::to_try).collect();
+            let mut reads: SmallVec<[TryRead<'_>; TRIES]> =
+                batch.iter().filter(|now| now.tries()).filter_map(Now::to_try).collect();
             if reads.len() == tried.len() {
                 engine.try_reads(&mut reads);
                 filled.extend(reads.iter().map(TryRead::is_filled));
             }
             filled.resize(tried.len(), false);
         }
-        let mut tries = tried.drain(..).zip(filled);
+        let mut ends = tried.drain(..).zip(filled);
         for now in batch.drain(..) {
-            let tried = if now.tries() { tries.next() } else { None };
-            let outcome = match tried {
+            let end = if now.tries() { ends.next() } else { None };
+            let outcome = match end {
                 None => now.run(tally),
-                Some((sqe, filled)) => match Some(()).filter(|()| filled).and_then(|()| now.filled(tally)) {
+                Some((sqe, filled)) => match filled.then(|| now.filled(tally)).flatten() {
                     Some(outcome) => outcome,
                     None => {
                         let task = io::start(shared, memory, bounce, &sqe);
