@@ -62,7 +62,9 @@ impl SubmissionQueue {
     pub fn prefetch(&self, memory: &DmaMap, count: u32) {
         // Those behind the ring's end come with the next batch.
         let count = count.min(self.size - u32::from(self.head));
-        if let Ok(first) = entry(self.base, self.head, SQE_SIZE) {
+        if count > 0
+            && let Ok(first) = entry(self.base, self.head, SQE_SIZE)
+        {
             memory.prefetch(first, count as usize * SQE_SIZE);
         }
     }

@@ -105,7 +105,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
     let mut batch: SmallVec<[Now<'_>; TRIES]> = SmallVec::new();
     // Of those in the batch that may fail: then they go the usual way.
     let mut tried: SmallVec<[Sqe; TRIES]> = SmallVec::new();
-    let tries = (sq.ring.left(tail) as usize / 2).clamp(1, TRIES);
+    let mut tries = None;
     loop {
         let (mut ahead, begun) = (AHEAD, bytes);
         while batch.len() < ahead
@@ -133,9 +133,13 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             if let Some(now) = now {
                 bytes += now.bytes();
                 if now.tries() {
-                    if tried.is_empty() && tries > 1 {
-                        sq.ring.prefetch(memory, sq.ring.left(tail).min(tries as u32 - 1));
-                    }
+                    let tries = *tries.get_or_insert_with(|| {
+                        // With this one.
+                        let half = (sq.ring.left(tail) + 1) / 2;
+                        let tries = half.clamp(1, TRIES as u32);
+                        sq.ring.prefetch(memory, tries - 1);
+                        tries as usize
+                    });
                     tried.push(sqe);
                     ahead = if bytes - begun < TRIES_BYTES { tries } else { 0 };
                 } else {
@@ -150,16 +154,21 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         if batch.is_empty() {
             return Ok(fetched > 0);
         }
-        let mut filled: SmallVec<[bool; TRIES]> = SmallVec::new();
-        if !tried.is_empty() {
-            let mut reads: SmallVec<[TryRead<'_>; TRIES]> =
-                batch.iter().filter(|now| now.tries()).filter_map(Now::to_try).collect();
-            if reads.len() == tried.len() {
-                engine.try_reads(&mut reads);
-                filled.extend(reads.iter().map(TryRead::is_filled));
+        if tried.is_empty() {
+            for now in batch.drain(..) {
+                post(cq, &sq.ring, now.cid, now.run(tally), memory)?;
             }
-            filled.resize(tried.len(), false);
+            continue;
         }
+        let mut filled: SmallVec<[bool; TRIES]> = SmallVec::new();
+        let mut reads: SmallVec<[TryRead<'_>; TRIES]> =
+            batch.iter().filter(|now| now.tries()).filter_map(Now::to_try).collect();
+        if reads.len() == tried.len() {
+            engine.try_reads(&mut reads);
+            filled.extend(reads.iter().map(TryRead::is_filled));
+        }
+        filled.resize(tried.len(), false);
+        drop(reads);
         let mut ends = tried.drain(..).zip(filled);
         for now in batch.drain(..) {
             let end = if now.tries() { ends.next() } else { None };
