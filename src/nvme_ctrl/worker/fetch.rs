@@ -135,7 +135,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 if now.tries() {
                     let tries = *tries.get_or_insert_with(|| {
                         // With this one.
-                        let half = (sq.ring.left(tail) + 1) / 2;
+                        let half = sq.ring.left(tail).div_ceil(2);
                         let tries = half.clamp(1, TRIES as u32);
                         sq.ring.prefetch(memory, tries - 1);
                         tries as usize
