@@ -2,7 +2,8 @@
 //! by Callgrind in a run that is always the same. A busy machine does not change the figures, so a regression shows.
 //!
 //! The program starts itself under valgrind, which counts only inside [`nvme_bench_measured`]: turns of a worker, without
-//! the host. The memory is a memory namespace, so no command waits for anything. Compares with `baseline.json` beside
+//! the host. The image is memory, or a file in the page cache that the worker itself reads, so no command waits for
+//! anything; of the kernel's part nothing is counted. Compares with `baseline.json` beside
 //! this file and fails where a row is more than 3 % above it; `-- --save` writes that file, `-- --profile` shows where
 //! the instructions of each row are spent.
 
@@ -17,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
-use vfio_user_nvme::backend::MemoryBackend;
 use vfio_user_nvme::backend::engine::EngineKind;
+use vfio_user_nvme::backend::{MemoryBackend, RawBackend, RawOptions, SharedBackend};
 
 use self::profile::Profile;
 
@@ -35,13 +36,16 @@ struct Row {
     name: &'static str,
     opc: u8,
     depth: u16,
+    of_file: bool,
 }
 
-const ROWS: [Row; 4] = [
-    Row { name: "4 KiB read, depth 1", opc: lone::READ, depth: 1 },
-    Row { name: "4 KiB read, depth 32", opc: lone::READ, depth: 32 },
-    Row { name: "4 KiB write, depth 1", opc: lone::WRITE, depth: 1 },
-    Row { name: "4 KiB write, depth 32", opc: lone::WRITE, depth: 32 },
+const ROWS: [Row; 6] = [
+    Row { name: "4 KiB read, depth 1", opc: lone::READ, depth: 1, of_file: false },
+    Row { name: "4 KiB read, depth 32", opc: lone::READ, depth: 32, of_file: false },
+    Row { name: "4 KiB write, depth 1", opc: lone::WRITE, depth: 1, of_file: false },
+    Row { name: "4 KiB write, depth 32", opc: lone::WRITE, depth: 32, of_file: false },
+    Row { name: "file, 4 KiB read, depth 1", opc: lone::READ, depth: 1, of_file: true },
+    Row { name: "file, 4 KiB read, depth 32", opc: lone::READ, depth: 32, of_file: true },
 ];
 
 /// What is counted.
@@ -70,10 +74,18 @@ fn main() -> ExitCode {
 /// One row, in the program that is counted.
 fn run(row: &Row) {
     const LEN: u64 = 8 << 20;
-    let backend = Arc::new(MemoryBackend::new(LEN).expect("memory"));
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let backend: SharedBackend = if row.of_file {
+        let path = folder.path().join("image");
+        // Written here and not by the worker, whose engine would have to wait; then it is in the page cache.
+        std::fs::write(&path, vec![0xa5; LEN as usize]).expect("an image");
+        Arc::new(RawBackend::open(RawOptions::new(&path)).expect("an image"))
+    } else {
+        Arc::new(MemoryBackend::new(LEN).expect("memory"))
+    };
     let mut host = lone::Host::new(backend, EngineKind::Threads);
     // All of it written, and every path walked once, before anything counts.
-    for opc in [lone::WRITE, lone::READ] {
+    for opc in [lone::WRITE, lone::READ].into_iter().filter(|opc| *opc == lone::READ || !row.of_file) {
         for _ in 0..LEN / 4096 / 16 {
             host.submit(opc, 32);
             while host.turn() {}
@@ -94,7 +106,7 @@ fn report(save: bool, show_profile: bool) -> Result<bool, String> {
         std::fs::read(&place).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
     let mut now = BTreeMap::new();
     let mut sound = true;
-    println!("{:<24} {:>12} {:>14} {:>10} {:>8}", "row", "per command", "without copies", "committed", "");
+    println!("{:<28} {:>12} {:>14} {:>10} {:>8}", "row", "per command", "without copies", "committed", "");
     for row in &ROWS {
         let profile = count(row)?;
         let per_command = |count: u64| count as f64 / COMMANDS as f64;
@@ -111,7 +123,7 @@ fn report(save: bool, show_profile: bool) -> Result<bool, String> {
             None => "new",
         };
         let old = before.get(row.name).map_or("-".into(), |old| format!("{old:.1}"));
-        println!("{:<24} {all:>12.1} {ours:>14.1} {old:>10} {verdict:>8}", row.name);
+        println!("{:<28} {all:>12.1} {ours:>14.1} {old:>10} {verdict:>8}", row.name);
         if show_profile {
             for (name, count) in profile.top(15) {
                 println!("    {:>8.1}  {name}", per_command(count));

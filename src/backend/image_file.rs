@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use super::align::Alignment;
 use super::file_job::Call;
@@ -14,7 +14,6 @@ use super::shortcut::{self, FileFacts, Refusals, Way};
 use super::turns::{Claim, Turns};
 use super::uneven::ROOM;
 use super::{CacheMode, Shortcuts};
-use crate::memory::Transient;
 
 /// Watches the real calls on one image, on whatever thread makes them: the seam of the durability
 /// laboratory. Without one a job pays a test of an `Option` for each call.
@@ -43,6 +42,10 @@ pub(super) enum Ability {
 #[derive(Debug)]
 pub(super) struct ImageFile {
     file: File,
+    /// Unlike a descriptor never given out again.
+    id: u64,
+    /// Another description of it, without its lock: for rings to register.
+    reader: Option<File>,
     facts: FileFacts,
     writes_wait: bool,
     page_cache: PageCache,
@@ -55,6 +58,13 @@ pub(super) struct ImageFile {
     /// Of an image opened with O_DIRECT.
     direct: Option<Direct>,
     turns: Arc<Turns>,
+}
+
+/// Reads are not to be noted in the file's access time: to look whether they are to be costs a twentieth of a small
+/// read. Only the owner may say so; for others it stays as it is.
+pub(super) fn ignore_access_time(file: &File) {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let _ = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::NOATIME));
 }
 
 /// How an image is to be accessed past the page cache.
@@ -72,7 +82,10 @@ impl ImageFile {
             // A tap sees every call.
             page_cache.ignore();
         }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         ImageFile {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            reader: None,
             page_cache,
             facts: FileFacts::of(&file),
             writes_wait: relay::writes_wait(&file),
@@ -100,6 +113,24 @@ impl ImageFile {
         self.direct = Some(direct);
     }
 
+    /// With another description of a file that is read by its page cache; without one if it cannot be had.
+    pub(super) fn with_reader(mut self) -> Self {
+        let is_file = self.file.metadata().is_ok_and(|metadata| metadata.is_file());
+        if is_file && self.direct.is_none() && self.tap.is_none() {
+            self.reader = File::open(format!("/proc/self/fd/{}", self.fd())).ok();
+            self.reader.iter().for_each(ignore_access_time);
+        }
+        self
+    }
+
+    pub(super) fn reader(&self) -> Option<&File> {
+        self.reader.as_ref()
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Never gives blocks back.
     pub(super) fn keeping_blocks(self) -> Self {
         self.lacks[Ability::PunchHole as usize].store(true, Ordering::Relaxed);
@@ -108,11 +139,6 @@ impl ImageFile {
 
     pub(super) fn page_cache(&self) -> &PageCache {
         &self.page_cache
-    }
-
-    /// Fills all of `to` from `offset` at once; `false`: it would have to wait, or fails.
-    pub(super) fn read_cached(&self, offset: u64, to: &Transient<'_>) -> bool {
-        self.page_cache.read(&self.file, offset, to)
     }
 
     pub(super) fn cache(&self) -> CacheMode {

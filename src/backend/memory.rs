@@ -14,29 +14,15 @@ use super::engine::Engine;
 use super::huge_pages::{self, HUGE, HugePages, HugeParts};
 use super::page_map::{GRANULE, PageMap};
 use super::{Backend, BackendError, Completion, IoBuf, Nature, Op, Shortcut, Shortcuts, Tag};
-use crate::memory::Transient;
+use crate::memory::{LINE, Transient, prefetch};
 
 /// As many as are looked at in one step.
 const ZEROES: [u8; 4 * LINE] = [0; 4 * LINE];
 /// A page at most is left alone or moved as a whole.
 const PAGE: usize = 4096;
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// Bytes of a read to come that are fetched ahead.
 const AHEAD: usize = 4 * LINE;
-
-/// Brings a line near. Any address will do: a prefetch never faults.
-fn prefetch(line: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of every x86-64, and the instruction only hints.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(line.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
-}
 
 /// Are so many bytes (of a page at most) from `at` on all zero?
 fn is_zero(slice: &VolatileSlice<'_>, at: usize, len: usize) -> bool {
@@ -431,10 +417,7 @@ impl Backend for MemoryBackend {
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(AHEAD);
         let Ok(offset) = usize::try_from(offset) else { return };
         if let Ok(image) = self.slice(offset, len) {
-            let first = image.ptr_guard().as_ptr();
-            for line in (0..len).step_by(LINE) {
-                prefetch(first.wrapping_add(line));
-            }
+            prefetch(image.ptr_guard().as_ptr(), len);
         }
     }
 

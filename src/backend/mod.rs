@@ -49,6 +49,7 @@ pub use huge_pages::HugePages;
 pub use image_file::Tap;
 pub use io_buf::IoBuf;
 pub use memory::MemoryBackend;
+pub use page_cache::TryRead;
 pub use raw::{OpenError, RawBackend, RawOptions};
 pub use relay::Pieces;
 pub use stall::{Gate, StallEngine};
@@ -318,15 +319,15 @@ pub trait Backend: Send + Sync + Debug {
         let _ = (offset, from);
         Err(BackendError::Truncated)
     }
-    /// May [`try_read`](Self::try_read) succeed? To be asked once for each read, right before it.
+    /// May a read of [`to_try`](Self::to_try) succeed? To be asked once for each, before it.
     fn may_try_read(&self) -> bool {
         false
     }
-    /// Fills all of `to` from `offset` before it returns, if it need not wait for anything; `false` if it did not: then
-    /// the read is to be submitted, and so is one that fails. `to` is checked by the caller, afterwards.
-    fn try_read(&self, offset: u64, to: &Transient<'_>) -> bool {
+    /// A read from `offset` into all of `to`, to be tried: it fails where it would have to wait for anything, or where
+    /// anything is wrong with it, and is then to be submitted. `to` is checked by the caller, afterwards.
+    fn to_try<'a>(&'a self, offset: u64, to: &'a Transient<'_>) -> Option<TryRead<'a>> {
         let _ = (offset, to);
-        false
+        None
     }
     /// A [`read_now`](Self::read_now) of `len` bytes at `offset` follows soon. Does nothing but save time.
     fn prefetch(&self, offset: u64, len: u64) {

@@ -11,8 +11,9 @@ use super::copy_steps::CopySteps;
 use super::engine::Engine;
 use super::extents;
 use super::file_job::FileJob;
-use super::image_file::{Direct, ImageFile, Tap};
+use super::image_file::{Direct, ImageFile, Tap, ignore_access_time};
 use super::lock::{self, LockError};
+use super::page_cache::TryRead;
 use super::relay::Relay;
 use super::{Backend, BackendError, CacheMode, Completion, Nature, Op, Shortcut, Shortcuts, Tag};
 use crate::memory::Transient;
@@ -148,7 +149,7 @@ impl RawBackend {
             }
         };
         let unit = extents::unit(&file, path, len, options.read_only);
-        let mut image = ImageFile::new(file, options.tap).cached(options.cache, direct);
+        let mut image = ImageFile::new(file, options.tap).cached(options.cache, direct).with_reader();
         if !options.unmap {
             image = image.keeping_blocks();
         }
@@ -216,8 +217,8 @@ impl Backend for RawBackend {
         self.file.page_cache().is_worth_a_try()
     }
 
-    fn try_read(&self, offset: u64, to: &Transient<'_>) -> bool {
-        self.file.read_cached(offset, to)
+    fn to_try<'a>(&'a self, offset: u64, to: &'a Transient<'_>) -> Option<TryRead<'a>> {
+        Some(TryRead::new(&self.file, offset, to))
     }
 
     fn allocation_unit(&self) -> Option<u64> {
@@ -253,6 +254,11 @@ impl Backend for RawBackend {
 }
 
 impl RawBackend {
+    #[cfg(test)]
+    pub(super) fn file(&self) -> &ImageFile {
+        &self.file
+    }
+
     /// For a relay whose ranges lie in both images; the operation again if no such way leads here.
     #[expect(clippy::result_large_err, reason = "it is given back as it came")]
     fn relay_job(&self, mut op: Op) -> Result<FileJob, Op> {
@@ -315,13 +321,6 @@ impl RawBackend {
         let steps = CopySteps::new(Arc::clone(&source.file), from, offset, len, clone);
         Some(FileJob::copy(Arc::clone(&self.file), offset, len, steps))
     }
-}
-
-/// Reads are not to be noted in the file's access time: to look whether they are to be costs a twentieth of a small
-/// read. Only the owner may say so; for others it stays as it is.
-fn ignore_access_time(file: &File) {
-    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-    let _ = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::NOATIME));
 }
 
 /// Turns to O_DIRECT what was opened, checked and locked without.

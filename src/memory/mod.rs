@@ -17,6 +17,7 @@
 mod dma_map;
 mod dma_space;
 mod guest_buf;
+mod prefetch;
 pub mod prp;
 mod region;
 pub mod sgl;
@@ -30,6 +31,7 @@ mod words;
 pub use dma_map::DmaMap;
 pub use dma_space::{DmaLimits, DmaSpace, MapError, Revoked, Unmapping};
 pub use guest_buf::{GuestBuf, MAX_IOVECS};
+pub use prefetch::{LINE, prefetch};
 pub use prp::PrpError;
 pub use region::{Region, Rights};
 pub use sgl::SglError;

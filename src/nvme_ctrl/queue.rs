@@ -57,6 +57,18 @@ impl SubmissionQueue {
         Ok(sqe)
     }
 
+    /// Begins to bring entries near that are fetched soon, `count` at most: the host has just written them, on another
+    /// processor.
+    pub fn prefetch(&self, memory: &DmaMap, count: u32) {
+        // Those behind the ring's end come with the next batch.
+        let count = count.min(self.size - u32::from(self.head));
+        if count > 0
+            && let Ok(first) = entry(self.base, self.head, SQE_SIZE)
+        {
+            memory.prefetch(first, count as usize * SQE_SIZE);
+        }
+    }
+
     /// Moves the head past the entry it is at.
     pub fn advance(&mut self) {
         self.head = next(self.head, self.size);

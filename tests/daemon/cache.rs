@@ -113,6 +113,53 @@ fn odd_memory_past_the_page_cache() {
     }
 }
 
+/// Reads that are made many with one call, of an image of which some pages are in memory and some are not: neighbours
+/// and scattered ones, over images, and of more than a call takes.
+#[test]
+fn reads_of_what_is_partly_in_the_page_cache() {
+    for aio in engines() {
+        let mut d = Daemon::start(&format!(
+            "--nvme-ns drive={{}}/a.img,size=1M,aio={aio} --nvme-ns drive={{}}/b.img,size=1M,aio={aio}"
+        ));
+        let mut h = Host::with_queues(&d, 1, 64);
+        let mut nss: Vec<Ns> = (1..=2).map(|n| Ns::identify(&mut h, n)).collect();
+        for ns in &mut nss {
+            h.fill(1, ns, 7);
+        }
+        h.exec(1, Sqe::new(io::FLUSH).nsid(1)).ok();
+        let mut rng = Rng::new(31);
+        for round in 0..12_u64 {
+            let image = std::fs::File::open(d.file("a.img")).expect("it is there");
+            for page in (0..256).filter(|page| round % 3 > 0 && page % (2 + round) == 0) {
+                let one = std::num::NonZeroU64::new(4096);
+                rustix::fs::fadvise(&image, page * 4096, one, rustix::fs::Advice::DontNeed)
+                    .expect("pages may go");
+            }
+            let mark = h.ram.mark();
+            let (count, start) = (1 + rng.below(60), rng.below(128));
+            let reads: Vec<_> = (0..count)
+                .map(|n| {
+                    let nsid = if round % 4 == 3 { (n % 2) as usize } else { 0 };
+                    let page = if round % 2 == 0 { start + n } else { rng.below(256) };
+                    let data = Data::prp(&mut h.ram, 4096);
+                    data.put(&h.ram, &[0xee; 4096]);
+                    let cid = h.queue(1, Host::rw(io::READ, &nss[nsid], page * 8, 8).data(&data));
+                    (nsid, page, data, cid)
+                })
+                .collect();
+            // All of them with one doorbell.
+            h.ring_sq(1);
+            for (nsid, page, data, cid) in reads {
+                h.wait(1, cid).ok();
+                nss[nsid].check(page * 8, &data.get(&h.ram));
+            }
+            h.ram.release(mark);
+        }
+        drop(h);
+        d.stop();
+    }
+}
+
 /// A host learns whether there is a cache to flush, and what deallocation leaves behind.
 #[test]
 fn what_identify_says() {

@@ -1,5 +1,7 @@
 //! How file jobs reach the kernel: io_uring, or a pool of blocking threads. One engine per worker.
 
+mod burst;
+mod files;
 mod pool;
 mod uring;
 mod waker;
@@ -14,6 +16,7 @@ pub use uring::UringEngine;
 pub use waker::Waker;
 
 pub use super::file_job::FileJob;
+use super::page_cache::{self, TryRead};
 use super::{Completion, Tag};
 
 /// Runs file jobs for one worker; used by that worker's thread alone.
@@ -34,6 +37,11 @@ pub trait Engine: Send {
     /// May a read that need not wait for anything be made without it? Not past one that stands for a fault.
     fn may_be_passed(&self) -> bool {
         false
+    }
+    /// Tries reads of what may lie in page caches; all of them are over when this returns, and none has waited. Only
+    /// where the engine [may be passed](Self::may_be_passed).
+    fn try_reads(&mut self, reads: &mut [TryRead<'_>]) {
+        page_cache::try_each(reads);
     }
 }
 

@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 
+use super::burst::{self, Burst};
 use super::{Engine, FileJob, PoolEngine, Waker};
 use crate::backend::file_job::Call;
+use crate::backend::page_cache::{self, TryRead};
 use crate::backend::{Completion, Tag};
 
 /// Entries of the submission ring: what one enter can hand over.
@@ -58,6 +60,16 @@ pub struct UringEngine {
     calls: usize,
     /// For copies, relays and probes.
     beside: Option<PoolEngine>,
+    bursts: Bursts,
+}
+
+/// Reads of page caches, many with one call.
+enum Bursts {
+    /// None so far.
+    Unused,
+    Ready(Box<Burst>),
+    /// It takes a call each.
+    Broken,
 }
 
 #[derive(Debug)]
@@ -89,6 +101,7 @@ impl UringEngine {
             calls: 0,
             parked: Vec::new(),
             beside: None,
+            bursts: Bursts::Unused,
         })
     }
 
@@ -352,6 +365,26 @@ impl Engine for UringEngine {
 
     fn may_be_passed(&self) -> bool {
         true
+    }
+
+    fn try_reads(&mut self, reads: &mut [TryRead<'_>]) {
+        if reads.len() < burst::WORTH {
+            return page_cache::try_each(reads);
+        }
+        if let Bursts::Unused = self.bursts {
+            self.bursts = match Burst::new() {
+                Ok(burst) => Bursts::Ready(Box::new(burst)),
+                Err(error) => {
+                    log::info!("no ring for reads of the page cache ({error}): a call each");
+                    Bursts::Broken
+                }
+            };
+        }
+        let Bursts::Ready(burst) = &mut self.bursts else { return page_cache::try_each(reads) };
+        if let Err(error) = burst.try_reads(reads) {
+            log::warn!("a ring for reads of the page cache failed: {error}");
+            self.bursts = Bursts::Broken;
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! no pin, no allocation. And so a Read of a file, while that lies in the page cache.
 
 use super::Outcome;
-use crate::backend::BackendError;
+use crate::backend::{BackendError, TryRead};
 use crate::memory::{Access, DmaMap, Transient, prp, sgl};
 use crate::namespace::{ByteRange, Namespace};
 use crate::nvme_ctrl::shared::{Shared, Tally};
@@ -72,17 +72,20 @@ impl Now<'_> {
         }
     }
 
-    /// Is it to be [tried](Self::attempt), not [run](Self::run)?
+    /// Is it to be [tried](Self::to_try), not [run](Self::run)?
     pub fn tries(&self) -> bool {
         self.tries
     }
 
-    /// Does it and counts it in `tally`, if that needs no waiting and nothing goes wrong. Else it is as if nothing had
-    /// been done: a Read may leave anything in its buffer until it ends.
-    pub fn attempt(&self, tally: &Tally) -> Option<Outcome> {
-        if !self.ns.backend.try_read(self.range.offset, &self.data) || self.data.check().is_err() {
-            return None;
-        }
+    /// What is to be tried.
+    pub fn to_try(&self) -> Option<TryRead<'_>> {
+        self.ns.backend.to_try(self.range.offset, &self.data)
+    }
+
+    /// Its end after a [try](Self::to_try) that filled its buffer, counted in `tally`; nothing if its memory was lost on the
+    /// way. Then it is as if it had not been tried: a Read may leave anything in its buffer until it ends.
+    pub fn filled(&self, tally: &Tally) -> Option<Outcome> {
+        self.data.check().ok()?;
         tally.read_alone(self.range.len);
         Some(Outcome::of(Status::SUCCESS))
     }

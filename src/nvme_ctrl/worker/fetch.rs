@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::core::{Core, Cq, Sq};
 use super::slots::{Command, Slots};
+use crate::backend::TryRead;
 use crate::memory::{DmaError, DmaMap};
 use crate::nvme_ctrl::io::{self, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
@@ -22,6 +23,13 @@ const BURST_BYTES: u64 = 512 << 10;
 /// Commands that are looked at before the first of them is done: its data is on its way to the processor while the
 /// others are decoded. No more, for the host shall have completions to work on while we work.
 const AHEAD: usize = 4;
+
+/// The same of Reads of files that are tried, which the engine makes with one call: what that costs is spread over them.
+/// No more than this, nor than half of what waits, for the host shall have the others' completions to work on.
+const TRIES: usize = 16;
+
+/// Bytes of such a batch, from which on it takes no more: long ones gain nothing by it.
+const TRIES_BYTES: u64 = 64 << 10;
 
 /// Fetches from every queue, at most a burst each, beginning with the one that has gone without for longest. True when a
 /// command was fetched.
@@ -106,11 +114,13 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
     let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
     let (mut fetched, mut bytes, mut stuck) = (0, 0, false);
     let may_try = engine.may_be_passed();
-    let mut batch: SmallVec<[Now<'_>; AHEAD]> = SmallVec::new();
+    let mut batch: SmallVec<[Now<'_>; TRIES]> = SmallVec::new();
     // Of those in the batch that may fail: then they go the usual way.
-    let mut tried: SmallVec<[Sqe; AHEAD]> = SmallVec::new();
+    let mut tried: SmallVec<[Sqe; TRIES]> = SmallVec::new();
+    let mut tries = None;
     loop {
-        while batch.len() < AHEAD
+        let (mut ahead, begun) = (AHEAD, bytes);
+        while batch.len() < ahead
             && fetched < BURST
             && bytes < BURST_BYTES
             && !stuck
@@ -133,12 +143,20 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 bounce.others_are_at_work();
             }
             if let Some(now) = now {
+                bytes += now.bytes();
                 if now.tries() {
+                    let tries = *tries.get_or_insert_with(|| {
+                        // With this one.
+                        let half = sq.ring.left(tail).div_ceil(2);
+                        let tries = half.clamp(1, TRIES as u32);
+                        sq.ring.prefetch(memory, tries - 1);
+                        tries as usize
+                    });
                     tried.push(sqe);
+                    ahead = if bytes - begun < TRIES_BYTES { tries } else { 0 };
                 } else {
                     now.prefetch();
                 }
-                bytes += now.bytes();
                 batch.push(now);
                 continue;
             }
@@ -153,12 +171,27 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         if batch.is_empty() {
             return Ok(fetched > 0);
         }
-        let mut sqes = tried.drain(..);
+        if tried.is_empty() {
+            for now in batch.drain(..) {
+                post(cq, &sq.ring, now.cid, now.run(tally), memory)?;
+            }
+            continue;
+        }
+        let mut filled: SmallVec<[bool; TRIES]> = SmallVec::new();
+        let mut reads: SmallVec<[TryRead<'_>; TRIES]> =
+            batch.iter().filter(|now| now.tries()).filter_map(Now::to_try).collect();
+        if reads.len() == tried.len() {
+            engine.try_reads(&mut reads);
+            filled.extend(reads.iter().map(TryRead::is_filled));
+        }
+        filled.resize(tried.len(), false);
+        drop(reads);
+        let mut ends = tried.drain(..).zip(filled);
         for now in batch.drain(..) {
-            let sqe = if now.tries() { sqes.next() } else { None };
-            let outcome = match sqe {
+            let end = if now.tries() { ends.next() } else { None };
+            let outcome = match end {
                 None => now.run(tally),
-                Some(sqe) => match now.attempt(tally) {
+                Some((sqe, filled)) => match filled.then(|| now.filled(tally)).flatten() {
                     Some(outcome) => outcome,
                     None => {
                         let task = io::start(shared, memory, bounce, &sqe);

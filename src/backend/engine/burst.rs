@@ -1,0 +1,161 @@
+//! Reads of page caches, many with one call: a ring of their own, beside that of a worker's jobs.
+//!
+//! A call each is entered and left each time, which costs more than a small read's bookkeeping does. Here one enter makes
+//! them all, on the worker's thread and before it returns: with RWF_NOWAIT a read that would have to wait is refused, and
+//! never handed to a thread of the kernel's. So nothing is in flight between two calls, and nothing need be pinned.
+#![expect(unsafe_code, reason = "ring entries carry raw pointers the kernel uses later")]
+
+use std::io;
+use std::os::fd::RawFd;
+
+use io_uring::types::Fd;
+use io_uring::{EnterFlags, IoUring, opcode, squeue};
+use smallvec::SmallVec;
+
+use super::files::Files;
+use crate::backend::page_cache::{self, TryRead};
+
+/// Entries of the ring: runs of reads that one enter makes.
+const ENTRIES: usize = 16;
+/// Fewer reads cost less with a call each, measured.
+pub(super) const WORTH: usize = 4;
+
+/// See the module docs. Made and used by one thread.
+pub(super) struct Burst {
+    ring: IoUring,
+    files: Files,
+}
+
+impl Burst {
+    pub(super) fn new() -> io::Result<Self> {
+        let mut best = IoUring::builder();
+        best.dontfork().setup_single_issuer().setup_coop_taskrun();
+        let ring =
+            best.build(ENTRIES as u32).or_else(|_| IoUring::builder().dontfork().build(ENTRIES as u32))?;
+        let files = Files::of(&ring);
+        Ok(Self { ring, files })
+    }
+
+    /// Tries all of them.
+    ///
+    /// # Errors
+    /// The ring failed. Nothing is in flight, but this one must not be used again; what was not filled is as if it had not
+    /// been tried.
+    pub(super) fn try_reads(&mut self, mut reads: &mut [TryRead<'_>]) -> io::Result<()> {
+        while !reads.is_empty() {
+            let count = first_runs(reads);
+            let (now, later) = reads.split_at_mut(count);
+            reads = later;
+            self.make(now)?;
+        }
+        Ok(())
+    }
+
+    /// [`ENTRIES`] runs at most.
+    fn make(&mut self, reads: &mut [TryRead<'_>]) -> io::Result<()> {
+        // Those of all reads, one behind the other: a run's are neighbours.
+        let mut iovecs: SmallVec<[libc::iovec; 2 * ENTRIES]> = SmallVec::new();
+        reads.iter().for_each(|read| iovecs.extend_from_slice(read.iovecs()));
+        let mut left = &*iovecs;
+        let mut entries = 0;
+        for run in page_cache::runs(reads) {
+            let pieces: usize = run.iter().map(|read| read.iovecs().len()).sum();
+            let (iovecs, more) = left.split_at_checked(pieces).unwrap_or_default();
+            left = more;
+            let Some(first) = run.first() else { continue };
+            let entry = match self.files.slot(&self.ring, first.file()) {
+                Some(slot) => entry(slot, first, iovecs).flags(squeue::Flags::FIXED_FILE),
+                None => entry(first.file().fd(), first, iovecs),
+            };
+            // SAFETY: the pieces lead to memory that `reads` keeps, and no entry outlives this call, which `enter`
+            // sees to; nor do the iovecs move before it ends.
+            if unsafe { self.ring.submission().push(&entry.user_data(entries)) }.is_err() {
+                return Err(io::Error::other("a ring of reads was not empty"));
+            }
+            entries += 1;
+        }
+        let mut results = [-libc::EAGAIN; ENTRIES];
+        let ended = self.enter(entries as usize, &mut results);
+        for (run, result) in page_cache::runs_mut(reads).zip(results) {
+            page_cache::settle(run, usize::try_from(result).map_err(|_| -result));
+        }
+        ended
+    }
+
+    /// Hands over so many entries, and returns when none of them is under way.
+    fn enter(&mut self, entries: usize, results: &mut [i32; ENTRIES]) -> io::Result<()> {
+        let (mut given, mut got) = (0, 0);
+        let mut failed = None;
+        // Once, as a rule: these end within the call that hands them over.
+        while got < given || (given < entries && failed.is_none()) {
+            let give = if failed.is_none() { entries - given } else { 0 };
+            let (want, flags) =
+                if given == 0 { (0, EnterFlags::empty()) } else { (1, EnterFlags::GETEVENTS) };
+            // SAFETY: no argument is passed; the entries are as `make` says.
+            match unsafe { self.ring.submitter().enter::<()>(give as u32, want, flags.bits(), None) } {
+                Ok(0) if got == given => failed = Some(io::Error::other("nothing was taken")),
+                Ok(taken) => given += taken,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => failed = Some(error),
+            }
+            for cqe in self.ring.completion() {
+                got += 1;
+                if let Some(result) = results.get_mut(cqe.user_data() as usize) {
+                    *result = cqe.result();
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Reads from the start that are [`ENTRIES`] runs, or all.
+fn first_runs(reads: &[TryRead<'_>]) -> usize {
+    page_cache::runs(reads).take(ENTRIES).map(<[_]>::len).sum()
+}
+
+impl Drop for Burst {
+    fn drop(&mut self) {
+        // The kernel takes its time with the ring itself.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
+/// `fd`: a descriptor, or a slot.
+fn entry(fd: RawFd, first: &TryRead<'_>, iovecs: &[libc::iovec]) -> squeue::Entry {
+    let fd = Fd(fd);
+    // The highest one would mean the file's own position to a ring.
+    let offset = first.offset().min(i64::MAX as u64);
+    match iovecs {
+        // A single piece spares the kernel the copy and the check of an array.
+        [piece] if let Ok(len) = u32::try_from(piece.iov_len) => {
+            opcode::Read::new(fd, piece.iov_base.cast(), len)
+                .offset(offset)
+                .rw_flags(libc::RWF_NOWAIT)
+                .build()
+        }
+        // The kernel refuses more pieces than it takes.
+        _ => opcode::Readv::new(fd, iovecs.as_ptr(), u32::try_from(iovecs.len()).unwrap_or(u32::MAX))
+            .offset(offset)
+            .rw_flags(libc::RWF_NOWAIT)
+            .build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::probe;
+    use super::*;
+    use crate::backend::page_cache::tests::{conform, conform_without_memory};
+
+    #[test]
+    fn many_with_one_call() {
+        if probe().is_err() {
+            return;
+        }
+        let mut burst = Burst::new().expect("the ring is made");
+        conform(&mut |reads| burst.try_reads(reads).expect("the ring works"));
+        conform_without_memory(&mut |reads| burst.try_reads(reads).expect("the ring works"));
+        assert!(burst.ring.submission().is_empty() && burst.ring.completion().is_empty());
+    }
+}
