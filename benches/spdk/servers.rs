@@ -37,8 +37,9 @@ impl Tree {
         let tree = std::env::var_os("SPDK_TREE").ok_or(
             "SPDK_TREE is not set; set it to the folder of an SPDK that is built (configured with --with-vfio-user)",
         )?;
+        let tree = fs::canonicalize(&tree).map_err(|error| format!("SPDK_TREE: {error}"))?;
         let program = |name: &str| {
-            let path = Path::new(&tree).join("build/bin").join(name);
+            let path = tree.join("build/bin").join(name);
             if path.is_file() { Ok(path) } else { Err(format!("SPDK_TREE: there is no {}", path.display())) }
         };
         let tree = Tree { target: program("nvmf_tgt")?, perf: program("spdk_nvme_perf")? };
@@ -129,7 +130,8 @@ impl Server {
         let log = folder.with_extension("log");
         let file = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
         let again = file.try_clone().map_err(|error| error.to_string())?;
-        command.stdin(Stdio::null()).stdout(again).stderr(file);
+        // Whatever it leaves behind (SPDK's at its end a core, here) goes with the folder.
+        command.current_dir(&folder).stdin(Stdio::null()).stdout(again).stderr(file);
         let mut server = Server { child: at.spawn(&mut command)?, folder };
         let begun = Instant::now();
         while !server.socket().exists() {
