@@ -578,15 +578,11 @@ impl FileJob {
         }
     }
 
-    /// Gives back what other operations on the image wait for: not before the end is known, but before it is told.
-    pub(super) fn let_others_go(&mut self) {
-        self.turn = None;
-        self.sync_turn = None;
-    }
-
     /// Ends the job; the buffer goes back to the submitter.
     pub fn finish(mut self, tag: Tag) -> Completion {
-        self.let_others_go();
+        // Not before the end is known, but before it is told.
+        self.turn = None;
+        self.sync_turn = None;
         let lost = self.buf.as_ref().map_or(Ok(()), IoBuf::check);
         Completion { tag, result: self.result.and(lost), buf: self.buf }
     }
