@@ -606,6 +606,7 @@ fn relays() {
             offset,
             buf: pool(vec![0xee; len]),
             fua: offset % 2 == 0,
+            offload: true,
         };
         let memory: SharedBackend = Arc::new(MemoryBackend::new(LEN).expect("the memory is there"));
         let op = relay(&pair, 0, &[(0, 10)], 0, 10);

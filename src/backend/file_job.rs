@@ -357,10 +357,11 @@ impl FileJob {
     /// A job that makes the reads of `relay` and then the write that `op`, an [`Op::Relay`], ends with; or one call in
     /// the place of both.
     pub(super) fn relay(file: Arc<ImageFile>, op: Op, relay: Relay) -> Self {
+        let offload = matches!(op, Op::Relay { offload: true, .. });
         let mut job = Self::new(file, op);
         if !job.is_done() {
-            let durable = job.sync_after || job.stage != (Stage::Write { dsync: false });
-            let from = if durable { None } else { relay.copied_by_kernel(&job.file, job.offset) };
+            let offload = offload && !job.sync_after && job.stage == (Stage::Write { dsync: false });
+            let from = if !offload { None } else { relay.copied_by_kernel(&job.file, job.offset) };
             job.relay = Some(Box::new((relay, job.stage)));
             job.stage = from.map_or(Stage::Gather, |from| Stage::Splice { from });
         }

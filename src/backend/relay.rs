@@ -125,10 +125,27 @@ mod tests {
     }
 
     fn job(source: &Arc<ImageFile>, target: &Arc<ImageFile>, pieces: &[(u64, u64)], fua: bool) -> FileJob {
+        relay(source, target, pieces, fua, true)
+    }
+
+    fn relay(
+        source: &Arc<ImageFile>,
+        target: &Arc<ImageFile>,
+        pieces: &[(u64, u64)],
+        fua: bool,
+        offload: bool,
+    ) -> FileJob {
         let len = pieces.iter().map(|piece| piece.1).sum::<u64>() as usize;
         let relay = Relay::new(Arc::clone(source), pieces.into());
         let any = Arc::new(MemoryBackend::new(1).expect("the memory is there"));
-        let op = Op::Relay { source: any, pieces: Pieces::new(), offset: 5000, buf: pool(vec![0; len]), fua };
+        let op = Op::Relay {
+            source: any,
+            pieces: Pieces::new(),
+            offset: 5000,
+            buf: pool(vec![0; len]),
+            fua,
+            offload,
+        };
         FileJob::relay(Arc::clone(target), op, relay)
     }
 
@@ -253,6 +270,7 @@ mod tests {
         assert!(is_spliced(first(&one, &two, &[(0, SHORT - 1)], false)));
         assert!(is_spliced(first(&one, &one, &[(5010, 10)], false)));
         assert!(is_spliced(first(&one, &one, &[(4990, 10)], false)));
+        assert_eq!(relay(&one, &two, &[(0, 10)], false, false).next_call(), Some(read(0)), "not allowed");
         let tapped = waiting(Some(Arc::new(Log::default())));
         assert!(is_spliced(first(&one, &tapped, &[(0, 10)], false)), "the target's hears of it");
         let sharing = Arc::new(Arc::into_inner(image(None)).expect("nobody else has it").sharing(4096));

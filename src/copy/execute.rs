@@ -498,6 +498,7 @@ impl CopyTask {
             offset: self.plan.dst.offset + next.to.start,
             buf: IoBuf::Pool(buf),
             fua: self.plan.fua && self.barrier == Barrier::NotNeeded,
+            offload: self.ladder.may_offload(),
         };
         submit(part, &self.plan.dst_ns, op);
         true

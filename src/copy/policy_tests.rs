@@ -293,8 +293,9 @@ impl World {
                 assert!(data == self.expected[at..at + data.len()], "wrong data for {blocks:?}");
                 assert!(!meet(&reads, &writes), "no piece under the destination of another");
             }
-            Op::Relay { source, pieces, offset, buf: IoBuf::Pool(buf), .. } => {
+            Op::Relay { source, pieces, offset, buf: IoBuf::Pool(buf), offload, .. } => {
                 assert_eq!(nsid, 1);
+                assert_eq!(*offload, self.case.policy.method != Method::Bounce, "as the method allows");
                 let from = source_nsid(source);
                 assert!(self.case.shortcuts.relay && !self.relay_refused.contains(&from));
                 let blocks = self.blocks(*offset, buf.len() as u64);

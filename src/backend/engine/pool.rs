@@ -522,7 +522,8 @@ mod tests {
         let pieces = crate::backend::Pieces::from(&[(0, len as u64)][..]);
         let relay = Relay::new(Arc::new(ImageFile::new(source, None)), pieces.clone());
         let any = Arc::new(MemoryBackend::new(1).expect("the memory is there"));
-        let op = Op::Relay { source: any, pieces, offset: 0, buf: pool(vec![0; len]), fua: false };
+        let op =
+            Op::Relay { source: any, pieces, offset: 0, buf: pool(vec![0; len]), fua: false, offload: true };
         FileJob::relay(Arc::clone(target), op, relay)
     }
 
