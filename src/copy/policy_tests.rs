@@ -893,6 +893,8 @@ fn segments_are_relayed() {
     let case = Case { ranges: scattered, ..Case::ladder(Method::Bounce, relay) };
     let seen = good(&case);
     assert_eq!((seen.relays, seen.reads), (1, 0));
+    let durable = good(&Case { fua: true, ..case.clone() });
+    assert_eq!((durable.relays, durable.operations), (1, 1), "its write is durable, no Flush follows");
     let mixed =
         Case { ranges: vec![(2, 0, 64, false), (2, 90, 30, false), (1, 500, 30, false)], ..case.clone() };
     let seen = good(&mixed);
