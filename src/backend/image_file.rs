@@ -173,8 +173,16 @@ impl ImageFile {
     /// Said to be on a file system that shares blocks.
     #[cfg(test)]
     pub(super) fn sharing(mut self, block: u64) -> Self {
-        self.facts = self.facts.sharing(block);
+        self.facts = self.facts.sharing(Some(block));
         self.writes_wait = false;
+        self
+    }
+
+    /// Said to be on a file system like ext4: its writes wait, and it shares nothing.
+    #[cfg(test)]
+    pub(super) fn waiting(mut self) -> Self {
+        self.facts = self.facts.sharing(None);
+        self.writes_wait = true;
         self
     }
 

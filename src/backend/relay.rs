@@ -125,10 +125,27 @@ mod tests {
     }
 
     fn job(source: &Arc<ImageFile>, target: &Arc<ImageFile>, pieces: &[(u64, u64)], fua: bool) -> FileJob {
+        relay(source, target, pieces, fua, true)
+    }
+
+    fn relay(
+        source: &Arc<ImageFile>,
+        target: &Arc<ImageFile>,
+        pieces: &[(u64, u64)],
+        fua: bool,
+        offload: bool,
+    ) -> FileJob {
         let len = pieces.iter().map(|piece| piece.1).sum::<u64>() as usize;
         let relay = Relay::new(Arc::clone(source), pieces.into());
         let any = Arc::new(MemoryBackend::new(1).expect("the memory is there"));
-        let op = Op::Relay { source: any, pieces: Pieces::new(), offset: 5000, buf: pool(vec![0; len]), fua };
+        let op = Op::Relay {
+            source: any,
+            pieces: Pieces::new(),
+            offset: 5000,
+            buf: pool(vec![0; len]),
+            fua,
+            offload,
+        };
         FileJob::relay(Arc::clone(target), op, relay)
     }
 
@@ -185,12 +202,123 @@ mod tests {
         assert!(matches!(end.result, Err(BackendError::Io(_))) && end.buf.is_some());
     }
 
+    const SPLICE: Call = Call::CopyRange { from: 100, offset: 5000, len: 30 };
+
+    fn rest_of_splice() -> Call {
+        Call::CopyRange { from: 112, offset: 5012, len: 18 }
+    }
+
+    /// Two images of a file system like ext4, and a relay of 30 bytes between them, whose calls are answered.
+    fn splice(steps: &[(Call, i32)]) -> (Completion, bool) {
+        let [source, target] = [(); 2].map(|()| waiting(None));
+        let mut job = job(&source, &target, &[(100, 30)], false);
+        for (expected, answer) in steps {
+            assert_eq!(job.next_call().as_ref(), Some(expected));
+            let read = matches!(expected, Call::Preadv { .. });
+            assert_eq!(
+                (job.fd(), job.source_fd()),
+                (if read { source.fd() } else { target.fd() }, source.fd())
+            );
+            job.complete(*answer);
+        }
+        assert_eq!(job.next_call(), None);
+        (job.finish(Tag(0)), target.shortcuts_from(&source).offload)
+    }
+
+    fn waiting(tap: Option<Arc<dyn Tap>>) -> Arc<ImageFile> {
+        Arc::new(Arc::into_inner(image(tap)).expect("nobody else has it").waiting())
+    }
+
+    #[test]
+    fn a_short_piece_is_copied_by_the_kernel() {
+        let (end, still) = splice(&[(SPLICE, -libc::EINTR), (SPLICE, 12), (rest_of_splice(), 18)]);
+        assert!(end.result.is_ok() && end.buf.is_some_and(|buf| buf.len() == 30) && still);
+    }
+
+    /// Whatever stops it, half way or at once: all is read and written, and the side that fails is named.
+    #[test]
+    fn what_the_kernel_does_not_copy_is_read_and_written() {
+        for (stop, way_leads) in [
+            (0, true),
+            (-libc::EIO, true),
+            (-libc::ENOSPC, true),
+            (-libc::EINVAL, false),
+            (-libc::EXDEV, false),
+        ] {
+            let begin = [vec![(SPLICE, stop)], vec![(SPLICE, 12), (rest_of_splice(), stop)]];
+            for begin in begin {
+                let go_on = |more: &[(Call, i32)]| splice(&[&begin, more].concat());
+                let (end, still) = go_on(&[(read(100), 30), (write(5000, false), 30)]);
+                assert!(end.result.is_ok() && still == way_leads, "{stop}");
+                let (end, _) = go_on(&[(read(100), 7), (read(107), -libc::EIO)]);
+                assert!(matches!(end.result, Err(BackendError::Source { at: 7, .. })), "{end:?}");
+                let (end, _) = go_on(&[(read(100), 7), (read(107), 0)]);
+                assert!(matches!(end.result, Err(BackendError::Source { at: 7, .. })), "{end:?}");
+                let (end, _) = go_on(&[(read(100), 30), (write(5000, false), -libc::ENOSPC)]);
+                assert!(matches!(end.result, Err(BackendError::Io(_))) && end.buf.is_some());
+            }
+        }
+    }
+
+    /// Not what must be durable, nor several pieces, nor a long one; not past a source's tap; not what overlaps; and not
+    /// where the kernel would share blocks, or has refused.
+    #[test]
+    fn what_the_kernel_is_not_asked_to_copy() {
+        let (one, two) = (waiting(None), waiting(None));
+        let first = |source, target, pieces: &[(u64, u64)], fua| job(source, target, pieces, fua).next_call();
+        let is_spliced = |call| matches!(call, Some(Call::CopyRange { .. }));
+        assert!(is_spliced(first(&one, &two, &[(0, SHORT - 1)], false)));
+        assert!(is_spliced(first(&one, &one, &[(5010, 10)], false)));
+        assert!(is_spliced(first(&one, &one, &[(4990, 10)], false)));
+        assert_eq!(relay(&one, &two, &[(0, 10)], false, false).next_call(), Some(read(0)), "not allowed");
+        let tapped = waiting(Some(Arc::new(Log::default())));
+        assert!(is_spliced(first(&one, &tapped, &[(0, 10)], false)), "the target's hears of it");
+        let sharing = Arc::new(Arc::into_inner(image(None)).expect("nobody else has it").sharing(4096));
+        let through = Arc::into_inner(waiting(None)).expect("nobody else has it");
+        let through = Arc::new(through.cached(crate::backend::CacheMode::Writethrough, None));
+        let refusing = waiting(None);
+        refusing.refused(&one, crate::backend::shortcut::Way::CopyRange, libc::EINVAL);
+        for (source, target, pieces, fua) in [
+            (&one, &two, &[(0, 10)][..], true),
+            (&one, &through, &[(0, 10)], false),
+            (&one, &two, &[(0, 10), (10, 10)], false),
+            (&one, &two, &[(0, SHORT)], false),
+            (&tapped, &two, &[(0, 10)], false),
+            (&one, &one, &[(4991, 10)], false),
+            (&one, &one, &[(5009, 10)], false),
+            (&one, &sharing, &[(0, 10)], false),
+            (&one, &refusing, &[(0, 10)], false),
+        ] {
+            let offset = pieces[0].0;
+            assert_eq!(first(source, target, pieces, fua), Some(read(offset)), "{pieces:?} {fua}");
+        }
+    }
+
+    /// The target's tap is told what the kernel copies.
+    #[test]
+    fn a_tap_sees_what_the_kernel_copies() {
+        #[derive(Debug, Default)]
+        struct Data(std::sync::Mutex<Vec<u8>>);
+        impl Tap for Data {
+            fn issued(&self, call: &Call, data: &[u8]) -> u64 {
+                assert_eq!(*call, SPLICE);
+                self.0.lock().expect("no panic").extend_from_slice(data);
+                0
+            }
+            fn completed(&self, _: u64, _: &Call, _: Result<u32, i32>) {}
+        }
+        let data = Arc::new(Data::default());
+        let (source, target) = (waiting(None), waiting(Some(data.clone())));
+        assert_eq!(job(&source, &target, &[(100, 30)], false).next_call(), Some(SPLICE));
+        assert_eq!(*data.0.lock().expect("no panic"), source.content(100, 30));
+    }
+
     #[derive(Debug, Default)]
     struct Log(std::sync::Mutex<Vec<Call>>);
 
     impl Tap for Log {
         fn issued(&self, call: &Call, data: &[u8]) -> u64 {
-            assert_eq!(data.is_empty(), matches!(call, Call::Preadv { .. }));
+            assert_eq!(data.is_empty(), matches!(call, Call::Preadv { .. }), "{call:?}");
             self.0.lock().expect("no panic").push(*call);
             0
         }

@@ -62,8 +62,8 @@ impl FileFacts {
     }
 
     #[cfg(test)]
-    pub(super) fn sharing(self, block: u64) -> Self {
-        FileFacts { clones: Some(block), ..self }
+    pub(super) fn sharing(self, clones: Option<u64>) -> Self {
+        FileFacts { clones, ..self }
     }
 
     pub(super) fn id(&self) -> Option<FileId> {

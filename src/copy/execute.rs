@@ -35,6 +35,10 @@ const PACE: u64 = 1 << 20;
 /// power of two, and so whole blocks.
 const DIRECT_SEGMENT: u64 = 1 << 20;
 
+/// Bytes of a segment that is relayed, which takes a thread's time and not the worker's: ext4 goes through all blocks of
+/// a folio for each write to it, and folios have 1 MiB and more. A power of two.
+const RELAY_SEGMENT: u64 = 1 << 20;
+
 impl Default for ExecOptions {
     /// Four segments of 256 KiB at a time; the wider window is for short ranges, whose reads are small.
     fn default() -> Self {
@@ -92,6 +96,8 @@ const POLL: u64 = 2 * SLICE;
 pub struct CopyTask {
     plan: CopyPlan,
     options: ExecOptions,
+    /// [`ExecOptions::segment_bytes`] where it is relayed.
+    relay_bytes: u64,
     ladder: Ladder,
     /// Where a source has DULBE enabled: every range is asked for before anything else starts.
     probes: Option<Probes>,
@@ -215,6 +221,8 @@ impl CopyTask {
             let segment = DIRECT_SEGMENT.min(options.budget / 2);
             options.segment_bytes = options.segment_bytes.max(segment - segment % block);
         }
+        let relay = RELAY_SEGMENT.min(options.budget / 2);
+        let relay_bytes = options.segment_bytes.max(relay - relay % block);
         let stages = stages(&plan, &ladder, options, block).ok_or(Reject {
             status: Status::INSUFFICIENT_RESOURCES,
             range: None,
@@ -232,10 +240,11 @@ impl CopyTask {
             });
         }
         let probes = Probes::of(&plan);
-        let barrier = plan.fua && !is_one_write(&stages, &ladder, options);
+        let barrier = plan.fua && !is_one_write(&stages, &ladder, options, relay_bytes);
         Ok(Self {
             account: Account::new(&plan),
             options,
+            relay_bytes,
             ladder,
             probes,
             stages,
@@ -489,6 +498,7 @@ impl CopyTask {
             offset: self.plan.dst.offset + next.to.start,
             buf: IoBuf::Pool(buf),
             fua: self.plan.fua && self.barrier == Barrier::NotNeeded,
+            offload: self.ladder.may_offload(),
         };
         submit(part, &self.plan.dst_ns, op);
         true
@@ -568,6 +578,7 @@ impl CopyTask {
             () if self.plan.dst_ns.backend.is_direct() => self.options.budget,
             // Two at a time keep two processors busy, one each.
             () if self.pool.is_crowded() => self.options.segment_bytes,
+            () if self.ladder.relays_all() => 2 * self.relay_bytes,
             () => PACE,
         };
         self.in_flight > 0 && self.pool.held().saturating_add(bytes) > pace
@@ -585,7 +596,10 @@ impl CopyTask {
         let idle = self.in_flight == 0 && self.segments.iter().all(Option::is_none);
         loop {
             let next = match self.stages.front_mut()? {
-                Stage::Free(spans) => next_free(spans, &self.plan, &self.ladder, self.options),
+                Stage::Free(spans) => {
+                    let bounce = bounce_bytes(&self.ladder, self.options, self.relay_bytes);
+                    next_free(spans, &self.plan, &self.ladder, bounce)
+                }
                 Stage::Ordered(ordered) => {
                     let moved = self.ladder.allows(self.plan.dst_ns.nsid, Shortcut::MemMove);
                     match ordered.next(idle, moved, &mut self.pool) {
@@ -811,12 +825,13 @@ fn stages(plan: &CopyPlan, ladder: &Ladder, options: ExecOptions, block: u64) ->
 }
 
 /// Does one bounced segment do it all?
-fn is_one_write(stages: &VecDeque<Stage>, ladder: &Ladder, options: ExecOptions) -> bool {
+fn is_one_write(stages: &VecDeque<Stage>, ladder: &Ladder, options: ExecOptions, relay_bytes: u64) -> bool {
+    let bounce = bounce_bytes(ladder, options, relay_bytes);
     match stages.front() {
         _ if stages.len() != 1 => false,
         Some(Stage::Free(spans)) => matches!(
             spans.front(),
-            Some(span) if spans.len() == 1 && span.way == Way::Bounce && span.to.len() <= options.segment_bytes
+            Some(span) if spans.len() == 1 && span.way == Way::Bounce && span.to.len() <= bounce
         ),
         Some(Stage::Ordered(ordered)) => {
             ordered.groups.iter().map(Group::len).sum::<usize>() == 1 && !ladder.any_memory()
@@ -825,13 +840,13 @@ fn is_one_write(stages: &VecDeque<Stage>, ladder: &Ladder, options: ExecOptions)
     }
 }
 
-/// The next segment of the first span. Spans whose way has been refused meanwhile get another one.
-fn next_free(
-    spans: &mut VecDeque<Span>,
-    plan: &CopyPlan,
-    ladder: &Ladder,
-    options: ExecOptions,
-) -> Option<Next> {
+/// Largest bounced segment where the order is free.
+fn bounce_bytes(ladder: &Ladder, options: ExecOptions, relay_bytes: u64) -> u64 {
+    if ladder.relays_all() { relay_bytes } else { options.segment_bytes }
+}
+
+/// The next segment of the first span; `bounce`: bytes of one that is bounced. Spans whose way has been refused meanwhile get another one.
+fn next_free(spans: &mut VecDeque<Span>, plan: &CopyPlan, ladder: &Ladder, bounce: u64) -> Option<Next> {
     loop {
         let span = *spans.front()?;
         if let Way::Direct(how) = span.way
@@ -843,7 +858,7 @@ fn next_free(
             }
             continue;
         }
-        let to = span.to.first(ladder.segment(span.way, options.segment_bytes));
+        let to = span.to.first(ladder.segment(span.way, bounce));
         return Some(Next { to, way: span.way, grouped: false });
     }
 }

@@ -105,6 +105,16 @@ impl Ladder {
         self.source(nsid).is_some_and(|source| source.shortcuts.relay)
     }
 
+    /// May a bounce be left to the kernel? Who asks for `bounce` wants no copy_file_range.
+    pub fn may_offload(&self) -> bool {
+        self.method != Method::Bounce
+    }
+
+    /// Is every bounce one operation? Not with several sources: what comes from two of them is not.
+    pub fn relays_all(&self) -> bool {
+        matches!(&self.sources[..], [source] if source.shortcuts.relay)
+    }
+
     /// The backend has refused to.
     pub fn refuse_relay(&mut self, nsid: u32) {
         if let Some(source) = self.sources.iter_mut().find(|source| source.nsid == nsid) {

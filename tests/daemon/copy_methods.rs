@@ -170,6 +170,29 @@ fn random_copies_by_every_method() {
     random_copies(&Images::in_daemons_folder());
 }
 
+/// One range each, about as long as what the kernel copies by itself at most, between two files and within one.
+#[test]
+fn single_ranges() {
+    for aio in engines() {
+        let mut b = Bench::new(&Images::in_daemons_folder(), aio, 512, "copy_method=auto");
+        let mut rng = Rng::new(0x51);
+        for _ in 0..80 {
+            let (to, from) = (rng.within(1, 2) as usize, rng.within(1, 2) as usize);
+            let blocks = *rng.pick(&[1, 7, 128, 255, 256, 257, 600]);
+            let [slba, sdlba] = [from, to].map(|ns| rng.below(b.nss[ns].nsze - blocks + 1));
+            if from == to && slba.abs_diff(sdlba) < blocks {
+                continue;
+            }
+            let ranges = [Range::of(b.nss[from].nsid, slba, blocks as u32)];
+            let c = b.exec(to, sdlba, &ranges, 2, &mut rng);
+            c.is(st::OK, &format!("{blocks} from {from}:{slba} to {to}:{sdlba}"));
+            let bytes = copied(&b.nss, &ranges, b.nss[to].nsid);
+            b.nss[to].set(sdlba, &bytes);
+        }
+        b.verify();
+    }
+}
+
 #[test]
 fn random_overlaps_under_every_policy() {
     random_overlaps(&Images::in_daemons_folder());

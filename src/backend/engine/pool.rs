@@ -28,9 +28,6 @@ const LOOK: Duration = Duration::from_micros(30);
 /// How long a dropped engine waits for calls in progress before it abandons their threads.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Boxed, because it goes from hand to hand.
-type Job = (Tag, Box<FileJob>);
-
 /// See the module docs. At most half of the threads copy at a time, and so many relay, so that neither a long
 /// [`JobKind::Copy`] nor many [`JobKind::Relay`]s keep others out.
 #[derive(Debug)]
@@ -38,12 +35,10 @@ pub struct PoolEngine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
-    /// Scratch: jobs to be finished.
-    ended: Vec<Job>,
     /// The last look before a sleep said that it sleeps.
     slept: bool,
     /// Submitted and not handed over yet: one look at the queue and one wake-up serve for all.
-    fresh: Vec<Job>,
+    fresh: Vec<(Tag, FileJob)>,
 }
 
 #[derive(Debug)]
@@ -64,15 +59,14 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Done {
-    /// To be finished by the engine's thread, which has made them and has the time.
-    list: Vec<Job>,
+    list: Vec<Completion>,
     /// The engine's thread sleeps, or is about to, and wants to be woken by the next completion.
     asleep: bool,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<(Tag, FileJob)>,
     copies: Limited,
     relays: Relays,
     /// Threads that wait for work, and of those that have been told of some and do not run yet.
@@ -87,7 +81,7 @@ struct Queue {
 /// Jobs that not all threads may do at once.
 #[derive(Debug, Default)]
 struct Limited {
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<(Tag, FileJob)>,
     /// Threads that do, and how many may.
     running: usize,
     max: usize,
@@ -98,7 +92,7 @@ impl Limited {
         Limited { max, ..Limited::default() }
     }
 
-    fn pop(&mut self) -> Option<Job> {
+    fn pop(&mut self) -> Option<(Tag, FileJob)> {
         let job = if self.running < self.max { self.jobs.pop_front() } else { None };
         self.running += usize::from(job.is_some());
         job
@@ -113,7 +107,7 @@ impl Limited {
 /// As [`Limited`], for [`JobKind::Relay`]s.
 #[derive(Debug, Default)]
 struct Relays {
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<(Tag, FileJob)>,
     /// The images to which threads relay. A short relay is alone there: two would only wait for each other in the
     /// kernel.
     running: Vec<ImageId>,
@@ -131,7 +125,7 @@ impl Relays {
         })
     }
 
-    fn pop(&mut self) -> Option<Job> {
+    fn pop(&mut self) -> Option<(Tag, FileJob)> {
         let (tag, job) = self.jobs.remove(self.next()?)?;
         self.running.push(job.image());
         Some((tag, job))
@@ -150,16 +144,15 @@ impl Relays {
 }
 
 impl Queue {
-    fn push(&mut self, (tag, job): Job) {
-        let jobs = match job.kind() {
-            JobKind::Copy => &mut self.copies.jobs,
-            JobKind::Relay => &mut self.relays.jobs,
-            _ => &mut self.jobs,
-        };
-        jobs.push_back((tag, job));
+    fn push(&mut self, tag: Tag, job: FileJob) {
+        match job.kind() {
+            JobKind::Copy => self.copies.jobs.push_back((tag, job)),
+            JobKind::Relay => self.relays.jobs.push_back((tag, job)),
+            _ => self.jobs.push_back((tag, job)),
+        }
     }
 
-    fn pop(&mut self) -> Option<Job> {
+    fn pop(&mut self) -> Option<(Tag, FileJob)> {
         self.copies.pop().or_else(|| self.relays.pop()).or_else(|| self.jobs.pop_front())
     }
 
@@ -168,8 +161,8 @@ impl Queue {
     }
 
     /// How many of the waiting threads are to be called for what can start.
-    fn call(&mut self, startable: usize) -> usize {
-        let unseen = startable.saturating_sub(self.called + self.looking);
+    fn call(&mut self) -> usize {
+        let unseen = self.startable().saturating_sub(self.called + self.looking);
         let call = unseen.min(self.idle - self.called);
         self.called += call;
         call
@@ -220,7 +213,6 @@ impl PoolEngine {
             }),
             threads: Vec::new(),
             in_flight: 0,
-            ended: Vec::new(),
             slept: false,
             fresh: Vec::new(),
         };
@@ -257,12 +249,11 @@ impl PoolEngine {
             return;
         }
         let mut queue = lock(&self.shared.queue);
-        for job in self.fresh.drain(..) {
-            queue.push(job);
+        for (tag, job) in self.fresh.drain(..) {
+            queue.push(tag, job);
         }
-        let startable = queue.startable();
-        let call = queue.call(startable);
-        self.shared.waiting.store(startable, Ordering::Relaxed);
+        let call = queue.call();
+        self.shared.waiting.store(queue.startable(), Ordering::Relaxed);
         drop(queue);
         for _ in 0..call {
             self.shared.work.notify_one();
@@ -288,7 +279,7 @@ impl PoolEngine {
 impl Engine for PoolEngine {
     fn submit(&mut self, tag: Tag, job: FileJob) {
         self.in_flight += 1;
-        self.fresh.push((tag, Box::new(job)));
+        self.fresh.push((tag, job));
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
@@ -300,10 +291,8 @@ impl Engine for PoolEngine {
         let mut done = lock(&self.shared.done);
         done.asleep = false;
         self.shared.any_done.store(false, Ordering::Relaxed);
-        std::mem::swap(&mut done.list, &mut self.ended);
-        drop(done);
-        self.in_flight -= self.ended.len();
-        out.extend(self.ended.drain(..).map(|(tag, job)| job.finish(tag)));
+        self.in_flight -= done.list.len();
+        out.append(&mut done.list);
     }
 
     fn wait(&mut self, timeout: Option<Duration>) {
@@ -373,9 +362,9 @@ impl Shared {
                 }
             }
             ended = Some((job.kind(), job.image()));
-            job.let_others_go();
+            let completion = job.finish(tag);
             let mut done = lock(&self.done);
-            done.list.push((tag, job));
+            done.list.push(completion);
             self.any_done.store(true, Ordering::Relaxed);
             let wake = std::mem::take(&mut done.asleep);
             drop(done);
@@ -388,7 +377,7 @@ impl Shared {
     }
 
     /// The next job, once there is one; `None` at the end. `ended`: what the last one was.
-    fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<Job> {
+    fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<(Tag, FileJob)> {
         let mut queue = lock(&self.queue);
         if let Some((kind, image)) = ended {
             queue.ended(kind, image);
@@ -410,9 +399,8 @@ impl Shared {
             queue.called = queue.called.saturating_sub(1);
         }
         let job = if queue.stop { None } else { queue.pop() };
-        let startable = queue.startable();
-        self.waiting.store(startable, Ordering::Relaxed);
-        let call = queue.call(startable);
+        self.waiting.store(queue.startable(), Ordering::Relaxed);
+        let call = queue.call();
         drop(queue);
         for _ in 0..call {
             self.work.notify_one();
@@ -534,7 +522,8 @@ mod tests {
         let pieces = crate::backend::Pieces::from(&[(0, len as u64)][..]);
         let relay = Relay::new(Arc::new(ImageFile::new(source, None)), pieces.clone());
         let any = Arc::new(MemoryBackend::new(1).expect("the memory is there"));
-        let op = Op::Relay { source: any, pieces, offset: 0, buf: pool(vec![0; len]), fua: false };
+        let op =
+            Op::Relay { source: any, pieces, offset: 0, buf: pool(vec![0; len]), fua: false, offload: true };
         FileJob::relay(Arc::clone(target), op, relay)
     }
 

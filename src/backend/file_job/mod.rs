@@ -215,10 +215,11 @@ impl FileJob {
     /// A job that makes the reads of `relay` and then the write that `op`, an [`Op::Relay`], ends with; or one call in
     /// the place of both.
     pub(super) fn relay(file: Arc<ImageFile>, op: Op, relay: Relay) -> Self {
+        let offload = matches!(op, Op::Relay { offload: true, .. });
         let mut job = Self::new(file, op);
         if !job.is_done() {
-            let durable = job.sync_after || job.stage != (Stage::Write { dsync: false });
-            let from = if durable { None } else { relay.copied_by_kernel(&job.file, job.offset) };
+            let offload = offload && !job.sync_after && job.stage == (Stage::Write { dsync: false });
+            let from = if !offload { None } else { relay.copied_by_kernel(&job.file, job.offset) };
             job.relay = Some(Box::new((relay, job.stage)));
             job.stage = from.map_or(Stage::Gather, |from| Stage::Splice { from });
         }
@@ -432,16 +433,12 @@ impl FileJob {
         }
     }
 
-    /// Gives back what other operations on the image wait for: not before the end is known, but before it is told.
-    pub(super) fn let_others_go(&mut self) {
+    /// Ends the job; the buffer goes back to the submitter.
+    pub fn finish(mut self, tag: Tag) -> Completion {
+        // Not before the end is known, but before it is told.
         self.wish = None;
         self.turn = None;
         self.sync_turn = None;
-    }
-
-    /// Ends the job; the buffer goes back to the submitter.
-    pub fn finish(mut self, tag: Tag) -> Completion {
-        self.let_others_go();
         let lost = self.buf.as_ref().map_or(Ok(()), IoBuf::check);
         Completion { tag, result: self.result.and(lost), buf: self.buf }
     }
