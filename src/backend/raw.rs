@@ -5,6 +5,7 @@ use std::io::{self, Seek};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::align::Alignment;
 use super::copy_steps::CopySteps;
@@ -20,6 +21,8 @@ use crate::memory::Transient;
 
 /// Images come in whole sectors of this many bytes.
 const SECTOR: u64 = 512;
+/// How long an image that is in use may still be that of a process that has just ended.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// How to open a [`RawBackend`].
 #[derive(Clone, Debug)]
@@ -121,7 +124,7 @@ impl RawBackend {
         }
         let kind = kind_of(path)?;
         let file = match kind {
-            Some(kind) => open_existing(&options, kind)?,
+            Some(kind) => patiently(|| open_existing(&options, kind))?,
             None => create(&options)?,
         };
         let len = (&file).seek(io::SeekFrom::End(0)).map_err(|e| io_error(path, "find its length", e))?;
@@ -366,6 +369,20 @@ fn kind_of(path: &Path) -> Result<Option<Kind>, OpenError> {
         "a FIFO or socket"
     };
     Err(OpenError::NotAnImage { path: path.to_owned(), what })
+}
+
+/// Whoever was killed a moment ago may seem to be there still: the kernel gives back the files of a ring in its own time,
+/// and with them locks and claims.
+fn patiently<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let start = Instant::now();
+    loop {
+        match open() {
+            Err(OpenError::DeviceBusy { .. } | OpenError::Locked { .. }) if start.elapsed() < LINGER => {
+                std::thread::sleep(LINGER / 20);
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn open_existing(options: &RawOptions, kind: Kind) -> Result<File, OpenError> {
@@ -624,6 +641,20 @@ mod tests {
             assert!(matches!(opened(read_only, true), Err(OpenError::DeviceBusy { .. })));
         }
         drop(claim);
+    }
+
+    /// One server is killed, and the next one started at once.
+    #[test]
+    fn who_is_about_to_let_go_is_waited_for() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        let first = open(&path, Some(1 << 20)).expect("it opens");
+        let letting_go = std::thread::spawn(move || {
+            std::thread::sleep(LINGER / 4);
+            drop(first);
+        });
+        open(&path, None).expect("it opens a moment later");
+        letting_go.join().expect("no panic");
     }
 
     #[test]
