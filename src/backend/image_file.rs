@@ -42,8 +42,7 @@ pub(super) enum Ability {
 #[derive(Debug)]
 pub(super) struct ImageFile {
     file: File,
-    /// Unlike a descriptor never given out again.
-    id: u64,
+    id: ImageId,
     /// Another description of it, without its lock: for rings to register.
     reader: Option<File>,
     facts: FileFacts,
@@ -67,6 +66,10 @@ pub(super) fn ignore_access_time(file: &File) {
     let _ = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::NOATIME));
 }
 
+/// Tells open images apart. Unlike a descriptor it is never given out again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ImageId(u64);
+
 /// How an image is to be accessed past the page cache.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Direct {
@@ -84,7 +87,7 @@ impl ImageFile {
         }
         static NEXT: AtomicU64 = AtomicU64::new(0);
         ImageFile {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            id: ImageId(NEXT.fetch_add(1, Ordering::Relaxed)),
             reader: None,
             page_cache,
             facts: FileFacts::of(&file),
@@ -127,7 +130,7 @@ impl ImageFile {
         self.reader.as_ref()
     }
 
-    pub(super) fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> ImageId {
         self.id
     }
 

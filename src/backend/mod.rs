@@ -137,8 +137,8 @@ pub enum Op {
     },
     /// Reads `pieces` of `source` into `buf`, one behind the other, then writes `buf` at `offset`: all in one go, where
     /// that costs less than a [`Op::Read`] and a [`Op::Write`] ([`Shortcuts::relay`]); or has the kernel copy them, where
-    /// `offload` allows it and that costs still less. A failure on the reading side is [`BackendError::Source`]; what lies at `offset` is undefined then, as
-    /// after any other.
+    /// `offload` allows it and that costs still less. A failure on the reading side is [`BackendError::Source`]; what lies
+    /// at `offset` is undefined then, as after any other.
     Relay {
         /// The image to read from; may be this one.
         source: SharedBackend,

@@ -845,7 +845,8 @@ fn bounce_bytes(ladder: &Ladder, options: ExecOptions, relay_bytes: u64) -> u64 
     if ladder.relays_all() { relay_bytes } else { options.segment_bytes }
 }
 
-/// The next segment of the first span; `bounce`: bytes of one that is bounced. Spans whose way has been refused meanwhile get another one.
+/// The next segment of the first span; `bounce`: bytes of one that is bounced. Spans whose way has been refused meanwhile
+/// get another one.
 fn next_free(spans: &mut VecDeque<Span>, plan: &CopyPlan, ladder: &Ladder, bounce: u64) -> Option<Next> {
     loop {
         let span = *spans.front()?;

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::IoUring;
 
-use crate::backend::image_file::ImageFile;
+use crate::backend::image_file::{ImageFile, ImageId};
 
 /// Images that one ring registers; those that come later are used as they are.
 const SLOTS: u32 = 32;
@@ -16,7 +16,7 @@ const SLOTS: u32 = 32;
 #[derive(Debug)]
 pub(super) struct Files {
     /// By slot: the image it is for. None is ever taken out, for images are there as long as the workers.
-    images: Vec<u64>,
+    images: Vec<ImageId>,
     slots: u32,
 }
 

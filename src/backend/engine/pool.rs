@@ -13,7 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Engine, FileJob, Waker};
 use crate::backend::extents::extent_end;
-use crate::backend::file_job::{Call, ImageId, JobKind};
+use crate::backend::file_job::{Call, JobKind};
+use crate::backend::image_file::ImageId;
 use crate::backend::relay::SHORT;
 use crate::backend::shortcut::{answer, clone_range, copy_range};
 use crate::backend::{Completion, Tag};

@@ -20,7 +20,7 @@ pub use self::call::{Call, JobKind};
 pub(super) use self::iovecs::Iovecs;
 use super::copy_steps::CopySteps;
 use super::engine::Waker;
-use super::image_file::{Ability, ImageFile, Tap};
+use super::image_file::{Ability, ImageFile, ImageId, Tap};
 use super::relay::Relay;
 use super::turns::{Answer, Sync, SyncTurn, Turn, Wish};
 use super::uneven::{Target, Uneven, Way};
@@ -28,10 +28,6 @@ use super::{BackendError, Completion, IoBuf, Op, Tag};
 
 /// A file that answers EAGAIN this often in a row is not going to change its mind.
 const MAX_AGAIN: u32 = 1000;
-
-/// Tells open images apart as long as jobs of theirs live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ImageId(usize);
 
 /// The call a job makes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,7 +245,7 @@ impl FileJob {
 
     /// Whose job it is.
     pub(super) fn image(&self) -> ImageId {
-        ImageId(Arc::as_ptr(&self.file).addr())
+        self.file.id()
     }
 
     /// First byte and number of bytes of the operation.
