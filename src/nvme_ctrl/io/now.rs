@@ -84,6 +84,7 @@ impl Now<'_> {
 
     /// Its end after a [try](Self::to_try) that filled its buffer, counted in `tally`; nothing if its memory was lost on the
     /// way. Then it is as if it had not been tried: a Read may leave anything in its buffer until it ends.
+    #[inline]
     pub fn filled(&self, tally: &Tally) -> Option<Outcome> {
         self.data.check().ok()?;
         tally.read_alone(self.range.len);
