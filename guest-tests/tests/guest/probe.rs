@@ -157,8 +157,9 @@ pub fn idle(s: &Session) -> Outcome {
     let Some(daemon) = &s.device.daemon else {
         return Skip::because("QEMU's own device has no process of its own");
     };
-    // What came before may still be settling (the kernel rescans, timers of the block layer).
-    std::thread::sleep(Duration::from_secs(1));
+    // What came before may still be settling (the kernel rescans, timers of the block layer; ours gives bounce buffers back
+    // after a second).
+    std::thread::sleep(Duration::from_secs(3));
     let before = daemon.cpu_ticks()?;
     std::thread::sleep(Duration::from_secs(30));
     let used = daemon.cpu_ticks()? - before;
