@@ -111,7 +111,8 @@ impl Row {
     }
 
     fn throughput(&self, medium: Medium, lbads: u8, size: u64, ranges: u64) {
-        let span = size.max(64 * MIB);
+        // No two commands in flight have the same destination.
+        let span = (u64::from(DEPTH) * size).clamp(64 * MIB, GIB);
         let copies = sweep(lbads, size, ranges, span);
         let moved = copies.len() as u64 * size;
         match medium {

@@ -5,6 +5,9 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::Slab;
 
 /// Of buffers of a page and more: no file system asks for more.
 const PAGE: usize = 4096;
@@ -15,18 +18,29 @@ const SECTOR: usize = 512;
 pub struct Buffer {
     start: NonNull<u8>,
     len: usize,
+    /// Whose the bytes are; of an allocation of their own without.
+    slab: Option<Arc<Slab>>,
 }
 
 impl Buffer {
     /// `len` zeroes.
     pub fn zeroed(len: usize) -> Self {
         let Some(layout) = layout(len) else {
-            return Self { start: NonNull::dangling(), len: 0 };
+            return Self { start: NonNull::dangling(), len: 0, slab: None };
         };
         // SAFETY: the layout is not of size 0.
         let start = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, len }
+        Self { start, len, slab: None }
+    }
+
+    /// Bytes of a slab, to be given back to it.
+    ///
+    /// # Safety
+    /// They are `len` initialised bytes at `start` in the slab, which nobody else reads or writes before they are given
+    /// back.
+    pub(super) unsafe fn lent(slab: Arc<Slab>, start: NonNull<u8>, len: usize) -> Self {
+        Self { start, len, slab: Some(slab) }
     }
 
     /// The first byte, without a claim to those behind it.
@@ -60,14 +74,16 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(layout) = layout(self.len) {
+        if let Some(slab) = self.slab.take() {
+            slab.give_back(self.start, self.len);
+        } else if let Some(layout) = layout(self.len) {
             // SAFETY: allocated in `zeroed` with the same layout, which depends on the length alone.
             unsafe { dealloc(self.start.as_ptr(), layout) };
         }
     }
 }
 
-// SAFETY: it owns its bytes, as a box does.
+// SAFETY: it owns its bytes, as a box does; a slab can be shared.
 unsafe impl Send for Buffer {}
 // SAFETY: shared references only read.
 unsafe impl Sync for Buffer {}

@@ -24,6 +24,7 @@ mod page_map;
 mod raw;
 mod relay;
 mod shortcut;
+mod slab;
 mod stall;
 mod turns;
 mod uneven;
@@ -52,6 +53,7 @@ pub use memory::MemoryBackend;
 pub use page_cache::TryRead;
 pub use raw::{OpenError, RawBackend, RawOptions};
 pub use relay::Pieces;
+pub use slab::Slab;
 pub use stall::{Gate, StallEngine};
 pub use volatile::VolatileLog;
 

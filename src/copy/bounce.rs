@@ -1,18 +1,17 @@
-//! Bounce memory: a bound for all Copies of a worker together, a share of it for each, and buffers kept between them.
+//! Bounce memory: a bound for all Copies of a worker together, a share of it for each, and slabs kept between them.
 //!
-//! Kept buffers are not cleared: what an older Copy read lies in them until a read of the next one overwrites it. None
-//! of it gets out, because a segment is written only after successful reads have filled all of its buffer, which the
-//! executor sees to (as it must anyway: no write before its reads). Clearing would cost a tenth of a Copy of short
-//! ranges, and allocating anew the page faults besides.
+//! Buffers are not cleared: what an older Copy read lies in them until a read of the next one overwrites it. None of it
+//! gets out, because a segment is written only after successful reads have filled all of its buffer, which the executor
+//! sees to (as it must anyway: no write before its reads). Clearing would cost a tenth of a Copy of short ranges, and
+//! allocating anew the page faults besides.
 //!
 //! What nobody has used for a second goes back to the system: a worker that is about to sleep asks for that.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::Buffer;
+use crate::backend::{Buffer, Slab};
 
 /// Bounce memory of one worker. Cheap to clone; all clones are the same memory.
 #[derive(Clone, Debug)]
@@ -31,31 +30,14 @@ const CROWD: u32 = 16;
 struct Shelf {
     /// Bytes that no Copy holds.
     left: u64,
-    /// Of these the buffers that lie ready; the one used last is the last.
-    kept: VecDeque<Buffer>,
-    /// Bytes in `kept`, at most `left`.
-    kept_bytes: u64,
-    /// When somebody who was about to sleep first saw that nothing had been kept since the last time.
+    /// What buffers are lent from; those that have no room there are allocated.
+    slabs: Vec<Arc<Slab>>,
+    /// When somebody who was about to sleep first saw that no buffer had been lent since the last time.
     resting: Option<Instant>,
 }
 
-/// How long buffers lie ready for the next Copy.
+/// How long slabs lie ready for the next Copy.
 const REST: Duration = Duration::from_secs(1);
-
-/// Buffers kept at most, so that a search among them is short: for the whole default in slices of memory.
-const KEPT: usize = 256;
-
-impl Shelf {
-    /// Kept buffers make way, the longest unused first.
-    fn trim(&mut self) {
-        while self.kept_bytes > self.left || self.kept.len() > KEPT {
-            match self.kept.pop_front() {
-                Some(buf) => self.kept_bytes -= buf.len() as u64,
-                None => return,
-            }
-        }
-    }
-}
 
 impl Default for Bounce {
     /// 32 MiB: eight long Copies at full speed. More of them wait.
@@ -65,11 +47,12 @@ impl Default for Bounce {
 }
 
 impl Bounce {
-    /// At most `total` bytes at any time, those kept for reuse included; 64 KiB at least, so that the largest block
-    /// fits.
+    /// At most `total` bytes in buffers at any time; 64 KiB at least, so that the largest block fits. Slabs have no more
+    /// than that together, so where buffers of many lengths leave room in them that no other fits, twice as much is in
+    /// use at worst.
     pub fn new(total: u64) -> Self {
         let total = total.max(64 << 10);
-        let shelf = Shelf { left: total, kept: VecDeque::new(), kept_bytes: 0, resting: None };
+        let shelf = Shelf { left: total, slabs: Vec::new(), resting: None };
         Self { total, shelf: Arc::new(Mutex::new(shelf)), crowd: Arc::default() }
     }
 
@@ -100,27 +83,24 @@ impl Bounce {
         self.shelf().left
     }
 
-    /// Gives the buffers back to the system if they have not been used for a second; else how long that is from `now` on.
-    /// `None`: there are none.
+    /// Gives slabs back to the system if none has been used for a second; else how long that is from `now` on. `None`:
+    /// there are none, or buffers of them are still in use.
     pub fn rest(&self, now: Instant) -> Option<Duration> {
         let mut shelf = self.shelf();
-        if shelf.kept.is_empty() {
+        if shelf.slabs.is_empty() {
             return None;
         }
         let rested = now.saturating_duration_since(*shelf.resting.get_or_insert(now));
         if rested < REST {
             return Some(REST - rested);
         }
-        let kept = std::mem::take(&mut shelf.kept);
-        shelf.kept_bytes = 0;
-        drop(shelf);
-        drop(kept);
+        shelf.slabs.retain(|slab| !slab.is_idle());
         None
     }
 
-    /// Bytes of buffers that lie ready for the next Copy; part of what is left.
+    /// Bytes of slabs, lent or not.
     pub fn kept(&self) -> u64 {
-        self.shelf().kept_bytes
+        self.shelf().slabs.len() as u64 * Slab::LEN as u64
     }
 
     fn take(&self, bytes: u64) -> bool {
@@ -129,7 +109,6 @@ impl Bounce {
             return false;
         };
         shelf.left = left;
-        shelf.trim();
         true
     }
 
@@ -137,21 +116,18 @@ impl Bounce {
         self.shelf().left += bytes;
     }
 
-    /// A kept buffer of this length.
-    fn find(&self, len: u64) -> Option<Buffer> {
-        let mut shelf = self.shelf();
-        let at = shelf.kept.iter().rposition(|buf| buf.len() as u64 == len)?;
-        let buf = shelf.kept.remove(at)?;
-        shelf.kept_bytes -= len;
-        Some(buf)
-    }
-
-    fn keep(&self, buf: Buffer) {
-        let mut shelf = self.shelf();
-        shelf.kept_bytes += buf.len() as u64;
+    /// A buffer of what has been taken.
+    fn buffer(&self, bytes: u64) -> Buffer {
+        let (mut shelf, len) = (self.shelf(), bytes as usize);
         shelf.resting = None;
-        shelf.kept.push_back(buf);
-        shelf.trim();
+        if let Some(buf) = shelf.slabs.iter().find_map(|slab| slab.lend(len)) {
+            return buf;
+        }
+        let more = len <= Slab::LEN && (shelf.slabs.len() as u64) < self.total / Slab::LEN as u64;
+        let slab = more.then(Slab::new).and_then(Result::ok);
+        let buf = slab.as_ref().and_then(|slab| slab.lend(len));
+        shelf.slabs.extend(slab);
+        buf.unwrap_or_else(|| Buffer::zeroed(len))
     }
 
     /// Nothing that panics is done under the lock.
@@ -188,17 +164,12 @@ impl Pool {
         if self.reserved.saturating_add(bytes) > self.share {
             return None;
         }
-        // Found before the taking, which could make it give way.
-        let kept = self.bounce.find(bytes);
         if !self.bounce.take(bytes) {
-            if let Some(buf) = kept {
-                self.bounce.keep(buf);
-            }
             return None;
         }
         self.reserved += bytes;
         self.bounce.begin_segment();
-        Some(kept.unwrap_or_else(|| fresh(bytes)))
+        Some(self.bounce.buffer(bytes))
     }
 
     /// Reserves `bytes` without a buffer. `false`: not now.
@@ -212,18 +183,13 @@ impl Pool {
 
     /// A buffer out of what has been claimed; it may hold what an older Copy left.
     pub fn buffer(&self, bytes: u64) -> Buffer {
-        self.bounce.find(bytes).unwrap_or_else(|| fresh(bytes))
+        self.bounce.buffer(bytes)
     }
 
     /// Ends a reservation.
     pub fn release(&mut self, bytes: u64) {
         self.reserved = self.reserved.saturating_sub(bytes);
         self.bounce.give(bytes);
-    }
-
-    /// Keeps a buffer whose bytes are no longer used for the next segment, of this Copy or another, if there is room.
-    pub fn keep(&self, buf: Buffer) {
-        self.bounce.keep(buf);
     }
 
     /// No segment has anything reserved?
@@ -236,10 +202,6 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.bounce.give(self.held());
     }
-}
-
-fn fresh(bytes: u64) -> Buffer {
-    Buffer::zeroed(bytes as usize)
 }
 
 #[cfg(test)]
@@ -265,12 +227,11 @@ mod tests {
     fn the_whole_ends_before_a_share() {
         let bounce = Bounce::new(64 * KIB);
         let (mut one, mut two) = (Pool::new(&bounce, 64 * KIB), Pool::new(&bounce, 64 * KIB));
-        let buf = one.reserve(40 * KIB).expect("all is free");
+        assert!(one.reserve(40 * KIB).is_some());
         assert!(two.reserve(30 * KIB).is_none());
         one.release(40 * KIB);
-        one.keep(buf);
         assert!(one.reserve(65 * KIB).is_none(), "more than its share");
-        assert!(two.reserve(30 * KIB).is_some(), "kept is nobody's");
+        assert!(two.reserve(30 * KIB).is_some());
         assert!(one.reserve(40 * KIB).is_none(), "more than there is");
         assert_eq!((one.held(), bounce.left()), (0, 34 * KIB), "who waits holds nothing");
     }
@@ -279,88 +240,68 @@ mod tests {
     fn a_claim_is_all_or_nothing() {
         let bounce = Bounce::new(100 * KIB);
         let (mut one, mut two) = (Pool::new(&bounce, 80 * KIB), Pool::new(&bounce, 80 * KIB));
-        let buf = one.reserve(60 * KIB).expect("all is free");
+        assert!(one.reserve(60 * KIB).is_some());
         assert!(!two.claim(41 * KIB) && !one.claim(21 * KIB));
         one.release(60 * KIB);
-        one.keep(buf);
         assert!(one.claim(80 * KIB));
-        assert_eq!((one.held(), bounce.left(), bounce.kept()), (80 * KIB, 20 * KIB, 0), "kept makes way");
-        let buf = one.buffer(30 * KIB);
-        one.keep(buf);
-        assert_eq!(bounce.kept(), 0, "no room while it is claimed");
+        assert_eq!((one.held(), bounce.left()), (80 * KIB, 20 * KIB));
+        assert_eq!(one.buffer(30 * KIB).len(), 30 << 10, "out of the claim");
+        assert_eq!((one.held(), bounce.left()), (80 * KIB, 20 * KIB));
         one.release(80 * KIB);
         assert!(one.is_idle() && two.claim(80 * KIB));
     }
 
     #[test]
-    fn buffers_outlive_their_copy_and_make_way() {
-        let bounce = Bounce::new(100 * KIB);
-        let mut pool = Pool::new(&bounce, 100 * KIB);
-        let bufs = [0; 3].map(|_| pool.reserve(30 * KIB).expect("fits"));
-        let places = bufs.each_ref().map(|buf| buf.as_ptr());
-        for buf in bufs {
-            pool.release(30 * KIB);
-            pool.keep(buf);
-        }
-        assert!(pool.is_idle());
-        drop(pool);
-        assert_eq!((bounce.left(), bounce.kept()), (100 * KIB, 90 * KIB));
-        let mut next = Pool::new(&bounce, 100 * KIB);
-        let again = next.reserve(30 * KIB).expect("fits");
-        assert_eq!(again.as_ptr(), places[2], "the one whose pages are most likely in the cache");
-        assert!(next.reserve(40 * KIB).is_some(), "another length");
-        assert_eq!((bounce.left(), bounce.kept()), (30 * KIB, 30 * KIB));
-        assert!(next.claim(10 * KIB));
-        assert_eq!((bounce.left(), bounce.kept()), (20 * KIB, 0));
-    }
-
-    #[test]
-    fn a_refused_reservation_loses_no_buffer() {
-        let bounce = Bounce::new(100 * KIB);
-        let (mut one, mut two) = (Pool::new(&bounce, 100 * KIB), Pool::new(&bounce, 100 * KIB));
-        let buf = one.reserve(30 * KIB).expect("fits");
-        one.release(30 * KIB);
-        one.keep(buf);
-        assert!(two.claim(70 * KIB));
-        assert_eq!(bounce.kept(), 30 * KIB);
-        assert!(two.reserve(31 * KIB).is_none());
-        assert_eq!(bounce.kept(), 30 * KIB);
-        assert!(one.reserve(30 * KIB).is_some());
-        assert_eq!((bounce.left(), bounce.kept()), (0, 0));
-    }
-
-    #[test]
-    fn few_small_buffers_are_kept() {
+    fn slabs_outlive_a_copy_and_are_used_again() {
         let bounce = Bounce::default();
         let mut pool = Pool::new(&bounce, 4 << 20);
-        let bufs: Vec<_> = (0..KEPT + 10).map(|_| pool.reserve(512).expect("fits")).collect();
-        for buf in bufs {
-            pool.release(512);
-            pool.keep(buf);
+        let bufs = [0; 3].map(|_| pool.reserve(300 * KIB).expect("fits"));
+        let places = bufs.each_ref().map(|buf| buf.as_ptr());
+        assert_eq!(bounce.kept(), 2 << 20);
+        drop((bufs, pool));
+        assert_eq!((bounce.left(), bounce.kept()), (bounce.total(), 2 << 20));
+        let mut next = Pool::new(&bounce, 4 << 20);
+        let again = [300, 200].map(|kib| next.reserve(kib * KIB).expect("fits"));
+        assert_eq!(again[0].as_ptr(), places[0]);
+        assert_eq!(again[1].as_ptr(), places[1], "another length");
+    }
+
+    /// What finds no room in the slabs, of which there are no more than the bound has room for, is allocated.
+    #[test]
+    fn slabs_are_no_more_than_the_bound() {
+        for total in [64 * KIB, 2 << 20, (4 << 20) - 1, 5 << 20] {
+            let bounce = Bounce::new(total);
+            let mut pool = Pool::new(&bounce, total);
+            let odd = 3 * 4096 + 512;
+            let bufs: Vec<_> = std::iter::from_fn(|| pool.reserve(odd)).collect();
+            assert_eq!(bufs.len() as u64, total / odd);
+            assert_eq!(bounce.kept(), total - total % (2 << 20));
+            drop(bufs);
+            pool.release(total / odd * odd);
+            assert!(total < 3 << 20 || pool.reserve(3 << 20).is_some(), "longer than a slab");
         }
-        assert_eq!(bounce.kept(), KEPT as u64 * 512);
     }
 
     #[test]
-    fn buffers_go_back_after_a_rest() {
-        let bounce = Bounce::new(100 * KIB);
+    fn slabs_go_back_after_a_rest() {
+        let bounce = Bounce::default();
         let start = Instant::now();
-        let mut pool = Pool::new(&bounce, 100 * KIB);
+        let mut pool = Pool::new(&bounce, 4 << 20);
         assert_eq!(bounce.rest(start), None, "there are none");
         let mut once = || {
             let buf = pool.reserve(30 * KIB).expect("fits");
             pool.release(30 * KIB);
-            pool.keep(buf);
+            buf
         };
         once();
         assert_eq!(bounce.rest(start), Some(REST));
         assert_eq!(bounce.rest(start + REST / 4), Some(3 * REST / 4));
-        once();
+        let held = once();
         let again = start + REST / 2;
         assert_eq!(bounce.rest(again), Some(REST), "used meanwhile");
-        assert_eq!(bounce.kept(), 30 * KIB);
-        assert_eq!(bounce.rest(again + REST), None);
-        assert_eq!((bounce.kept(), bounce.left()), (0, 100 * KIB));
+        assert_eq!((bounce.rest(again + REST), bounce.kept()), (None, 2 << 20), "in use");
+        drop(held);
+        assert_eq!((bounce.rest(again + REST), bounce.kept()), (None, 0));
         once();
         assert_eq!(bounce.rest(again + REST), Some(REST), "it begins anew");
     }

@@ -290,7 +290,7 @@ impl CopyTask {
         Some(self.outcome())
     }
 
-    /// Takes the end of a part, with the buffer of a Read or Write.
+    /// Takes the end of a part, with the buffer of a Read, Write or Relay.
     pub fn done(&mut self, part: u32, result: Result<(), BackendError>, buf: Option<IoBuf>) {
         let Some(what) = self.parts.get_mut(part as usize).and_then(Option::take) else {
             debug_assert!(false, "part {part} is not in flight");
@@ -308,7 +308,7 @@ impl CopyTask {
                 Err(error) => self.fail(to.start, status(Side::Source, &error)),
             },
             Part::Write { slot, to } => match result {
-                Ok(()) => self.write_done(slot, to, buf),
+                Ok(()) => self.write_done(slot, to),
                 Err(error) => self.fail(to.start, status(Side::Destination, &error)),
             },
             Part::Direct { how, to } => {
@@ -321,7 +321,7 @@ impl CopyTask {
                     Err(error) => self.direct_failed(how, to, &error),
                 }
             }
-            Part::Relay { nsid, to } => self.relayed(nsid, to, result, buf),
+            Part::Relay { nsid, to } => self.relayed(nsid, to, result),
             Part::Flush => match result {
                 Ok(()) => self.barrier = Barrier::Done,
                 Err(error) => self.fail(0, status(Side::Destination, &error)),
@@ -700,23 +700,17 @@ impl CopyTask {
         }
     }
 
-    fn write_done(&mut self, slot: usize, to: Stretch, buf: Option<IoBuf>) {
+    fn write_done(&mut self, slot: usize, to: Stretch) {
         self.account.written(&self.plan, to);
         let grouped = match self.segments.get_mut(slot).and_then(Option::take) {
             Some(segment) => segment.grouped,
             None => false,
         };
         self.give_back(grouped, to.len());
-        if let Some(IoBuf::Pool(buf)) = buf {
-            self.pool.keep(buf);
-        }
     }
 
-    fn relayed(&mut self, nsid: u32, to: Stretch, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+    fn relayed(&mut self, nsid: u32, to: Stretch, result: Result<(), BackendError>) {
         self.pool.release(to.len());
-        if let Some(IoBuf::Pool(buf)) = buf {
-            self.pool.keep(buf);
-        }
         match result {
             Ok(()) => self.account.written(&self.plan, to),
             Err(BackendError::NoShortcut) => {
