@@ -66,7 +66,7 @@ pub fn all() -> Vec<Row> {
             rows.push(Row::Throughput { medium, lbads: 12, size, ranges });
         }
     }
-    for (size, ranges) in [(64 * KIB, 1), (MIB, 1), (32 * MIB, 1), (GIB, 16)] {
+    for (size, ranges) in [(64 * KIB, 1), (MIB, 1), (MIB, 16), (MIB, 256), (32 * MIB, 1), (GIB, 16)] {
         rows.push(Row::Throughput { medium: Medium::Direct, lbads: 12, size, ranges });
     }
     for medium in [Medium::Memory, Medium::File] {
