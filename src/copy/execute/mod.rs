@@ -300,8 +300,8 @@ impl CopyTask {
     fn start_direct(&mut self, how: Shortcut, next: Next, submit: &mut impl Submit) -> Option<Started> {
         let to = next.to;
         let is_move = how == Shortcut::MemMove;
-        if !is_move && !self.pace.may_ask_file_system(self.parts.by_file_system()) || !self.stages.is_open(to)
-        {
+        let may = is_move || self.pace.may_ask_file_system(self.parts.by_file_system());
+        if !may || !self.stages.is_open(to) {
             return None;
         }
         let (ns, pieces) = one_source(&self.plan, to)?;
