@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::plan::{CopyPlan, PlannedRange};
+use crate::backend::Pieces;
 use crate::namespace::Namespace;
 
 /// A stretch of the destination. Bytes from the start of the destination.
@@ -86,6 +87,21 @@ pub(super) fn pieces(plan: &CopyPlan, stretch: Stretch) -> impl Iterator<Item = 
         pos = to.end;
         Some(Piece { ns: &first.ns, offset, to })
     })
+}
+
+/// What one source has of a stretch: the pieces one behind the other. `None`: it comes from several.
+#[inline]
+pub(super) fn one_source(plan: &CopyPlan, stretch: Stretch) -> Option<(&Arc<Namespace>, Pieces)> {
+    let mut all = pieces(plan, stretch);
+    let Piece { ns, offset, to } = all.next()?;
+    let mut read: Pieces = [(offset, to.len())].into();
+    for next in all {
+        if next.ns.nsid != ns.nsid {
+            return None;
+        }
+        read.push((next.offset, next.to.len()));
+    }
+    Some((ns, read))
 }
 
 /// How much of each original range still has to be written.

@@ -13,15 +13,6 @@ use crate::namespace::{ByteRange, Method, Namespace};
 /// times as long by copy_file_range as by one copy of their sum, by reads and one write 1.6 times.
 const WORTH_IT: u64 = 64 << 10;
 
-/// FICLONERANGE cannot be cancelled and first writes a dirty source back.
-const REFLINK_AT_ONCE: u64 = 256 << 20;
-
-/// A few milliseconds of copy_file_range; then an Abort is heard.
-const OFFLOAD_AT_ONCE: u64 = 16 << 20;
-
-/// One piece of work in memory, done in the worker's own time: 15 to 25 us.
-pub(super) const SLICE: u64 = 128 << 10;
-
 /// How a stretch is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
@@ -129,16 +120,6 @@ impl Ladder {
             Shortcut::MemMove => source.shortcuts.memmove = false,
             Shortcut::Reflink => source.shortcuts.reflink = None,
             Shortcut::Offload => source.shortcuts.offload = false,
-        }
-    }
-
-    /// Largest segment of a way; `bounce` is that of a bounce.
-    pub fn segment(&self, way: Way, bounce: u64) -> u64 {
-        match way {
-            Way::Direct(Shortcut::MemMove) => SLICE,
-            Way::Direct(Shortcut::Reflink) => REFLINK_AT_ONCE,
-            Way::Direct(Shortcut::Offload) => OFFLOAD_AT_ONCE,
-            Way::Bounce => bounce,
         }
     }
 

@@ -5,8 +5,9 @@
 //! 3. [`Checked::decode`], then [`plan`]: all the other checks. A refused command has changed nothing.
 //! 4. [`CopyTask`]: a state machine without I/O. `poll` hands out operations, `done` takes completions.
 //!
-//! Which way the bytes go is decided for each run of ranges (ladder.rs), and what must wait for what when sources and
-//! destination overlap (order.rs).
+//! Which way the bytes go is decided for each run of ranges (ladder.rs), how large the segments are that go there and how
+//! many at once in one place (execute/pace.rs), and what must wait for what when sources and destination overlap
+//! (order.rs).
 //!
 //! All Copies of a worker share one [`Bounce`]; a task that finds it empty waits ([`CopyTask::is_starved`]) and is to be
 //! polled again when another one has got further. A worker drives a task like this; what a backend completes at once
@@ -33,11 +34,7 @@ mod range;
 mod status;
 
 #[cfg(test)]
-mod execute_tests;
-#[cfg(test)]
 mod plan_tests;
-#[cfg(test)]
-mod policy_tests;
 #[cfg(test)]
 mod testing;
 

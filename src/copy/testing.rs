@@ -4,19 +4,24 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
+use super::plan::{CopyPlan, PlannedRange};
 use super::range::{Layout, SourceRange, Tags};
 use crate::backend::engine::Engine;
 use crate::backend::{Backend, Completion, Op, Shortcuts, Tag};
-use crate::namespace::{CopyLimits, CopyPolicy, Identity, Namespace};
+use crate::namespace::{ByteRange, CopyLimits, CopyPolicy, Identity, Namespace};
 use crate::spec::copy::{CopyCommand, Range32, Range40, SOPT_FCO, ZeroBased16};
 
 /// An image that has a size and shortcuts from all others, and nothing else: these tests do all I/O themselves.
 #[derive(Debug)]
-struct Size(u64, Shortcuts);
+struct Size {
+    len: u64,
+    shortcuts: Shortcuts,
+    is_direct: bool,
+}
 
 impl Backend for Size {
     fn len(&self) -> u64 {
-        self.0
+        self.len
     }
     fn read_only(&self) -> bool {
         false
@@ -28,7 +33,10 @@ impl Backend for Size {
         Some(512)
     }
     fn shortcuts_from(&self, _: &dyn Backend) -> Shortcuts {
-        self.1
+        self.shortcuts
+    }
+    fn is_direct(&self) -> bool {
+        self.is_direct
     }
     fn name(&self) -> &str {
         "size"
@@ -49,8 +57,25 @@ pub(super) fn special(
     shortcuts: Shortcuts,
     policy: CopyPolicy,
 ) -> Namespace {
-    let image = Arc::new(Size(blocks << lbads, shortcuts));
+    let image = Arc::new(Size { len: blocks << lbads, shortcuts, is_direct: false });
     Namespace::new(nsid, image, lbads, LIMITS, Identity::default()).with_policy(policy)
+}
+
+/// A namespace that is read and written past the page cache.
+pub(super) fn direct(nsid: u32, blocks: u64, lbads: u8) -> Namespace {
+    let image = Arc::new(Size { len: blocks << lbads, shortcuts: Shortcuts::default(), is_direct: true });
+    Namespace::new(nsid, image, lbads, LIMITS, Identity::default())
+}
+
+/// Of `ranges` (bytes: offset, length) of `source`, to the start of `dst`.
+pub(super) fn copy_of(source: Namespace, dst: Namespace, ranges: &[(u64, u64)], fua: bool) -> CopyPlan {
+    let (source, mut at) = (Arc::new(source), 0);
+    let planned = ranges.iter().map(|&(offset, len)| {
+        at += len;
+        PlannedRange { ns: source.clone(), src: ByteRange { offset, len }, at: at - len, fco: false }
+    });
+    let ranges = planned.collect();
+    CopyPlan { dst_ns: dst.into(), dst: ByteRange { offset: 0, len: at }, ranges, fua }
 }
 
 /// A Copy of `ranges` in a format; all other fields are 0.

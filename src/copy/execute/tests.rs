@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::bounce::Bounce;
-use super::execute::{CopyTask, ExecOptions, Outcome};
-use super::plan::{Capabilities, CopyPlan, check_command, plan};
-use super::range::SourceRange;
-use super::testing::{command, namespace};
+use super::{CopyTask, ExecOptions, Outcome};
 use crate::backend::{BackendError, IoBuf, Op};
+use crate::copy::bounce::Bounce;
+use crate::copy::plan::{Capabilities, CopyPlan, PlannedRange, check_command, plan};
+use crate::copy::range::SourceRange;
+use crate::copy::testing::{command, namespace};
 use crate::namespace::Namespaces;
 use crate::spec::Status;
 
@@ -254,7 +254,7 @@ impl Simulator {
         match op {
             Op::Read { offset, buf } => {
                 let end = *offset as usize + buf.len();
-                let holds = |r: &super::PlannedRange| {
+                let holds = |r: &PlannedRange| {
                     r.ns.nsid == nsid && r.src.offset <= *offset && *offset < r.src.offset + r.src.len
                 };
                 assert!(end <= self.images[&nsid].len() && self.plan.ranges().iter().any(holds));
@@ -650,17 +650,8 @@ fn others_are_left_a_processor() {
 }
 
 #[test]
-fn bounds_are_made_to_work() {
+fn bounds_of_nothing_are_enough() {
     let zero = ExecOptions { segment_bytes: 0, window: 0, budget: 0 };
-    let bounce = Bounce::default();
-    assert_eq!(zero.effective(4096, &bounce), ExecOptions { segment_bytes: 4096, window: 1, budget: 8192 });
-    let odd = ExecOptions { segment_bytes: 10_000, window: 5, budget: 1 << 20 };
-    assert_eq!(odd.effective(4096, &bounce), ExecOptions { segment_bytes: 8192, ..odd });
-    let tight = ExecOptions { segment_bytes: 1 << 20, window: 5, budget: 20_000 };
-    assert_eq!(tight.effective(4096, &bounce), ExecOptions { segment_bytes: 8192, ..tight });
-    assert_eq!(ExecOptions::default().effective(512, &bounce), ExecOptions::default());
-    let little = ExecOptions::default().effective(4096, &Bounce::new(70_000));
-    assert_eq!((little.segment_bytes, little.budget), (32768, 70_000));
     let images = images(&[(1, 64), (2, 64)]);
     let seen = run(&planned(&images, 20, false, &LIST), &images, zero, 3, &Trouble::default());
     assert_eq!(seen.writes, 31);

@@ -3,14 +3,15 @@
 
 use proptest::prelude::*;
 
-use super::bounce::Bounce;
-use super::execute::{CopyTask, ExecOptions, Outcome};
-use super::execute_tests::{BLOCK, Dice, Images, images};
-use super::ladder::best_way;
-use super::plan::{Capabilities, CopyPlan, check_command, plan};
-use super::range::SourceRange;
-use super::testing::{command, special};
+use super::pace::MEMORY_WINDOW;
+use super::tests::{BLOCK, Dice, Images, images};
+use super::{CopyTask, ExecOptions, Outcome};
 use crate::backend::{BackendError, IoBuf, Op, Shortcut, Shortcuts};
+use crate::copy::bounce::Bounce;
+use crate::copy::ladder::best_way;
+use crate::copy::plan::{Capabilities, CopyPlan, PlannedRange, check_command, plan};
+use crate::copy::range::SourceRange;
+use crate::copy::testing::{command, special};
 use crate::namespace::{CopyPolicy, Method, Namespaces, Overlap};
 use crate::spec::Status;
 
@@ -228,7 +229,7 @@ impl World {
         (at / BLOCK) as usize..((at + len) / BLOCK) as usize
     }
 
-    fn ranges_at(&self, blocks: &std::ops::Range<usize>) -> impl Iterator<Item = &super::PlannedRange> {
+    fn ranges_at(&self, blocks: &std::ops::Range<usize>) -> impl Iterator<Item = &PlannedRange> {
         let (start, end) = (blocks.start as u64 * BLOCK, blocks.end as u64 * BLOCK);
         self.plan.ranges().iter().filter(move |r| r.at < end && start < r.at + r.src.len)
     }
@@ -375,8 +376,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
     });
     let bounce = Bounce::new(1 << 20);
     let bounds = case.options.effective(BLOCK, &bounce);
-    let window =
-        if case.shortcuts.memmove { bounds.window.max(super::execute::MEMORY_WINDOW) } else { bounds.window };
+    let window = if case.shortcuts.memmove { bounds.window.max(MEMORY_WINDOW) } else { bounds.window };
     let before = case.images();
     let mut task = match CopyTask::new(plan.clone(), case.options, &bounce) {
         Ok(task) => task,
@@ -583,11 +583,11 @@ fn judge(world: &World, before: &Images, outcome: Outcome, aborted: bool) {
     outside.get_mut(&1).expect("known")[dst.clone()].copy_from_slice(&before[&1][dst.clone()]);
     assert!(outside == *before, "changed outside the destination");
     let got = &world.images[&1][dst];
-    let holds = |range: &super::PlannedRange| {
+    let holds = |range: &PlannedRange| {
         let bytes = range.at as usize..(range.at + range.src.len) as usize;
         got[bytes.clone()] == world.expected[bytes]
     };
-    let all = |range: &super::PlannedRange, flags: &[bool]| {
+    let all = |range: &PlannedRange, flags: &[bool]| {
         flags[(range.at / BLOCK) as usize..((range.at + range.src.len) / BLOCK) as usize].iter().all(|&f| f)
     };
     if outcome.status.is_success() {
@@ -598,14 +598,13 @@ fn judge(world: &World, before: &Images, outcome: Outcome, aborted: bool) {
         assert!(!plan.fua() || world.durable.iter().all(|&d| d), "not durable");
         return;
     }
-    let done = |range: &super::PlannedRange| {
-        all(range, &world.written) && (!plan.fua() || all(range, &world.durable))
-    };
+    let done =
+        |range: &PlannedRange| all(range, &world.written) && (!plan.fua() || all(range, &world.durable));
     let lowest = plan.ranges().iter().position(|range| !done(range)).unwrap_or(0);
     assert_eq!(outcome.dw0 as usize, lowest, "DW0 with {:?}", outcome.status);
     assert!(plan.ranges()[..lowest].iter().all(holds), "a range below DW0 is not copied");
     // A refusal for one stretch is one for all, those that must be shared included.
-    let fco = |range: &super::PlannedRange| range.fco && !all(range, &world.written);
+    let fco = |range: &PlannedRange| range.fco && !all(range, &world.written);
     let not_fast = outcome.status == Status::FAST_COPY_NOT_POSSIBLE.dnr()
         && world.refused.iter().any(|(_, how)| *how == Shortcut::Reflink)
         && plan.ranges().iter().any(fco);

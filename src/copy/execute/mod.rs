@@ -1,0 +1,433 @@
+//! Runs a plan: by shortcuts where the ladder has them, else by reading into bounce buffers and writing them out. A
+//! state machine without I/O.
+//!
+//! How large a segment is and whether one more may start is asked in pace.rs alone; what comes next, of stages.rs; what
+//! is in memory, of segments.rs; what the host is told, of outcome.rs.
+
+mod outcome;
+mod pace;
+mod parts;
+mod segments;
+mod slots;
+mod stages;
+
+#[cfg(test)]
+mod policy_tests;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use super::bounce::{Bounce, Pool};
+use super::cut::{Piece, Stretch, one_source, piece};
+use super::ladder::{Ladder, Way};
+use super::plan::{CopyPlan, PlannedRange, Reject};
+use super::probe::Probes;
+use super::status::{Side, status};
+use crate::backend::{BackendError, Buffer, IoBuf, Op, Pieces, Shortcut};
+use crate::namespace::Namespace;
+use crate::spec::Status;
+
+use outcome::Verdict;
+use pace::Pace;
+use parts::{Part, Parts};
+use segments::{Broken, Segments};
+use stages::{Next, NoMemory, Stages};
+
+pub use outcome::Outcome;
+pub use pace::ExecOptions;
+
+/// One Copy in execution.
+///
+/// The destination is cut into segments. Each is copied by one operation, where a shortcut leads there, or bounced:
+/// read (in one piece, or gathered from short ranges into one buffer) and then written at once, or relayed, which is the
+/// same in one operation. Segments run in any order, unless sources overlap the destination: then the order of
+/// [`order`](super::order) holds, only memory is moved directly, and nothing is relayed, because writes wait for the
+/// reads of others.
+///
+/// A shortcut that is refused changes nothing, and its stretch is copied by the next rung of the ladder. One that fails
+/// does not say whether its source or its destination is at fault: the stretch is bounced, which succeeds or tells.
+#[derive(Debug)]
+pub struct CopyTask {
+    plan: CopyPlan,
+    pace: Pace,
+    ladder: Ladder,
+    /// Where a source has DULBE enabled: every range is asked for before anything else starts.
+    probes: Option<Probes>,
+    stages: Stages,
+    segments: Segments,
+    parts: Parts,
+    pool: Pool,
+    /// The last poll found no bounce memory.
+    starved: bool,
+    verdict: Verdict,
+    finished: bool,
+}
+
+/// Takes an operation that starts: its part number, the namespace it is for, and itself.
+trait Submit: FnMut(u32, &Arc<Namespace>, Op) {}
+
+impl<F: FnMut(u32, &Arc<Namespace>, Op)> Submit for F {}
+
+/// One operation has been handed out.
+struct Started;
+
+impl CopyTask {
+    /// A task that has done nothing yet. Its bounds are [`ExecOptions::effective`] for the destination's blocks; its
+    /// memory comes out of `bounce`, which all Copies of a worker share.
+    ///
+    /// # Errors
+    /// Insufficient Resources: source and destination overlap in cycles which need more memory than the budget. Fast
+    /// Copy Not Possible: it was when the plan was made, and has been refused to another Copy since.
+    pub fn new(plan: CopyPlan, options: ExecOptions, bounce: &Bounce) -> Result<Self, Reject> {
+        let ladder = Ladder::new(&plan);
+        let pace = Pace::new(options, &plan, &ladder, bounce);
+        let stages = Stages::new(&plan, &ladder, &pace).ok_or(Reject {
+            status: Status::INSUFFICIENT_RESOURCES,
+            range: None,
+            what: "sources and destination overlap in cycles beyond the bounce budget",
+        })?;
+        if stages.any_slow_fco(&plan) {
+            return Err(Reject {
+                status: Status::FAST_COPY_NOT_POSSIBLE.dnr(),
+                range: None,
+                what: "fast copy only, and no fast copy is possible any more",
+            });
+        }
+        Ok(Self {
+            probes: Probes::of(&plan),
+            segments: Segments::default(),
+            parts: Parts::default(),
+            pool: Pool::new(bounce, pace.budget()),
+            starved: false,
+            verdict: Verdict::new(&plan, stages.is_one_write(&ladder, &pace)),
+            finished: false,
+            stages,
+            ladder,
+            pace,
+            plan,
+        })
+    }
+
+    /// Hands out what can start now: `submit(part, namespace, operation)`, at most a window of it. Part numbers are
+    /// below the window and unique among those in flight. A completion that is there at once is given to [`Self::done`]
+    /// after this returns.
+    ///
+    /// Returns the outcome exactly once, when nothing is in flight any more. `None` with nothing in flight
+    /// ([`Self::is_starved`]): all bounce memory is with other Copies; poll again when one of them has got further.
+    pub fn poll(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> Option<Outcome> {
+        self.starved = false;
+        self.pace.begin_poll();
+        if !self.verdict.is_stopped() {
+            while self.pace.may_start(self.parts.in_flight())
+                && let Some(Started) = self.start(submit)
+            {}
+        }
+        if !self.parts.is_empty() || self.finished || self.starved {
+            return None;
+        }
+        self.finished = true;
+        let outcome = self.verdict.outcome();
+        debug_assert!(
+            !outcome.status.is_success()
+                || self.segments.is_empty() && (self.verdict.is_aborted() || self.pool.is_idle())
+        );
+        Some(outcome)
+    }
+
+    /// Takes the end of a part, with the buffer of a Read, Write or Relay.
+    pub fn done(&mut self, part: u32, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+        let Some(what) = self.parts.end(part) else {
+            debug_assert!(false, "part {part} is not in flight");
+            return;
+        };
+        match (what, result) {
+            (Part::Probe { .. }, Ok(())) => {}
+            (Part::Probe { at }, Err(error)) => self.fail(at, status(Side::Source, &error)),
+            (Part::Read { slot, to }, Ok(())) => self.read_done(slot, to, buf),
+            (Part::Read { to, .. }, Err(error)) => self.fail(to.start, status(Side::Source, &error)),
+            (Part::Write { slot, to }, Ok(())) => self.write_done(slot, to),
+            (Part::Write { to, .. }, Err(error)) => self.fail(to.start, status(Side::Destination, &error)),
+            (Part::Direct { to, .. }, Ok(())) => {
+                self.stages.was_read(&self.plan, to, to);
+                self.verdict.written(&self.plan, to);
+            }
+            (Part::Direct { how, to }, Err(error)) => self.direct_failed(how, to, &error),
+            (Part::Relay { nsid, to }, result) => self.relay_done(nsid, to, result),
+            (Part::Flush, Ok(())) => self.verdict.end_barrier(),
+            (Part::Flush, Err(error)) => self.fail(0, status(Side::Destination, &error)),
+        }
+    }
+
+    /// Starts nothing more; the outcome comes when all that is in flight has come back. Too late for a Copy that is
+    /// complete by then: that one succeeds.
+    pub fn abort(&mut self) {
+        self.verdict.abort();
+    }
+
+    /// Operations in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.parts.in_flight()
+    }
+
+    /// Waits for bounce memory that other Copies hold, with nothing of its own in flight.
+    pub fn is_starved(&self) -> bool {
+        self.starved && self.parts.is_empty()
+    }
+
+    /// Bytes of bounce memory held or reserved, at most the budget.
+    pub fn bounce_bytes(&self) -> u64 {
+        self.pool.held()
+    }
+
+    /// Does a poll spend the poller's own time on moving bytes (some 50 us at most)? Such tasks take turns with all
+    /// other work of a worker.
+    pub fn moves_memory(&self) -> bool {
+        self.ladder.any_memory()
+    }
+
+    /// Is there nothing left to do but to be polled for the outcome?
+    pub fn is_over(&self) -> bool {
+        self.parts.is_empty() && !self.finished && self.verdict.is_certain()
+    }
+
+    /// Bytes that all ranges have together.
+    pub fn len(&self) -> u64 {
+        self.plan.dst.len
+    }
+
+    /// Never: a Copy has a block at least.
+    pub fn is_empty(&self) -> bool {
+        self.plan.dst.len == 0
+    }
+
+    /// Starts one operation, if there is one to start. Probes before all else; writes before reads: they give memory
+    /// back.
+    fn start(&mut self, submit: &mut impl Submit) -> Option<Started> {
+        if self.probes.is_some() {
+            let probe = self.start_probe(submit);
+            if probe.is_some() || !self.parts.is_empty() {
+                return probe;
+            }
+            self.probes = None;
+        }
+        self.start_write(submit)
+            .or_else(|| self.start_read(submit))
+            .or_else(|| self.start_next(submit))
+            .or_else(|| self.start_barrier(submit))
+    }
+
+    /// In list order, so that once one has failed all that come before it have been asked for too.
+    fn start_probe(&mut self, submit: &mut impl Submit) -> Option<Started> {
+        let PlannedRange { ns, src, at, .. } = self.probes.as_mut()?.next(&self.plan)?;
+        let part = self.parts.begin(Part::Probe { at: *at });
+        submit(part, ns, Op::Probe { offset: src.offset, len: src.len });
+        Some(Started)
+    }
+
+    fn start_write(&mut self, submit: &mut impl Submit) -> Option<Started> {
+        let (slot, to, buf) = self.segments.next_write(|segment| self.stages.is_open(segment))?;
+        if self.ladder.is_memory(self.plan.dst_ns.nsid, true) {
+            self.pace.spend(to.len());
+        }
+        let part = self.parts.begin(Part::Write { slot, to });
+        let op = Op::Write {
+            offset: self.plan.dst.offset + to.start,
+            buf: IoBuf::Pool(buf),
+            fua: self.verdict.writes_are_durable(&self.plan),
+        };
+        submit(part, &self.plan.dst_ns, op);
+        Some(Started)
+    }
+
+    /// The next read of the segment that is being filled.
+    fn start_read(&mut self, submit: &mut impl Submit) -> Option<Started> {
+        match self.segments.next_read(&self.plan) {
+            Ok(next) => {
+                let (slot, Piece { ns, offset, to }, buf) = next?;
+                if self.ladder.is_memory(ns.nsid, false) {
+                    self.pace.spend(to.len());
+                }
+                let part = self.parts.begin(Part::Read { slot, to });
+                submit(part, ns, Op::Read { offset, buf });
+                Some(Started)
+            }
+            Err(Broken(at)) => {
+                self.fail(at, Status::INTERNAL_ERROR);
+                None
+            }
+        }
+    }
+
+    /// Begins the next segment.
+    fn start_next(&mut self, submit: &mut impl Submit) -> Option<Started> {
+        if self.segments.is_filling() {
+            return None;
+        }
+        let next = self.next()?;
+        if let Some(at) = next.slow_fco(&self.plan) {
+            // The way was refused meanwhile, for another stretch.
+            self.fail(at, Status::FAST_COPY_NOT_POSSIBLE.dnr());
+            return None;
+        }
+        match next.way {
+            Way::Direct(how) => self.start_direct(how, next, submit),
+            Way::Bounce if !next.grouped && !self.may_bounce(next.to.len()) => None,
+            Way::Bounce => match self.relayable(next.to) {
+                Some((ns, pieces)) => self.start_relay(next, &ns, pieces, submit),
+                None => {
+                    self.open(next)?;
+                    self.start_read(submit)
+                }
+            },
+        }
+    }
+
+    fn next(&mut self) -> Option<Next> {
+        let idle = self.parts.is_empty() && self.segments.is_empty();
+        let next = self.stages.next(&self.plan, &self.ladder, &self.pace, &mut self.pool, idle);
+        next.unwrap_or_else(|NoMemory| {
+            self.starved = true;
+            None
+        })
+    }
+
+    fn may_bounce(&self, bytes: u64) -> bool {
+        self.pace.may_bounce(bytes, self.parts.in_flight(), &self.pool, &self.ladder)
+    }
+
+    /// In one operation without a buffer.
+    fn start_direct(&mut self, how: Shortcut, next: Next, submit: &mut impl Submit) -> Option<Started> {
+        let to = next.to;
+        let is_move = how == Shortcut::MemMove;
+        let may = is_move || self.pace.may_ask_file_system(self.parts.by_file_system());
+        if !may || !self.stages.is_open(to) {
+            return None;
+        }
+        let (ns, pieces) = one_source(&self.plan, to)?;
+        self.stages.take(next);
+        if is_move {
+            self.pace.spend(to.len());
+        }
+        let part = self.parts.begin(Part::Direct { how, to });
+        let (source, offset, len) = (ns.backend.clone(), self.plan.dst.offset + to.start, to.len());
+        let op = match pieces[..] {
+            [(from, _)] => Op::CopyFrom { source, from, offset, len, how },
+            _ => Op::MoveFrom { source, pieces, offset, len },
+        };
+        submit(part, &self.plan.dst_ns, op);
+        Some(Started)
+    }
+
+    /// The source of a stretch and what to read there, if it can be relayed: all of it from one source.
+    fn relayable(&self, to: Stretch) -> Option<(Arc<Namespace>, Pieces)> {
+        let first = piece(&self.plan, to.start, to.end)?;
+        if !self.ladder.relays(first.ns.nsid) || !self.stages.is_free() {
+            return None;
+        }
+        let (ns, pieces) = one_source(&self.plan, to)?;
+        Some((ns.clone(), pieces))
+    }
+
+    /// Reads and write in one operation.
+    fn start_relay(
+        &mut self,
+        next: Next,
+        ns: &Namespace,
+        pieces: Pieces,
+        submit: &mut impl Submit,
+    ) -> Option<Started> {
+        let to = next.to;
+        let buf = self.memory(to.len())?;
+        self.stages.take(next);
+        let part = self.parts.begin(Part::Relay { nsid: ns.nsid, to });
+        let op = Op::Relay {
+            source: ns.backend.clone(),
+            pieces,
+            offset: self.plan.dst.offset + to.start,
+            buf: IoBuf::Pool(buf),
+            fua: self.verdict.writes_are_durable(&self.plan),
+            offload: self.ladder.may_offload(),
+        };
+        submit(part, &self.plan.dst_ns, op);
+        Some(Started)
+    }
+
+    /// Opens a segment to be bounced, if there is memory for it.
+    fn open(&mut self, next: Next) -> Option<()> {
+        let Next { to, grouped, .. } = next;
+        let gathered = piece(&self.plan, to.start, to.end).is_none_or(|piece| piece.to != to);
+        let buf = if grouped { self.stages.lend(to.len(), &self.pool) } else { self.memory(to.len()) };
+        self.segments.open(to, buf?, gathered, grouped);
+        self.stages.take(next);
+        Some(())
+    }
+
+    /// Memory for an ordinary segment.
+    fn memory(&mut self, bytes: u64) -> Option<Buffer> {
+        let buf = self.pool.reserve(bytes);
+        self.starved |= buf.is_none();
+        buf
+    }
+
+    fn start_barrier(&mut self, submit: &mut impl Submit) -> Option<Started> {
+        if !self.verdict.begin_barrier() {
+            return None;
+        }
+        let part = self.parts.begin(Part::Flush);
+        submit(part, &self.plan.dst_ns, Op::Flush);
+        Some(Started)
+    }
+
+    fn read_done(&mut self, slot: usize, to: Stretch, buf: Option<IoBuf>) {
+        match self.segments.read_done(slot, to, buf) {
+            Ok(segment) => self.stages.was_read(&self.plan, segment, to),
+            Err(Broken(at)) => self.fail(at, Status::INTERNAL_ERROR),
+        }
+    }
+
+    fn write_done(&mut self, slot: usize, to: Stretch) {
+        self.verdict.written(&self.plan, to);
+        if self.segments.write_done(slot) {
+            self.stages.take_back(to.len());
+        } else {
+            self.pool.release(to.len());
+        }
+    }
+
+    fn relay_done(&mut self, nsid: u32, to: Stretch, result: Result<(), BackendError>) {
+        self.pool.release(to.len());
+        match result {
+            Ok(()) => self.verdict.written(&self.plan, to),
+            Err(BackendError::NoShortcut) => {
+                self.ladder.refuse_relay(nsid);
+                self.stages.bounce(to);
+            }
+            Err(error) => {
+                let read = if let BackendError::Source { at, .. } = error { at } else { 0 };
+                self.fail(to.start + read, status(Side::Destination, &error));
+            }
+        }
+    }
+
+    fn direct_failed(&mut self, how: Shortcut, to: Stretch, error: &BackendError) {
+        let fco = self.plan.ranges_in(to).find(|range| range.fco).map(|range| range.at.max(to.start));
+        if matches!(error, BackendError::NoShortcut) {
+            if let Some(piece) = piece(&self.plan, to.start, to.end) {
+                self.ladder.refuse(piece.ns.nsid, how);
+            }
+            match fco {
+                Some(at) => self.fail(at, Status::FAST_COPY_NOT_POSSIBLE.dnr()),
+                None => self.stages.retry(to, &self.plan, &self.ladder),
+            }
+        } else if how == Shortcut::MemMove || fco.is_some() {
+            self.fail(to.start, status(Side::Destination, error));
+        } else {
+            self.stages.bounce(to);
+        }
+    }
+
+    fn fail(&mut self, at: u64, status: Status) {
+        self.verdict.fail(at, status);
+    }
+}
