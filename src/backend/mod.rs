@@ -361,6 +361,11 @@ pub trait Backend: Send + Sync + Debug {
     fn nature(&self) -> Nature<'_> {
         Nature::Opaque
     }
+    /// Do both lie in one place, as two files that are open on the same image do? Known of regular files alone.
+    fn is_same_image(&self, other: &dyn Backend) -> bool {
+        let _ = other;
+        false
+    }
     /// Bytes of a unit in which the image is allocated and given back (a unit written in part counts as a whole), if
     /// [`Op::Probe`] can tell what is; `None` where all of it counts as allocated. Never changes.
     fn allocation_unit(&self) -> Option<u64> {

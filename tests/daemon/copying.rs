@@ -489,6 +489,41 @@ fn qemu_fault_1_a_list_returns_to_its_own_namespace() {
     b.verify();
 }
 
+/// With locking=off two namespaces may lie on one image. What overlaps there does, whatever its namespace is called.
+#[test]
+fn overlap_of_two_namespaces_on_one_image() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let drive = format!("drive={},locking=off", image.path().display());
+    for policy in ["snapshot", "in-order"] {
+        let mut b = Bench::new(
+            &format!(
+                "--nvme serial=x,cdfe=4 --nvme-ns {drive},copy_overlap={policy} --nvme-ns {drive} \
+                 --nvme-ns drive=memory,size=1M"
+            ),
+            &[1, 3],
+        );
+        let of = Range::of;
+        for (what, sdlba, ranges) in [
+            ("up", 101, vec![of(2, 100, 1000)]),
+            ("down", 100, vec![of(2, 101, 1000)]),
+            ("the last of three", 500, vec![of(3, 500, 8), of(1, 100, 8), of(2, 515, 8)]),
+        ] {
+            let c = b.exec(1, sdlba, &ranges, 2);
+            b.refused(c, st::OVERLAP, what);
+        }
+        // Side by side, and onto another image.
+        for (to, sdlba, ranges) in
+            [(1, 500, vec![of(2, 484, 8), of(2, 516, 8)]), (3, 500, vec![of(1, 500, 8), of(2, 500, 8)])]
+        {
+            let own: Vec<Range> = ranges.iter().map(|r| of(1, r.slba, r.blocks)).collect();
+            b.exec(to, sdlba, &ranges, 2).ok();
+            b.apply(to, sdlba, &own, 2);
+        }
+        b.verify();
+    }
+}
+
 /// Limits belong to different namespaces: MSRC and MCL to the destination, MSSRL to each source.
 #[test]
 fn whose_limits() {
