@@ -612,6 +612,86 @@ fn formats_enabled_by_property() {
     }
 }
 
+/// What Linux copy offload as posted (May 2025) takes for granted, and what it sends: format 0 in a page of 4096 bytes
+/// behind PRP1, whatever NR says; a long copy as commands filled to the brim that are outstanding together; and, when its
+/// own checks let something through, counts and lengths that no limit allows.
+#[test]
+fn linux_copy_offload() {
+    for (image, lba) in [("drive=memory", 512), ("drive={}/x.img", 512), ("drive={}/x.img", 4096)] {
+        let size = lba * 5000;
+        let d = Daemon::start(&format!("--nvme-ns {image},size={size},logical_block_size={lba}"));
+        let mut h = Host::with_queues(&d, 1, 64);
+        assert_ne!(u16_at(&h.identify(1, 0), 520) & 1 << 8, 0, "ONCS");
+        let ns = Ns::facts(&mut h, 1);
+        assert!(u64::from(ns.mcl) * ns.lba as u64 >> 32 == 0, "bytes in 32 bits");
+        assert!(ns.mcl.is_multiple_of(ns.mssrl) && ns.ranges < 128, "what its splits stand");
+        drop((h, d));
+        // Limits that make a short copy many commands.
+        let d = Daemon::start(&format!(
+            "--nvme-ns {image},size={size},logical_block_size={lba},mssrl=16,mcl=64,msrc=5"
+        ));
+        let mut h = Host::with_queues(&d, 1, 64);
+        let mut ns = Ns::identify(&mut h, 1);
+        h.fill(1, &mut ns, 1);
+        let page = |h: &mut Host, ranges: &[Range]| {
+            let list: Vec<u8> = ranges.iter().flat_map(|r| r.bytes(0)).collect();
+            let at = h.ram.pages(1);
+            h.ram.write(at, &vec![0; PAGE as usize]);
+            h.ram.write(at, &list);
+            at
+        };
+        // Sources of one copy, as long as they like; the destination touches the last of them.
+        let (sources, sdlba) = ([(7, 1000), (100, 1), (2000, 333), (90, 16), (3000, 96)], 3096);
+        let (mut flights, mut ranges, mut at) = (Vec::new(), Vec::new(), sdlba);
+        let mut send = |h: &mut Host, ranges: &mut Vec<Range>| {
+            let blocks: u64 = ranges.iter().map(|r| u64::from(r.blocks)).sum();
+            let prp1 = page(h, ranges);
+            flights.push((
+                h.submit(1, copy(1, at, ranges.len(), 0).prp(prp1, 0)),
+                at,
+                std::mem::take(ranges),
+            ));
+            at += blocks;
+        };
+        for (mut slba, mut left) in sources {
+            while left > 0 {
+                let used: u32 = ranges.iter().map(|r: &Range| r.blocks).sum();
+                let blocks = left.min(16).min(64 - used);
+                ranges.push(Range::new(slba, blocks));
+                (slba, left) = (slba + u64::from(blocks), left - blocks);
+                if used + blocks == 64 || ranges.len() == 6 {
+                    send(&mut h, &mut ranges);
+                }
+            }
+        }
+        if !ranges.is_empty() {
+            send(&mut h, &mut ranges);
+        }
+        assert!(flights.len() > 20);
+        for (cid, at, ranges) in flights {
+            h.wait(1, cid).ok();
+            let bytes = copied(&[ns.clone()], &ranges, 1);
+            ns.set(at, &bytes);
+        }
+        ns.verify(&mut h, 1);
+        // No sources at all, and one of no sectors: NR FFh and NLB FFFFh. A source past the end.
+        let zeroes = page(&mut h, &[]);
+        let c = h.exec(1, copy(1, 0, 256, 0).prp(zeroes, 0));
+        assert_eq!((c.status, c.dw0), (st::SIZE_LIMIT, 0));
+        for (range, status) in
+            [(Range::new(0, 65536), st::SIZE_LIMIT), (Range::new(ns.nsze - 1, 2), st::LBA_RANGE)]
+        {
+            let prp1 = page(&mut h, &[Range::new(9, 3), range]);
+            let c = h.exec(1, copy(1, 0, 2, 0).prp(prp1, 0));
+            assert_eq!((c.status, c.dw0), (status, 0));
+        }
+        // Onto itself.
+        let prp1 = page(&mut h, &[Range::new(50, 16)]);
+        h.exec(1, copy(1, 50, 1, 0).prp(prp1, 0)).ok();
+        ns.verify(&mut h, 1);
+    }
+}
+
 /// A source that fails halfway: DW0 names the lowest range not done, and what DW0 says is done is done.
 #[test]
 fn failing_source() {
