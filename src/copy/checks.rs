@@ -208,8 +208,8 @@ fn overlaps(v: &ListView, range: &SourceRange) -> bool {
     range.slba < sdlba.saturating_add(v.total) && sdlba < range.slba.saturating_add(u64::from(range.nlb))
 }
 
-/// Are blocks of the same number the same blocks? They have one size by now. Of two namespaces only where locking=off has
-/// let both onto one image: what the executor puts in order is within one namespace, so that must not get as far.
+/// Are blocks of the same number the same blocks? They have one size by now. Of two namespaces only where locking=off
+/// has let both onto one image: what the executor puts in order is within one namespace, so that must not get as far.
 fn is_one_place(source: &Namespace, dst: &Namespace) -> bool {
     source.nsid == dst.nsid || source.backend.is_same_image(&*dst.backend)
 }

@@ -393,9 +393,9 @@ fn refused_range_lists() {
     b.verify();
 }
 
-/// QEMU's fault 2: it looks at the end of the source only, and at a destination that slides along with its progress: real
-/// overlaps pass, and neighbours are refused. Here it is exact in both directions, against the whole destination, in
-/// every format.
+/// QEMU's fault 2: it looks at the end of the source only, and at a destination that slides along with its progress:
+/// real overlaps pass, and neighbours are refused. Here it is exact in both directions, against the whole destination,
+/// in every format.
 #[test]
 fn qemu_fault_2_overlap() {
     overlapping(limited_with(",copy_overlap=reject"), true);
@@ -613,8 +613,8 @@ fn formats_enabled_by_property() {
 }
 
 /// What Linux copy offload as posted (May 2025) takes for granted, and what it sends: format 0 in a page of 4096 bytes
-/// behind PRP1, whatever NR says; a long copy as commands filled to the brim that are outstanding together; and, when its
-/// own checks let something through, counts and lengths that no limit allows.
+/// behind PRP1, whatever NR says; a long copy as commands filled to the brim that are outstanding together; and, when
+/// its own checks let something through, counts and lengths that no limit allows.
 #[test]
 fn linux_copy_offload() {
     for (image, lba) in [("drive=memory", 512), ("drive={}/x.img", 512), ("drive={}/x.img", 4096)] {

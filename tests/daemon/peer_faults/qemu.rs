@@ -35,8 +35,8 @@ fn qemu_fault_4_block_sizes_that_differ() {
     }
 }
 
-/// QEMU says in ONCS that the write of a Copy is one atomic write, and makes one for each range. Here nothing is claimed:
-/// neither that, nor any unit or boundary of atomicity that a Copy would have to keep.
+/// QEMU says in ONCS that the write of a Copy is one atomic write, and makes one for each range. Here nothing is
+/// claimed: neither that, nor any unit or boundary of atomicity that a Copy would have to keep.
 #[test]
 fn qemu_fault_6_no_atomicity_is_claimed() {
     let d = Daemon::start("--nvme-ns drive={}/x.img,size=1M --nvme-ns drive=memory,size=1M");
@@ -61,8 +61,9 @@ fn fast_only(h: &mut Host, nsid: u32, sdlba: u64, ranges: &[(Range, bool)]) -> C
     h.send(1, copy(nsid, sdlba, ranges.len(), 2), &list)
 }
 
-/// QEMU says in ONCS that all Copies are fast, bounces each of them, and never looks at Fast Copy Only. Here it is claimed
-/// nowhere, and a range that asks for it where memory is moved or blocks are written anew ends the Copy before it began.
+/// QEMU says in ONCS that all Copies are fast, bounces each of them, and never looks at Fast Copy Only. Here it is
+/// claimed nowhere, and a range that asks for it where memory is moved or blocks are written anew ends the Copy before
+/// it began.
 #[test]
 fn qemu_fault_7_what_is_not_fast_is_not_said_to_be() {
     let d = Daemon::start(
@@ -157,10 +158,10 @@ fn fast_is_what_shares_blocks(kind: &str) {
     }
 }
 
-/// Protection information is later work. QEMU never matches 64-bit guards and makes escape tags of sources that were never
-/// written; SPDK copies tags to blocks they do not belong to. Here no namespace claims to have any, the formats for it are
-/// refused whatever their list says, and in the others all its fields mean nothing: never written blocks are copied like
-/// any others.
+/// Protection information is later work. QEMU never matches 64-bit guards and makes escape tags of sources that were
+/// never written; SPDK copies tags to blocks they do not belong to. Here no namespace claims to have any, the formats
+/// for it are refused whatever their list says, and in the others all its fields mean nothing: never written blocks
+/// are copied like any others.
 #[test]
 fn qemu_faults_5_and_9_spdk_fault_4_protection_is_refused_or_means_nothing() {
     let d = Daemon::start(
@@ -214,9 +215,9 @@ fn smart(h: &mut Host) -> [u64; 5] {
     [32, 48, 64, 80, 160].map(|at| u64_at(&log, at))
 }
 
-/// QEMU looks at the limits of a Copy when it has opened a zone for it, and starts the count of it before it knows. Zones
-/// are later work. Whatever a Copy is refused for, here the destination was not even made ready for it, and it counts
-/// nowhere.
+/// QEMU looks at the limits of a Copy when it has opened a zone for it, and starts the count of it before it knows.
+/// Zones are later work. Whatever a Copy is refused for, here the destination was not even made ready for it, and it
+/// counts nowhere.
 #[test]
 fn qemu_faults_8_and_11_a_refused_copy_leaves_no_trace() {
     const DULBE: u32 = 1 << 16;
@@ -288,9 +289,9 @@ fn qemu_fault_10_placement_is_refused() {
     ns.verify(&mut h, 1);
 }
 
-/// QEMU counts a Copy as an operation of no bytes. Here it is a host read, a host write and the data units that it wrote,
-/// once, whatever way it takes and however many ranges and namespaces it has; one that fails is none of these, but an
-/// error of the medium.
+/// QEMU counts a Copy as an operation of no bytes. Here it is a host read, a host write and the data units that it
+/// wrote, once, whatever way it takes and however many ranges and namespaces it has; one that fails is none of these,
+/// but an error of the medium.
 #[test]
 fn qemu_fault_11_smart_counts_each_copy_once() {
     let d = Daemon::start(
@@ -325,7 +326,8 @@ fn qemu_fault_11_smart_counts_each_copy_once() {
     }
 }
 
-/// QEMU compares MCL without a byte swap. Here it is four bytes, least significant first, in Identify and where it is kept.
+/// QEMU compares MCL without a byte swap. Here it is four bytes, least significant first, in Identify and where it is
+/// kept.
 #[test]
 fn qemu_fault_12_mcl_byte_by_byte() {
     for mcl in [0x100u32, 0x0001_0203, 0x00fe_0000] {
@@ -357,9 +359,9 @@ fn qemu_fault_12_mcl_byte_by_byte() {
     }
 }
 
-/// QEMU asks whether the destination is being formatted, and not whether a source is. The state of namespaces that there is
-/// here: read-only. It forbids the destination, and a source may well have it. Format and Sanitize are later work: whoever
-/// brings them has to bring their states to both sides of a Copy.
+/// QEMU asks whether the destination is being formatted, and not whether a source is. The state of namespaces that
+/// there is here: read-only. It forbids the destination, and a source may well have it. Format and Sanitize are later
+/// work: whoever brings them has to bring their states to both sides of a Copy.
 #[test]
 fn qemu_fault_13_the_state_of_either_side() {
     let d = Daemon::start("--nvme-ns drive={}/x.img,size=256K,logical_block_size=512");
@@ -390,8 +392,8 @@ fn qemu_fault_13_the_state_of_either_side() {
     other.verify(&mut h, 1);
 }
 
-/// QEMU allocates what the longest range may have, for each Copy. Here it is the most memory one Copy could make a device
-/// take at once, many times over: the daemon stays as small as its bounce memory lets it.
+/// QEMU allocates what the longest range may have, for each Copy. Here it is the most memory one Copy could make a
+/// device take at once, many times over: the daemon stays as small as its bounce memory lets it.
 #[test]
 fn qemu_fault_14_memory_is_bounded() {
     let d = Daemon::start(
@@ -424,8 +426,8 @@ fn qemu_fault_14_memory_is_bounded() {
     assert!(most < before + (96 << 20), "{before} before, {most} during the Copies");
 }
 
-/// QEMU's Abort stops a Copy and says that it did not. Here bit 0 of DW0 is clear when the Copy was aborted, and only then;
-/// the Copy is over by then.
+/// QEMU's Abort stops a Copy and says that it did not. Here bit 0 of DW0 is clear when the Copy was aborted, and only
+/// then; the Copy is over by then.
 #[test]
 fn qemu_fault_15_abort_says_what_it_did() {
     let d = Daemon::start(

@@ -55,8 +55,8 @@ fn spdk_fault_1_each_error_has_its_name() {
     }
 }
 
-/// The same of a destination without room: a thin namespace out of capacity, no Internal Error, by every method. What DW0
-/// says is done is done.
+/// The same of a destination without room: a thin namespace out of capacity, no Internal Error, by every method. What
+/// DW0 says is done is done.
 #[test]
 fn spdk_fault_1_a_full_file_system() {
     for (kind, size) in [("ext4", 32), ("xfs", 512), ("btrfs", 256)] {
@@ -116,8 +116,8 @@ fn fill(mount: &Mount, kind: &str, len: u64, method: &str, from: u32) {
     std::fs::remove_file(image).expect("removed");
 }
 
-/// SPDK moves the parts of a long overlapping range in parallel, or by a memcpy: the second part reads what the first has
-/// written. Here it is as if all had been read before.
+/// SPDK moves the parts of a long overlapping range in parallel, or by a memcpy: the second part reads what the first
+/// has written. Here it is as if all had been read before.
 #[test]
 fn spdk_fault_2_an_overlapping_range_is_moved() {
     for aio in engines() {
@@ -146,8 +146,8 @@ fn spdk_fault_2_an_overlapping_range_is_moved() {
     }
 }
 
-/// SPDK measures every list by entries of 32 bytes. Here the list of a format with 40-byte entries is not: what is wrong
-/// with the command is its format, however long the list is.
+/// SPDK measures every list by entries of 32 bytes. Here the list of a format with 40-byte entries is not: what is
+/// wrong with the command is its format, however long the list is.
 #[test]
 fn spdk_fault_6_entries_of_either_length() {
     let d = Daemon::start("--nvme serial=x,ocfs=0xf,cdfe=0xc --nvme-ns drive=memory,size=256K");
@@ -189,8 +189,8 @@ fn spdk_fault_7_no_reservations() {
     }
 }
 
-/// SPDK reports nothing of what a Copy did that ended midway. Here, when an Abort has stopped it: all ranges below DW0 are
-/// copied, and the one it names is not.
+/// SPDK reports nothing of what a Copy did that ended midway. Here, when an Abort has stopped it: all ranges below DW0
+/// are copied, and the one it names is not.
 #[test]
 fn spdk_fault_8_dw0_of_a_copy_that_was_stopped() {
     const RANGES: u64 = 64;
