@@ -361,7 +361,7 @@ pub trait Backend: Send + Sync + Debug {
     fn nature(&self) -> Nature<'_> {
         Nature::Opaque
     }
-    /// Do both lie in one place, as two files that are open on the same image do? Known of regular files alone.
+    /// Do both lie in one place, as two that are open on the same file or device do?
     fn is_same_image(&self, other: &dyn Backend) -> bool {
         let _ = other;
         false

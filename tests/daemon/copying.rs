@@ -494,7 +494,14 @@ fn qemu_fault_1_a_list_returns_to_its_own_namespace() {
 fn overlap_of_two_namespaces_on_one_image() {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(1 << 20).unwrap();
-    let drive = format!("drive={},locking=off", image.path().display());
+    two_namespaces_on(image.path());
+    if let Some(device) = LoopDevice::new(1 << 20) {
+        two_namespaces_on(device.path());
+    }
+}
+
+fn two_namespaces_on(image: &std::path::Path) {
+    let drive = format!("drive={},locking=off", image.display());
     for policy in ["snapshot", "in-order"] {
         let mut b = Bench::new(
             &format!(
