@@ -212,9 +212,9 @@ impl ImageFile {
         }
     }
 
-    /// Both are open on the same file.
+    /// Both are open on the same file or device.
     pub(super) fn is_same(&self, other: &ImageFile) -> bool {
-        self.facts.id().is_some() && self.facts.id() == other.facts.id()
+        self.facts.is_same_place(&other.facts)
     }
 
     /// What a copy of this range would move, for a tap.

@@ -363,6 +363,11 @@ pub trait Backend: Send + Sync + Debug {
     fn nature(&self) -> Nature<'_> {
         Nature::Opaque
     }
+    /// Do both lie in one place, as two that are open on the same file or device do?
+    fn is_same_image(&self, other: &dyn Backend) -> bool {
+        let _ = other;
+        false
+    }
     /// Bytes of a unit in which the image is allocated and given back (a unit written in part counts as a whole), if
     /// [`Op::Probe`] can tell what is; `None` where all of it counts as allocated. Never changes.
     fn allocation_unit(&self) -> Option<u64> {

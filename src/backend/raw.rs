@@ -244,6 +244,10 @@ impl Backend for RawBackend {
         Nature::File(self)
     }
 
+    fn is_same_image(&self, other: &dyn Backend) -> bool {
+        matches!(other.nature(), Nature::File(other) if self.file.is_same(&other.file))
+    }
+
     fn shortcuts_from(&self, source: &dyn Backend) -> Shortcuts {
         match source.nature() {
             Nature::File(source) if !self.read_only => self.file.shortcuts_from(&source.file),

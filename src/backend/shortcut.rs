@@ -29,6 +29,8 @@ pub(super) struct FileId {
 pub(super) struct FileFacts {
     /// Of a regular file; nothing leads from or to another kind.
     id: Option<FileId>,
+    /// Of a block device.
+    device: Option<u64>,
     /// Blocks can be shared within its file system, in units of so many bytes.
     clones: Option<u64>,
     /// A server copies by itself.
@@ -42,19 +44,24 @@ impl FileFacts {
         let regular = |stat: &rustix::fs::Stat| {
             rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile
         };
-        let none = FileFacts { id: None, clones: None, served: false, direct: false };
+        let device = |stat: &rustix::fs::Stat| {
+            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            (kind == rustix::fs::FileType::BlockDevice).then_some(stat.st_rdev)
+        };
+        let none = FileFacts { id: None, device: None, clones: None, served: false, direct: false };
         let (Ok(stat), Ok(system)) = (rustix::fs::fstat(file), rustix::fs::fstatfs(file)) else {
             return none;
         };
         if !regular(&stat) {
-            return none;
+            return FileFacts { device: device(&stat), ..none };
         }
         // f_type is of one type or another by architecture; magic numbers have 32 bits.
         let served = SERVED.contains(&(system.f_type as u32));
         let block = u64::try_from(system.f_bsize).unwrap_or(0);
         let sane = block.is_power_of_two() && block <= MAX_BLOCK;
         let clones = (sane && shares_blocks(file)).then_some(block);
-        FileFacts { id: Some(FileId { dev: stat.st_dev, ino: stat.st_ino }), clones, served, direct: false }
+        let id = Some(FileId { dev: stat.st_dev, ino: stat.st_ino });
+        FileFacts { id, clones, served, ..none }
     }
 
     pub(super) fn directly(self, direct: bool) -> Self {
@@ -68,6 +75,11 @@ impl FileFacts {
 
     pub(super) fn id(&self) -> Option<FileId> {
         self.id
+    }
+
+    /// Are both of one file or device?
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        (self.id.is_some() && self.id == other.id) || (self.device.is_some() && self.device == other.device)
     }
 }
 
@@ -200,7 +212,7 @@ mod tests {
     use super::*;
 
     fn facts(dev: u64, ino: u64, clones: Option<u64>) -> FileFacts {
-        FileFacts { id: Some(FileId { dev, ino }), clones, served: false, direct: false }
+        FileFacts { id: Some(FileId { dev, ino }), device: None, clones, served: false, direct: false }
     }
 
     #[test]

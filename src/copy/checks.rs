@@ -180,7 +180,7 @@ pub static TABLE: &[Check] = &[
         status: Status::OVERLAPPING_RANGE.dnr(),
         fails: range!(|v, r| {
             (v.cross || v.dst.facts.policy.overlap == Overlap::Reject)
-                && r.source.is_ok_and(|source| source.nsid == v.dst.nsid && overlaps(v, r.range))
+                && r.source.is_ok_and(|source| overlaps(v, r.range) && is_one_place(source, v.dst))
         }),
     },
     // A fast copy is one that shares blocks: nothing else is sure to be faster than the host's own reads and writes.
@@ -206,6 +206,12 @@ fn compatible(source: &Facts, dst: &Facts) -> bool {
 fn overlaps(v: &ListView, range: &SourceRange) -> bool {
     let sdlba = v.command.sdlba();
     range.slba < sdlba.saturating_add(v.total) && sdlba < range.slba.saturating_add(u64::from(range.nlb))
+}
+
+/// Are blocks of the same number the same blocks? They have one size by now. Of two namespaces only where locking=off
+/// has let both onto one image: what the executor puts in order is within one namespace, so that must not get as far.
+fn is_one_place(source: &Namespace, dst: &Namespace) -> bool {
+    source.nsid == dst.nsid || source.backend.is_same_image(&*dst.backend)
 }
 
 /// Can the whole range be shared?

@@ -62,7 +62,9 @@ pub fn backend(error: &BackendError, direction: Direction) -> Status {
         BackendError::Deallocated => Status::DEALLOCATED_BLOCK,
         BackendError::Source { error, .. } => backend(error, Direction::Read),
         BackendError::ReadOnly => Status::WRITE_PROTECTED.dnr(),
-        BackendError::Io(error) if error.raw_os_error() == Some(libc::ENOSPC) => Status::CAPACITY_EXCEEDED,
+        BackendError::Io(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+            Status::CAPACITY_EXCEEDED
+        }
         BackendError::Io(_) | BackendError::Truncated => match direction {
             Direction::Read => Status::UNRECOVERED_READ,
             Direction::Write => Status::WRITE_FAULT,

@@ -257,6 +257,34 @@ fn copies_of_zeroes_on_btrfs() {
     copies_of_zeroes("btrfs");
 }
 
+/// Blocks that were zeroed at once, and then written here and there: btrfs answers a question about the last of them with
+/// the first parts of the extent that all of them lie in.
+#[test]
+fn zeroed_and_written_in_part_on_btrfs() {
+    let Some(mount) = Mount::new("btrfs", 512 << 20) else { return };
+    for (name, pieces) in [("a", 1), ("b", 3), ("c", 100), ("d", 400)] {
+        let image = mount.path().join(name).display().to_string();
+        let d = Daemon::start(&format!("--nvme-ns drive={image},size=64M,logical_block_size=4096"));
+        let mut h = Host::with_queues(&d, 1, 16);
+        let mut ns = Ns::identify(&mut h, 1);
+        set(&mut h, 1, DULBE).ok();
+        let blocks = 2 * pieces + 1;
+        h.exec(1, Host::rw(io::WRITE_ZEROES, &ns, 0, blocks as u32)).ok();
+        for piece in 0..pieces {
+            h.write(1, &mut ns, 2 * piece + 1, 1, 1);
+        }
+        for block in (0..blocks).rev().step_by(2).take(40).chain([0]) {
+            h.exec(1, Host::rw(io::VERIFY, &ns, block, 1)).is(st::OK, &format!("{block} of {blocks}"));
+        }
+        h.exec(1, Host::rw(io::VERIFY, &ns, 0, blocks as u32)).is(st::OK, &format!("all {blocks}"));
+        h.exec(1, Host::rw(io::VERIFY, &ns, blocks - 1, 2)).is(st::DEALLOCATED, "and one that was not");
+        h.send(1, copy(1, 8000, 1, 0), &Range::new(0, blocks as u32).bytes(0)).is(st::OK, "copy");
+        let bytes = ns.at(0, blocks as u32).to_vec();
+        ns.set(8000, &bytes);
+        all(&mut h, &ns, 8000, blocks.min(32) as u32, st::OK);
+    }
+}
+
 #[test]
 fn the_feature() {
     let d = device(engines()[0]);

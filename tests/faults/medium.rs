@@ -138,6 +138,7 @@ fn each_error_has_its_status() {
         // A full file system is a thin namespace out of capacity, no fault of the medium.
         (JobKind::Write, enospc, io::WRITE, CAPACITY, false),
         (JobKind::WriteZeroes, enospc, io::WRITE_ZEROES, CAPACITY, false),
+        (JobKind::Write, || Fault::Errno(libc::EDQUOT), io::WRITE, CAPACITY, false),
         // Guest memory that cannot be reached is none either.
         (JobKind::Read, efault, io::READ, st::DATA_TRANSFER, false),
         (JobKind::Write, efault, io::WRITE, st::DATA_TRANSFER, false),

@@ -301,9 +301,10 @@ fn a_copy_whose_probe_hangs() {
             let cid = host.submit(1, copy(1, 500, 2, 0).data(&data));
             hang.wait_held(1);
             if aborted {
-                let abort = Sqe::new(admin::ABORT).cdw(10, u32::from(cid) << 16 | 1);
-                assert_eq!(host.admin(abort).ok().dw0 & 1, 0, "it will be aborted");
+                let abort = host.submit(0, Sqe::new(admin::ABORT).cdw(10, u32::from(cid) << 16 | 1));
+                assert_eq!(host.try_wait(0, abort, A_WHILE), None, "nobody knows yet how it will end");
                 hang.end();
+                assert_eq!(host.wait(0, abort).ok().dw0 & 1, 0, "it was aborted");
                 let done = host.wait(1, cid);
                 done.is(st::ABORT_REQUESTED, "copy");
                 assert_eq!(done.dw0, 0);
@@ -322,6 +323,65 @@ fn a_copy_whose_probe_hangs() {
             drop(host);
             device.ends_well();
         }
+    });
+}
+
+/// What a Copy does becomes known when it is over, and then the Abort says it: one that was past stopping has not been
+/// aborted. A host that is told that it was finds its completion, and nothing is written any more.
+#[test]
+fn an_abort_says_what_became_of_a_copy() {
+    with_each_engine(|kind| {
+        for (blocks, aborted) in [(16, false), (16384, true)] {
+            let (hang, folder) = (Hang::default(), folder());
+            let a = Arc::new(image(&folder, "a", &vec![ON_DISK; 32 << 20], None));
+            let writes = |job: &FileJob| matches!(job.kind(), JobKind::Write | JobKind::Relay);
+            let device = Device::start(folder, "", vec![namespace(1, a)], hang.engine(kind, writes));
+            let mut host = device.host(1);
+            let data = Data::prp(&mut host.ram, 32);
+            data.put(&host.ram, &Range::new(0, blocks).bytes(0));
+            let cid = host.submit(1, copy(1, 32768, 1, 0).data(&data));
+            hang.wait_held(1);
+            let sqe = Sqe::new(admin::ABORT).cdw(10, u32::from(cid) << 16 | 1);
+            // Each of several is told.
+            let aborts = [host.submit(0, sqe), host.submit(0, sqe)];
+            for abort in aborts {
+                assert_eq!(host.try_wait(0, abort, A_WHILE), None, "nobody knows yet how it will end");
+            }
+            host.get_feature(7).ok();
+            hang.end();
+            for abort in aborts {
+                assert_eq!(host.wait(0, abort).ok().dw0 & 1, u32::from(!aborted), "{kind}: {blocks} blocks");
+            }
+            assert_eq!(host.drain(1), 1, "it is over before its Abort is");
+            let done = host.wait(1, cid);
+            assert_eq!(done.status, if aborted { st::ABORT_REQUESTED } else { st::OK });
+            drop(host);
+            device.ends_well();
+        }
+    });
+}
+
+/// The host deletes the queue of a Copy: what becomes of that has a status of its own.
+#[test]
+fn a_copy_whose_queue_goes() {
+    with_each_engine(|kind| {
+        let (hang, folder) = (Hang::default(), folder());
+        let a = Arc::new(image(&folder, "a", &vec![ON_DISK; 32 << 20], None));
+        let writes = |job: &FileJob| matches!(job.kind(), JobKind::Write | JobKind::Relay);
+        let device = Device::start(folder, "", vec![namespace(1, a)], hang.engine(kind, writes));
+        let mut host = device.host(1);
+        let data = Data::prp(&mut host.ram, 32);
+        data.put(&host.ram, &Range::new(0, 16384).bytes(0));
+        let cid = host.submit(1, copy(1, 32768, 1, 0).data(&data));
+        hang.wait_held(1);
+        let deletion = host.submit(0, Sqe::new(admin::DELETE_SQ).cdw(10, 1));
+        assert_eq!(host.try_wait(0, deletion, A_WHILE), None, "its command is in flight");
+        hang.end();
+        host.wait(0, deletion).ok();
+        assert_eq!(host.drain(1), 1, "it is over before its queue is");
+        host.wait(1, cid).is(st::SQ_DELETION, "copy");
+        drop(host);
+        device.ends_well();
     });
 }
 

@@ -38,6 +38,7 @@ pub mod st {
     /// Without DNR: the memory may be there the next time.
     pub const DATA_TRANSFER: u16 = 0x0004;
     pub const ABORT_REQUESTED: u16 = 0x0007;
+    pub const SQ_DELETION: u16 = 0x0008;
     pub const INVALID_NS: u16 = 0x400b;
     pub const SEQUENCE: u16 = 0x400c;
     pub const SGL_SEGMENT: u16 = 0x400d;

@@ -1,4 +1,5 @@
-//! Abort (08h): best effort, always successful; DW0 bit 0 says whether the command was left alone.
+//! Abort (08h): best effort, always successful; DW0 bit 0 says whether the command was left alone. It completes after
+//! the command that it aborts, so that what it says is true: a host may take the blocks of that for its own.
 
 use super::super::controller::Controller;
 use super::super::io::Outcome;

@@ -58,7 +58,7 @@ impl Controller {
     }
 
     /// Completes when no command of the queue can complete any more. What was fetched ends normally (a long Copy
-    /// with Command Abort Requested); what was not is dropped.
+    /// with Command Aborted due to SQ Deletion); what was not is dropped.
     pub(super) fn delete_sq(&mut self, sqe: &Sqe) -> Result<Reply, Status> {
         let qid = qid(sqe);
         let entry = self.queues.sq(qid).filter(|sq| !sq.deleting).ok_or(Status::INVALID_QID.dnr())?;

@@ -84,7 +84,8 @@ impl Task {
         }
     }
 
-    /// Asks the task to end early. True when it will end with Command Abort Requested.
+    /// Asks the task to end early. True when it may: then it ends with Command Abort Requested, unless it was past
+    /// that.
     pub fn abort(&mut self) -> bool {
         match self {
             Self::Copy(task) => {

@@ -21,7 +21,7 @@ use crate::nvme_ctrl::doorbells::Bell;
 use crate::nvme_ctrl::io::{Issue, Outcome};
 use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
 use crate::nvme_ctrl::shared::{Shared, Tally};
-use crate::spec::opcode;
+use crate::spec::{Status, opcode};
 
 /// A submission queue and what only its worker knows of it.
 #[derive(Debug)]
@@ -77,6 +77,9 @@ pub struct Core {
     pub(super) tally: Arc<Tally>,
     /// Aborts of commands that may still lie in their queues.
     aborts: Vec<Aborting>,
+    /// Aborts that the command in a slot has been told of. They are answered when it is over, for only then is it known
+    /// whether it was aborted; and a host that hears so must not find the command still at work.
+    told: Vec<(u32, Token)>,
     /// Resets to acknowledge; a second one may come while the first still waits for a slow disk.
     resetting: Vec<Token>,
     flushing: Vec<Flushing>,
@@ -136,6 +139,7 @@ impl Core {
             moving: VecDeque::new(),
             starved: VecDeque::new(),
             aborts: Vec::new(),
+            told: Vec::new(),
             bounce: Bounce::default(),
             resetting: Vec::new(),
             flushing: Vec::new(),
@@ -313,6 +317,9 @@ impl Core {
         for abort in std::mem::take(&mut self.aborts) {
             self.ack(abort.token, false);
         }
+        for (_, token) in std::mem::take(&mut self.told) {
+            self.ack(token, false);
+        }
         self.cqs.drain();
         self.shadow.clear();
     }
@@ -362,8 +369,13 @@ impl Core {
         }
     }
 
-    fn end(&mut self, index: u32, outcome: Outcome) {
+    fn end(&mut self, index: u32, mut outcome: Outcome) {
         let Some(command) = self.slots.remove(index) else { return };
+        let aborted = outcome.status == Status::ABORT_REQUESTED;
+        if aborted && self.told.iter().all(|told| told.0 != index) {
+            // Not by an Abort, then; and after a reset nobody hears of it.
+            outcome.status = Status::SQ_DELETION;
+        }
         if outcome.status.sct() == 2 && !matches!(outcome.status.sc(), 0x85 | 0x87) {
             self.shared.counters.media_errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
@@ -384,23 +396,43 @@ impl Core {
             if let Some(sq) = self.sqs.find(command.sqid) {
                 sq.in_flight -= 1;
             }
+            self.answer_aborts(index, aborted);
             self.end_deleted_queue(command.sqid);
         }
         self.end_reset();
     }
 
-    /// Asks all commands that match (SQID, CID) to end early; true when one will.
-    fn abort_matching(&mut self, matches: impl Fn(u16, u16) -> bool) -> bool {
-        let mut aborted = false;
+    /// Asks all commands that match (SQID, CID) to end early; the slot of one that may.
+    fn abort_matching(&mut self, matches: impl Fn(u16, u16) -> bool) -> Option<u32> {
+        let mut aborting = None;
         for (index, command) in self.slots.iter_mut() {
             if matches(command.sqid, command.cid) {
-                aborted |= command.task.abort();
+                aborting = if command.task.abort() { Some(index) } else { aborting };
                 if !std::mem::replace(&mut command.ready, true) {
                     self.ready.push_back(index);
                 }
             }
         }
-        aborted
+        aborting
+    }
+
+    /// Aborts a command in flight.
+    fn abort_at_work(&mut self, sqid: u16, cid: u16, token: Token) {
+        match self.abort_matching(|s, c| (s, c) == (sqid, cid)) {
+            Some(index) => self.told.push((index, token)),
+            None => self.ack(token, false),
+        }
+    }
+
+    /// The command in slot `index` is over: was it aborted?
+    fn answer_aborts(&mut self, index: u32, aborted: bool) {
+        let Self { told, out, .. } = self;
+        told.retain(|&(of, token)| {
+            if of == index {
+                out.send(FromWorker::Ack(token, aborted));
+            }
+            of != index
+        });
     }
 
     /// Does a command in flight go by this id?
@@ -419,8 +451,7 @@ impl Core {
                 self.aborts.push(Aborting { sqid, cid, token, tail, left: sq.ring.left(tail) });
             }
             _ => {
-                let aborted = self.abort_matching(|s, c| (s, c) == (sqid, cid));
-                self.ack(token, aborted);
+                self.abort_at_work(sqid, cid, token);
             }
         }
     }
@@ -429,8 +460,7 @@ impl Core {
     fn settle_aborts(&mut self) {
         for mut abort in std::mem::take(&mut self.aborts) {
             if self.is_in_flight(abort.sqid, abort.cid) {
-                let aborted = self.abort_matching(|s, c| (s, c) == (abort.sqid, abort.cid));
-                self.ack(abort.token, aborted);
+                self.abort_at_work(abort.sqid, abort.cid, abort.token);
                 continue;
             }
             let place = self.sqs.position(abort.sqid);
