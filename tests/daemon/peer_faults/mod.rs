@@ -48,7 +48,7 @@ fn the_table_is_complete() {
         include_str!("../../faults/medium.rs"),
         include_str!("../../faults/stall.rs"),
         include_str!("../../../src/copy/plan_tests.rs"),
-        include_str!("../../../src/copy/policy_tests.rs"),
+        include_str!("../../../src/copy/execute/policy_tests.rs"),
         include_str!("../../../src/copy/range.rs"),
     ];
     for (peer, count) in [("QEMU", 15), ("SPDK", 11)] {
