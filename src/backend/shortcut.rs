@@ -242,6 +242,12 @@ mod tests {
     #[test]
     fn the_memory_of_refusals_is_bounded() {
         let refusals = Refusals::default();
+        // As many as it holds stay, though one is refused again.
+        for ino in (0..MAX_SOURCES as u64).chain([7]) {
+            refusals.remember(FileId { dev: 1, ino }, Way::Clone, libc::EXDEV);
+        }
+        assert_eq!(refusals.by_source.lock().expect("nothing panicked").len(), MAX_SOURCES);
+        let refusals = Refusals::default();
         for ino in 0..3 * MAX_SOURCES as u64 {
             refusals.remember(FileId { dev: 1, ino }, Way::Clone, libc::EXDEV);
             let by_source = refusals.by_source.lock().expect("nothing panicked");
@@ -261,6 +267,11 @@ mod tests {
         file.read_exact_at(&mut bytes, 0).expect("it is read");
         assert_eq!(&bytes, b"untouched");
         assert_eq!(file.metadata().expect("it has").len(), 9);
+        // It says the truth: as the next block of the same file system is shared, or not.
+        let (block, other) = (4096, tempfile::tempfile().expect("a file for the test"));
+        file.write_all_at(&vec![1; block], 0).expect("it is written");
+        let shared = clone_range(file.as_raw_fd(), 0, other.as_raw_fd(), 0, block as u64);
+        assert_eq!((facts.clones.is_some(), facts.direct), (shared == 0, false));
         let special = File::open("/dev/null").expect("it opens");
         assert!(FileFacts::of(&special).id.is_none());
     }
