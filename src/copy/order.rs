@@ -485,6 +485,16 @@ mod tests {
         );
     }
 
+    /// One that many read, or one that reads many: that one is held.
+    #[test]
+    fn the_cheaper_ends_are_held() {
+        let read_by_many = [(4, 1), (8, 1), (12, 2), (0, 4), (0, 4), (0, 4)];
+        let reader_of_many = [(4, 12), (0, 1), (5, 1), (10, 2)];
+        for ranges in [&read_by_many[..], &reader_of_many] {
+            assert_eq!(groups(ranges, 4, 100), Some(vec![(1, 3, 4 + 8 * 4)]), "{ranges:?}");
+        }
+    }
+
     /// A cycle through everything is cut until it fits, but not for ever.
     #[test]
     fn cycles_are_cut_to_an_end() {
