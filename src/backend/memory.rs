@@ -340,13 +340,13 @@ impl MemoryBackend {
         }
         // To take part of a huge page away is to split it: slower from then on, and the kernel would keep the memory
         // until it is short of it.
-        let border = first.next_multiple_of(HUGE).min(last);
-        if self.huge.is_huge(first) && border - first < HUGE {
+        if self.huge.is_huge(first) {
+            let border = first.next_multiple_of(HUGE).min(last);
             self.set_zero(first, border - first)?;
             first = border;
         }
         let border = (last - last % HUGE).max(first);
-        if self.huge.is_huge(border) && last - border < HUGE {
+        if self.huge.is_huge(border) {
             self.set_zero(border, last - border)?;
             last = border;
         }
@@ -642,6 +642,15 @@ mod tests {
         assert_eq!(own_pages_after(&backend, discard(huge + 4096, huge - 4096)), 999 + 512);
         assert_eq!(own_pages_after(&backend, discard(huge - 4096, huge + 8192)), 999);
         assert_eq!(own_pages_after(&backend, discard(0, 1000 * huge)), 0);
+        // Part of one at either end.
+        for part in 0..3 {
+            backend.execute(&mut write(part * huge, HUGE)).expect("the write succeeds");
+        }
+        assert_eq!(own_pages_after(&backend, discard(huge / 2, 2 * huge)), 2 * 512);
+        // What is zeroed in place is deallocated too, and nothing else.
+        assert!(!allocated(&backend, huge / 2, 4096) && !allocated(&backend, 5 * huge / 2 - 4096, 4096));
+        assert!(allocated(&backend, 0, huge / 2) && allocated(&backend, 5 * huge / 2, huge / 2));
+        backend.execute(&mut discard(0, 3 * huge)).expect("the discard succeeds");
         // And may come again.
         assert_eq!(own_pages_after(&backend, write(huge, HUGE / 8)), 512);
         // What is moved counts as what is written, as one piece or as several, at once or not.
@@ -716,6 +725,23 @@ mod tests {
         for (offset, len) in [(0, 8 << 20), (512, 512), (4000, 200), (100, 5 << 20), (4096, 512)] {
             assert_eq!(own_pages_after(&backend, Op::Discard { offset, len }), 0);
         }
+    }
+
+    /// The kernel does not take back what is locked.
+    #[test]
+    fn locked_pages_are_zeroed_in_place() {
+        let backend = MemoryBackend::with_huge_pages(1 << 20, HugePages::Off).expect("the memory is there");
+        backend.execute(&mut write(0, 1 << 20)).expect("the write succeeds");
+        let middle = backend.slice(8192, 8192).expect("it lies inside");
+        // SAFETY: it is our own memory, and no byte changes.
+        if unsafe { libc::mlock(middle.ptr_guard().as_ptr().cast(), 8192) } != 0 {
+            eprintln!("left out: {}", io::Error::last_os_error());
+            return;
+        }
+        assert_eq!(own_pages_after(&backend, Op::Discard { offset: 8192, len: 8192 }), 256);
+        let mut expected = vec![7; 1 << 20];
+        expected[8192..16384].fill(0);
+        assert!(bytes(&backend, 0, 1 << 20) == expected);
     }
 
     fn own_pages_after(backend: &MemoryBackend, mut op: Op) -> usize {
