@@ -51,9 +51,8 @@ impl FileFacts {
         }
         // f_type is of one type or another by architecture; magic numbers have 32 bits.
         let served = SERVED.contains(&(system.f_type as u32));
-        let block = u64::try_from(system.f_bsize).unwrap_or(0);
-        let sane = block.is_power_of_two() && block <= MAX_BLOCK;
-        let clones = (sane && shares_blocks(file)).then_some(block);
+        let block = believed(u64::try_from(system.f_bsize).unwrap_or(0));
+        let clones = block.filter(|_| shares_blocks(file));
         FileFacts { id: Some(FileId { dev: stat.st_dev, ino: stat.st_ino }), clones, served, direct: false }
     }
 
@@ -73,6 +72,11 @@ impl FileFacts {
 
 /// NFS, SMB (cifs), SMB2, Ceph: copy_file_range is an order to the server there.
 const SERVED: [u32; 4] = [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400];
+
+/// What a file system calls the size of its blocks, where that can be.
+fn believed(block: u64) -> Option<u64> {
+    (block.is_power_of_two() && block <= MAX_BLOCK).then_some(block)
+}
 
 /// Does the file's file system share blocks? Asked for one byte onto itself, which changes nothing whatever the
 /// answer is: those that share refuse it for its alignment or its overlap, all others for lack of the ability.
@@ -252,6 +256,16 @@ mod tests {
             refusals.remember(FileId { dev: 1, ino }, Way::Clone, libc::EXDEV);
             let by_source = refusals.by_source.lock().expect("nothing panicked");
             assert!(by_source.len() <= MAX_SOURCES && by_source.contains_key(&FileId { dev: 1, ino }));
+        }
+    }
+
+    #[test]
+    fn block_sizes_that_can_be() {
+        for block in [512, 4096, MAX_BLOCK] {
+            assert_eq!(believed(block), Some(block));
+        }
+        for block in [0, 3 * 512, MAX_BLOCK + 512, 2 * MAX_BLOCK] {
+            assert_eq!(believed(block), None);
         }
     }
 
