@@ -63,6 +63,10 @@ fn short_transfers_go_on() {
     let offsets = [512, 513, 513, 1511];
     assert_eq!(calls, offsets.map(|at| pwritev(at, false)));
     assert!(end.result.is_ok());
+    // No more than was asked for has been moved, whatever the answer.
+    let (calls, end) = script(&image(), write(1000, false), &[1, 5000]);
+    assert_eq!(calls, [512, 513].map(|at| pwritev(at, false)));
+    assert!(end.result.is_ok());
 }
 
 #[test]
@@ -212,6 +216,19 @@ fn direct() -> Arc<ImageFile> {
     let align = Alignment { memory: 512, block: 4096 };
     let image = Arc::into_inner(image()).expect("nobody else has it");
     Arc::new(image.cached(CacheMode::None, Some(Direct { align, parts: true })))
+}
+
+/// A direct transfer that ends within a block has met the end of the file, or of the room: it would not go on.
+#[test]
+fn a_direct_transfer_ends_with_a_block() {
+    let read = || Op::Read { offset: 4096, buf: pool(vec![0; 8192]) };
+    let write = || Op::Write { offset: 4096, buf: pool(vec![0; 8192]), fua: false };
+    for op in [read, write] as [fn() -> Op; 2] {
+        assert!(script(&direct(), op(), &[4096, 4096]).1.result.is_ok());
+        let (calls, end) = script(&direct(), op(), &[4096, 512]);
+        assert!(calls.len() == 2 && end.result.is_err(), "{calls:?} {end:?}");
+        assert!(script(&image(), op(), &[4096, 512, 4096 - 512]).1.result.is_ok());
+    }
 }
 
 fn copy(file: &Arc<ImageFile>, offset: u64, len: u64) -> FileJob {
