@@ -303,7 +303,7 @@ mod tests {
 
     fn ns(nsid: u32, method: Method, shortcuts: Shortcuts) -> Arc<Namespace> {
         let policy = CopyPolicy { method, ..CopyPolicy::default() };
-        Arc::new(special(nsid, 64 * MIB >> 9, 9, shortcuts, policy))
+        Arc::new(special(nsid, (64 * MIB) >> 9, 9, shortcuts, policy))
     }
 
     /// One range from namespace 2 to namespace 1, which knows no other way than `shortcuts`.
