@@ -154,7 +154,7 @@ impl CopySteps {
         match self.stage {
             Stage::Clone => {
                 self.changed = true;
-                self.moved((self.len - self.done).min(MAX_CALL), Stage::Clone)
+                self.moved(MAX_CALL, Stage::Clone)
             }
             Stage::CloneBlock => {
                 self.changed = true;
@@ -258,7 +258,7 @@ impl CopySteps {
         self.stage = if target.can(Ability::PunchHole) { Stage::PunchHole } else { Stage::WriteZeroes };
     }
 
-    /// `count` bytes are in place; `same` goes on with the data or hole in hand, if there is any left.
+    /// `count` bytes are in place, or all that were asked for if that is less; `same` goes on with the data or hole in hand, if there is any left.
     fn moved(&mut self, count: u64, same: Stage) {
         let end = if same == Stage::Clone { self.len } else { self.piece };
         self.done = (self.done + count).min(end);
@@ -284,6 +284,13 @@ mod tests {
     /// Answers the calls of a copy in turn, and holds each against what is expected. How it ended, and what is
     /// left of the ways between the two files.
     fn script(clone: bool, len: u64, steps: &[(Call, i64)]) -> (Completion, Shortcuts) {
+        let (end, ways, _) = script_of_bytes(clone, len, steps);
+        (end, ways)
+    }
+
+    /// The same, and how many bytes of memory each read or write was given.
+    fn script_of_bytes(clone: bool, len: u64, steps: &[(Call, i64)]) -> (Completion, Shortcuts, Vec<usize>) {
+        let mut bytes = Vec::new();
         let (source, target) = (file(), file());
         let copy = CopySteps::new(Arc::clone(&source), FROM, TO, len, clone.then_some(BLOCK));
         let mut job = FileJob::copy(Arc::clone(&target), TO, len, copy);
@@ -292,10 +299,13 @@ mod tests {
             let alone = matches!(expected, Call::Seek { .. } | Call::Preadv { .. });
             assert_eq!(job.fd(), if alone { source.fd() } else { target.fd() });
             assert_eq!(job.source_fd(), source.fd());
+            if matches!(expected, Call::Preadv { .. } | Call::Pwritev { .. }) {
+                bytes.push(job.iovecs().iter().map(|iovec| iovec.iov_len).sum());
+            }
             job.complete(*answer);
         }
         assert_eq!(job.next_call(), None);
-        (job.finish(Tag(0)), target.shortcuts_from(&source))
+        (job.finish(Tag(0)), target.shortcuts_from(&source), bytes)
     }
 
     const OK: Shortcuts = Shortcuts {
@@ -376,6 +386,17 @@ mod tests {
         let (end, ways) = script(true, 8192, &calls);
         assert!(end.result.is_ok());
         assert_eq!(ways, Shortcuts { offload: true, ..Shortcuts::default() });
+        // A last block that is not whole is asked for as it is.
+        let len = MAX_CALL + 1000;
+        let calls = [
+            (clone(0, MAX_CALL), 0),
+            (clone(MAX_CALL, 1000), no(libc::EINVAL)),
+            size(FROM + len),
+            (clone(MAX_CALL, 1000), 0),
+            data_end(MAX_CALL, len),
+            (copy(MAX_CALL, 1000), 1000),
+        ];
+        assert!(script(true, len, &calls).0.result.is_ok());
     }
 
     #[test]
@@ -498,9 +519,11 @@ mod tests {
             data_end(2 * mib + 512, len),
             (read(2 * mib + 512), 0),
         ];
-        let (end, ways) = script(false, len, &calls);
+        let (end, ways, bytes) = script_of_bytes(false, len, &calls);
         assert!(matches!(end.result, Err(BackendError::Truncated)));
         assert_eq!(ways, Shortcuts { reflink: Some(BLOCK), ..Shortcuts::default() });
+        let mib = mib as usize;
+        assert_eq!(bytes, [mib, mib, mib - 4096, mib - 4096, mib - 4096, mib - 512]);
         // A hole punched is a change, too.
         let calls = [
             data_end(0, 0),
@@ -512,6 +535,15 @@ mod tests {
             (write(512), 512),
         ];
         assert!(script(false, 1024, &calls).0.result.is_ok());
+        // A write that moves nothing fails, and no more is written than was asked for, whatever the answer.
+        let begin = [data_end(0, 1024), (copy(0, 1024), 512), (copy(512, 512), refusal), (read(512), 512)];
+        let (end, _) = script(false, 1024, &[&begin[..], &[(write(512), 100), (write(612), 0)]].concat());
+        assert!(matches!(end.result, Err(BackendError::Io(e)) if e.kind() == std::io::ErrorKind::WriteZero));
+        let (end, _) = script(false, 1024, &[&begin[..], &[(write(512), 100), (write(612), 600)]].concat());
+        assert!(end.result.is_ok());
+        let zeroes = [data_end(0, 0), (hole_end(0), (FROM + 512) as i64), (punch(0, 512), no(libc::EINVAL))];
+        let (end, _) = script(false, 512, &[&zeroes[..], &[(write(0), 0)]].concat());
+        assert!(matches!(end.result, Err(BackendError::Io(e)) if e.kind() == std::io::ErrorKind::WriteZero));
     }
 
     #[test]

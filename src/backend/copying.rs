@@ -525,6 +525,7 @@ fn coherent(folder: &Path) {
                 Arc::new(RawBackend::open(options).expect("the image opens"))
             };
             let images = [0, 1].map(|at| open(&names[at], caches[at], Some(LEN)));
+            assert_eq!(images.each_ref().map(|image| image.is_direct()), caches.map(CacheMode::is_direct));
             let mut pair = Pair::new(images, kind);
             // The same files by the other way, as somebody else sees them.
             let others = [0, 1].map(|at| {

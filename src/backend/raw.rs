@@ -473,7 +473,9 @@ fn io_error(path: &Path, what: &'static str, source: io::Error) -> OpenError {
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-    use super::super::conformance::folder;
+    use super::super::conformance::{folder, guest, pool};
+    use super::super::shortcut::Way;
+    use super::super::{MemoryBackend, SharedBackend};
     use super::*;
 
     fn open(path: &Path, size: Option<u64>) -> Result<RawBackend, OpenError> {
@@ -661,9 +663,65 @@ mod tests {
         letting_go.join().expect("no panic");
     }
 
+    fn changed(backend: RawBackend, change: impl FnOnce(ImageFile) -> ImageFile) -> Arc<RawBackend> {
+        let file = Arc::into_inner(backend.file).expect("nobody uses it yet");
+        Arc::new(RawBackend { file: Arc::new(change(file)), ..backend })
+    }
+
+    /// Whole blocks are shared, and what is left of one where both images end. What the kernel would refuse is not asked
+    /// of it, for then it would not be asked for the rest either.
+    #[test]
+    fn copies_that_are_made() {
+        let folder = folder();
+        let image = |name: &str, sectors: u64| {
+            let backend = open(&folder.path().join(name), Some(sectors * 512)).expect("it opens");
+            changed(backend, |file| file.sharing(4096))
+        };
+        let (source, target) = (image("source", 17), image("target", 33));
+        let job = |how, from: u64, offset: u64, len: u64| {
+            target.copy_job(&*source, from * 512, offset * 512, len * 512, how).is_some()
+        };
+        for (from, offset, len) in [(0, 0, 8), (8, 24, 8), (16, 32, 1), (8, 24, 9)] {
+            assert!(job(Shortcut::Reflink, from, offset, len), "{from} {offset} {len}");
+        }
+        for (from, offset, len) in [(0, 1, 8), (1, 0, 8), (1, 1, 8), (0, 0, 7), (16, 0, 1), (0, 32, 1)] {
+            assert!(!job(Shortcut::Reflink, from, offset, len), "{from} {offset} {len}");
+            assert!(job(Shortcut::Offload, from, offset, len), "{from} {offset} {len}");
+        }
+        assert!(!job(Shortcut::MemMove, 0, 0, 8));
+        for (from, offset, possible) in [(0, 8, true), (8, 0, true), (0, 7, false), (7, 0, false)] {
+            let job = target.copy_job(&*target, from * 512, offset * 512, 8 * 512, Shortcut::Offload);
+            assert_eq!(job.is_some(), possible, "{from} {offset}");
+        }
+        target.file.refused(&source.file, Way::CopyRange, libc::EXDEV);
+        assert!(!job(Shortcut::Offload, 0, 0, 8) && job(Shortcut::Reflink, 0, 0, 8));
+    }
+
+    /// Where a ring would hand its writes on, and from a buffer of ours.
+    #[test]
+    fn relays_that_are_made() {
+        let folder = folder();
+        let image = |name: &str| open(&folder.path().join(name), Some(1 << 20)).expect("it opens");
+        let source = changed(image("source"), |file| file);
+        let waiting = changed(image("waiting"), ImageFile::waiting);
+        let sharing = changed(image("sharing"), |file| file.sharing(4096));
+        let memory: SharedBackend = Arc::new(MemoryBackend::new(1 << 20).expect("the memory is there"));
+        let made = |target: &RawBackend, source: &SharedBackend, buf| {
+            let source = Arc::clone(source);
+            let op =
+                Op::Relay { source, pieces: [(0, 512)].into(), offset: 0, buf, fua: false, offload: true };
+            target.relay_job(op).is_ok()
+        };
+        let source: SharedBackend = source;
+        assert!(made(&waiting, &source, pool(vec![0; 512])));
+        assert!(!made(&waiting, &source, guest(&[0; 512], &[512])));
+        assert!(!made(&waiting, &memory, pool(vec![0; 512])));
+        assert!(!made(&sharing, &source, pool(vec![0; 512])));
+    }
+
     #[test]
     fn operations_on_a_block_device() {
-        use super::super::conformance::{Rig, engines, guest, pool};
+        use super::super::conformance::{Rig, engines};
         use super::super::engine::create;
 
         let folder = folder();

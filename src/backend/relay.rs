@@ -90,9 +90,7 @@ impl Relay {
 
 /// Is it open for O_DIRECT?
 pub(super) fn is_direct(file: &File) -> bool {
-    // SAFETY: no pointer is passed.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    flags != -1 && flags & libc::O_DIRECT != 0
+    rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::DIRECT))
 }
 
 /// Does a write to the file have to wait, so that a ring hands it on to a thread? Not one of O_DIRECT, nor one through
@@ -111,7 +109,7 @@ pub(super) fn writes_wait(file: &File) -> bool {
 mod tests {
     use std::os::unix::fs::FileExt;
 
-    use super::super::conformance::pool;
+    use super::super::conformance::{folder, pool};
     use super::super::engine::{EngineKind, create};
     use super::super::image_file::Tap;
     use super::super::{BackendError, Completion, FileJob, JobKind, MemoryBackend, Op, Tag};
@@ -158,7 +156,19 @@ mod tests {
             assert_eq!(job.next_call().as_ref(), Some(expected));
             let read = matches!(expected, Call::Preadv { .. });
             assert_eq!(job.fd(), if read { source.fd() } else { target.fd() });
+            // To the end of the piece, or of all.
+            let left = match *expected {
+                Call::Preadv { offset: offset @ 100..110 } => 110 - offset,
+                Call::Preadv { offset } => 320 - offset,
+                Call::Pwritev { offset, .. } => 5030 - offset,
+                _ => 0,
+            };
             assert_eq!(job.iovecs().len(), usize::from(*expected != Call::Fdatasync));
+            assert_eq!(
+                job.iovecs().iter().map(|iovec| iovec.iov_len as u64).sum::<u64>(),
+                left,
+                "{expected:?}"
+            );
             job.complete(*answer);
         }
         assert_eq!(job.next_call(), None);
@@ -187,6 +197,10 @@ mod tests {
         steps.extend([(write(5000, true), -libc::EOPNOTSUPP), (write(5000, false), 30)]);
         steps.push((Call::Fdatasync, 0));
         assert!(script(true, &steps).result.is_ok());
+        // No more than was asked for has been moved, whatever the answer.
+        let end =
+            script(false, &[(read(100), 4), (read(104), 25), (read(300), 25), (write(5000, false), 99)]);
+        assert!(end.result.is_ok());
     }
 
     #[test]
@@ -358,6 +372,21 @@ mod tests {
             assert_eq!((reads.len(), writes.len()), (1200, 400));
             assert!(reads.iter().all(|call| matches!(call, Call::Preadv { .. })));
             assert!(writes.iter().all(|call| matches!(call, Call::Pwritev { .. })));
+        }
+    }
+
+    #[test]
+    fn direct_files_are_known() {
+        use std::os::unix::fs::OpenOptionsExt;
+        let folder = folder();
+        let path = folder.path().join("image");
+        assert!(!is_direct(&File::create(&path).expect("a file for the test")));
+        for write in [false, true] {
+            let mut options = File::options();
+            match options.read(true).write(write).custom_flags(libc::O_DIRECT).open(&path) {
+                Ok(file) => assert!(is_direct(&file) && !writes_wait(&file)),
+                Err(why) => eprintln!("O_DIRECT is left out: {why}"),
+            }
         }
     }
 

@@ -57,9 +57,8 @@ impl FileFacts {
         }
         // f_type is of one type or another by architecture; magic numbers have 32 bits.
         let served = SERVED.contains(&(system.f_type as u32));
-        let block = u64::try_from(system.f_bsize).unwrap_or(0);
-        let sane = block.is_power_of_two() && block <= MAX_BLOCK;
-        let clones = (sane && shares_blocks(file)).then_some(block);
+        let block = believed(u64::try_from(system.f_bsize).unwrap_or(0));
+        let clones = block.filter(|_| shares_blocks(file));
         let id = Some(FileId { dev: stat.st_dev, ino: stat.st_ino });
         FileFacts { id, clones, served, ..none }
     }
@@ -85,6 +84,11 @@ impl FileFacts {
 
 /// NFS, SMB (cifs), SMB2, Ceph: copy_file_range is an order to the server there.
 const SERVED: [u32; 4] = [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400];
+
+/// What a file system calls the size of its blocks, where that can be.
+fn believed(block: u64) -> Option<u64> {
+    (block.is_power_of_two() && block <= MAX_BLOCK).then_some(block)
+}
 
 /// Does the file's file system share blocks? Asked for one byte onto itself, which changes nothing whatever the
 /// answer is: those that share refuse it for its alignment or its overlap, all others for lack of the ability.
@@ -254,10 +258,26 @@ mod tests {
     #[test]
     fn the_memory_of_refusals_is_bounded() {
         let refusals = Refusals::default();
+        // As many as it holds stay, though one is refused again.
+        for ino in (0..MAX_SOURCES as u64).chain([7]) {
+            refusals.remember(FileId { dev: 1, ino }, Way::Clone, libc::EXDEV);
+        }
+        assert_eq!(refusals.by_source.lock().expect("nothing panicked").len(), MAX_SOURCES);
+        let refusals = Refusals::default();
         for ino in 0..3 * MAX_SOURCES as u64 {
             refusals.remember(FileId { dev: 1, ino }, Way::Clone, libc::EXDEV);
             let by_source = refusals.by_source.lock().expect("nothing panicked");
             assert!(by_source.len() <= MAX_SOURCES && by_source.contains_key(&FileId { dev: 1, ino }));
+        }
+    }
+
+    #[test]
+    fn block_sizes_that_can_be() {
+        for block in [512, 4096, MAX_BLOCK] {
+            assert_eq!(believed(block), Some(block));
+        }
+        for block in [0, 3 * 512, MAX_BLOCK + 512, 2 * MAX_BLOCK] {
+            assert_eq!(believed(block), None);
         }
     }
 
@@ -273,6 +293,11 @@ mod tests {
         file.read_exact_at(&mut bytes, 0).expect("it is read");
         assert_eq!(&bytes, b"untouched");
         assert_eq!(file.metadata().expect("it has").len(), 9);
+        // It says the truth: as the next block of the same file system is shared, or not.
+        let (block, other) = (4096, tempfile::tempfile().expect("a file for the test"));
+        file.write_all_at(&vec![1; block], 0).expect("it is written");
+        let shared = clone_range(file.as_raw_fd(), 0, other.as_raw_fd(), 0, block as u64);
+        assert_eq!((facts.clones.is_some(), facts.direct), (shared == 0, false));
         let special = File::open("/dev/null").expect("it opens");
         assert!(FileFacts::of(&special).id.is_none());
     }

@@ -262,3 +262,137 @@ pub(super) fn shares_whole(source: &Namespace, from: u64, dst_ns: &Namespace, ds
     let align = dst_ns.backend.shortcuts_from(&*source.backend).reflink;
     align.and_then(|align| aligned(align, source, from, dst_ns, dst)) == Some((0, dst.len))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::PlannedRange;
+    use super::super::testing::special;
+    use super::*;
+    use crate::namespace::CopyPolicy;
+
+    const BLOCK: u64 = 4096;
+    const MIB: u64 = 1 << 20;
+
+    const FILES: Shortcuts = Shortcuts {
+        memmove: false,
+        reflink: Some(BLOCK),
+        offload: true,
+        offload_pays: true,
+        offload_clones: false,
+        relay: false,
+    };
+
+    fn ns(nsid: u32, method: Method, shortcuts: Shortcuts) -> Arc<Namespace> {
+        let policy = CopyPolicy { method, ..CopyPolicy::default() };
+        Arc::new(special(nsid, (64 * MIB) >> 9, 9, shortcuts, policy))
+    }
+
+    /// One range from namespace 2 to namespace 1, which knows no other way than `shortcuts`.
+    struct Run {
+        method: Method,
+        shortcuts: Shortcuts,
+        from: u64,
+        to: u64,
+        len: u64,
+        fco: bool,
+        dulbe: bool,
+    }
+
+    impl Run {
+        /// Both sides begin with a block.
+        fn of(method: Method, len: u64) -> Self {
+            Run { method, shortcuts: FILES, from: 8 * MIB, to: 24 * MIB, len, fco: false, dulbe: false }
+        }
+
+        fn spans(&self) -> Vec<(u64, Way)> {
+            let dst_ns = ns(1, self.method, self.shortcuts);
+            dst_ns.set_dulbe(self.dulbe);
+            assert_eq!(dst_ns.dulbe(), self.dulbe);
+            let src = ByteRange { offset: self.from, len: self.len };
+            let source = ns(2, Method::Auto, Shortcuts::default());
+            let plan = CopyPlan {
+                dst_ns,
+                dst: ByteRange { offset: self.to, len: self.len },
+                ranges: vec![PlannedRange { ns: source, src, at: 0, fco: self.fco }],
+                fua: false,
+            };
+            let spans = Ladder::new(&plan).spans(&plan, Stretch { start: 0, end: self.len });
+            let mut end = 0;
+            for span in &spans {
+                assert!(span.to.start == end && end < span.to.end, "{spans:?}");
+                end = span.to.end;
+            }
+            assert_eq!(end, self.len);
+            spans.into_iter().map(|span| (span.to.len(), span.way)).collect()
+        }
+    }
+
+    const SHARED: Way = Way::Direct(Shortcut::Reflink);
+    const OFFLOADED: Way = Way::Direct(Shortcut::Offload);
+
+    #[test]
+    fn short_runs_are_not_worth_it() {
+        for (len, way) in [(WORTH_IT - BLOCK, Way::Bounce), (WORTH_IT, SHARED)] {
+            assert_eq!(Run::of(Method::Auto, len).spans(), [(len, way)]);
+        }
+        let unshared = Shortcuts { reflink: None, ..FILES };
+        for (len, way) in [(WORTH_IT - 512, Way::Bounce), (WORTH_IT, OFFLOADED)] {
+            assert_eq!(Run { shortcuts: unshared, ..Run::of(Method::Auto, len) }.spans(), [(len, way)]);
+        }
+        // But who asks for a way has it.
+        assert_eq!(Run::of(Method::Reflink, BLOCK).spans(), [(BLOCK, SHARED)]);
+        assert_eq!(Run::of(Method::Offload, BLOCK).spans(), [(BLOCK, OFFLOADED)]);
+        assert_eq!(Run { fco: true, ..Run::of(Method::Auto, BLOCK) }.spans(), [(BLOCK, SHARED)]);
+    }
+
+    /// With large blocks they may be long themselves, and each goes the way that is best for its length.
+    #[test]
+    fn what_lies_before_and_behind_shared_blocks() {
+        let large = Shortcuts { reflink: Some(MIB), ..FILES };
+        let run = |before, behind| {
+            let run = Run::of(Method::Auto, before + 2 * MIB + behind);
+            Run { shortcuts: large, from: 8 * MIB - before, to: 24 * MIB - before, ..run }.spans()
+        };
+        let (short, long) = (WORTH_IT - 512, WORTH_IT);
+        let shared = (2 * MIB, SHARED);
+        assert_eq!(run(short, short), [(short, Way::Bounce), shared, (short, Way::Bounce)]);
+        assert_eq!(run(long, short), [(long, OFFLOADED), shared, (short, Way::Bounce)]);
+        assert_eq!(run(short, long), [(short, Way::Bounce), shared, (long, OFFLOADED)]);
+        assert_eq!(run(0, long), [shared, (long, OFFLOADED)]);
+    }
+
+    /// It is not cut at the block's end that it crosses.
+    #[test]
+    fn a_run_without_a_whole_block() {
+        let run = Run::of(Method::Reflink, BLOCK);
+        assert_eq!(Run { from: run.from + 512, to: run.to + 512, ..run }.spans(), [(BLOCK, OFFLOADED)]);
+    }
+
+    /// The file system would make holes of zeroes, where DULBE tells the difference; but to share is what Fast Copy Only is.
+    #[test]
+    fn what_is_copied_is_allocated() {
+        let run = |fco| Run { fco, dulbe: true, ..Run::of(Method::Auto, MIB) }.spans();
+        assert_eq!(run(false), [(MIB, Way::Bounce)]);
+        assert_eq!(run(true), [(MIB, SHARED)]);
+    }
+
+    #[test]
+    fn either_side_may_be_memory() {
+        let memory = Shortcuts { memmove: true, ..Shortcuts::default() };
+        for (dst, source) in [(true, true), (true, false), (false, true), (false, false)] {
+            let [dst_ns, source_ns] = [(1, dst), (2, source)]
+                .map(|(nsid, memmove)| ns(nsid, Method::Bounce, if memmove { memory } else { FILES }));
+            let range = ByteRange { offset: 0, len: MIB };
+            let plan = CopyPlan {
+                dst_ns,
+                dst: range,
+                ranges: vec![PlannedRange { ns: source_ns, src: range, at: 0, fco: false }],
+                fua: false,
+            };
+            let ladder = Ladder::new(&plan);
+            assert_eq!(ladder.any_memory(), dst || source);
+            assert_eq!((ladder.is_memory(1, true), ladder.is_memory(2, false)), (dst, source));
+            assert!(!ladder.is_memory(3, false), "of whom nothing is known");
+        }
+    }
+}

@@ -381,3 +381,126 @@ impl Gates {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::testing::{namespace, special};
+    use super::*;
+    use crate::backend::Shortcuts;
+    use crate::namespace::{ByteRange, CopyPolicy, Namespace};
+
+    const BLOCK: u64 = 512;
+
+    fn bytes(start: u64, end: u64) -> Stretch {
+        Stretch { start: start * BLOCK, end: end * BLOCK }
+    }
+
+    /// A Copy within one namespace to block `sdlba`, of ranges given as first block and blocks.
+    fn planned(ns: Namespace, sdlba: u64, ranges: &[(u64, u64)]) -> CopyPlan {
+        let dst_ns = Arc::new(ns);
+        let mut at = 0;
+        let ranges: Vec<_> = ranges
+            .iter()
+            .map(|&(slba, nlb)| {
+                let src = ByteRange { offset: slba * BLOCK, len: nlb * BLOCK };
+                at += src.len;
+                PlannedRange { ns: dst_ns.clone(), src, at: at - src.len, fco: false }
+            })
+            .collect();
+        let dst = ByteRange { offset: sdlba * BLOCK, len: at };
+        CopyPlan { dst_ns, dst, ranges, fua: false }
+    }
+
+    /// In list order a stage ends where one reads what another has written, and nowhere else: not where they touch.
+    #[test]
+    fn stages_end_where_they_must() {
+        let stages = |ranges: &[(u64, u64)]| -> Vec<_> {
+            let policy = CopyPolicy { overlap: Overlap::InOrder, ..CopyPolicy::default() };
+            let plan = planned(special(1, 400, 9, Shortcuts::default(), policy), 100, ranges);
+            stages(&plan).into_iter().map(|stage| (stage.to, stage.ordered)).collect()
+        };
+        assert_eq!(stages(&[(0, 8), (20, 8)]), [(bytes(0, 16), false)]);
+        assert_eq!(stages(&[(0, 8), (100, 8)]), [(bytes(0, 8), false), (bytes(8, 16), false)]);
+        assert_eq!(stages(&[(0, 8), (107, 8)]), [(bytes(0, 8), false), (bytes(8, 16), true)]);
+        // Its own place, or what comes behind it.
+        for slba in [108, 110, 116] {
+            assert_eq!(stages(&[(0, 8), (slba, 8), (0, 8)]), [(bytes(0, 24), true)], "{slba}");
+        }
+        assert_eq!(stages(&[(100, 8), (0, 8)]), [(bytes(0, 16), true)]);
+        // Just before the destination and just behind it.
+        assert_eq!(stages(&[(92, 8), (116, 8)]), [(bytes(0, 16), false)]);
+        assert_eq!(
+            stages(&[(0, 8), (100, 4), (108, 4), (104, 4)]),
+            [(bytes(0, 8), false), (bytes(8, 12), false), (bytes(12, 20), false)]
+        );
+    }
+
+    /// Segments of `segment` blocks, `budget` blocks of memory; of each group what is held, the rest, and the need.
+    fn groups(ranges: &[(u64, u64)], segment: u64, budget: u64) -> Option<Vec<(usize, usize, u64)>> {
+        let plan = planned(namespace(1, 1 << 20, 9), 0, ranges);
+        let bounds =
+            Bounds { segment: segment * BLOCK, one_piece: false, block: BLOCK, budget: budget * BLOCK };
+        let groups = schedule(&plan, Stretch { start: 0, end: plan.dst.len }, bounds)?;
+        let mut all: Vec<_> = groups.iter().flat_map(Group::all).collect();
+        all.sort_unstable_by_key(|segment| segment.start);
+        assert!(all.windows(2).all(|pair| pair[0].end == pair[1].start), "{all:?}");
+        for group in &groups {
+            assert!((0..group.len()).all(|index| group.get(index).is_some()), "{group:?}");
+            assert_eq!(group.get(group.len()), None);
+            // What is held, one segment that is read and one that is written.
+            let held: u64 = group.held.iter().map(|segment| segment.len()).sum();
+            let largest = group.all().map(Stretch::len).max().unwrap_or(0);
+            let least = if held == 0 { 0 } else { held + 2 * largest };
+            assert!(least <= group.need && group.need <= bounds.budget, "{least} {group:?}");
+        }
+        let sizes = groups.iter().map(|group| (group.held.len(), group.rest.len(), group.need / BLOCK));
+        Some(sizes.collect())
+    }
+
+    /// Each two that exchange places are a cycle. As many as fit are held at once, with memory to go on in parallel.
+    #[test]
+    fn cycles_share_memory() {
+        let exchanges = [(4, 4), (0, 4), (12, 4), (8, 4), (20, 4), (16, 4)];
+        let groups = |budget| groups(&exchanges, 4, budget).expect("there is enough");
+        assert_eq!(groups(100), [(3, 3, 3 * 4 + 8 * 4)]);
+        assert_eq!(groups(20), [(3, 3, 20)]);
+        assert_eq!(groups(19), [(2, 2, 19), (1, 1, 19)]);
+        assert_eq!(groups(16), [(2, 2, 16), (1, 1, 16)]);
+        assert_eq!(groups(15), [(1, 1, 15), (1, 1, 15), (1, 1, 15)]);
+        assert_eq!(groups(12), [(1, 1, 12), (1, 1, 12), (1, 1, 12)]);
+        // Cut in halves, with room for three of them at once.
+        assert_eq!(groups(11), [(3, 3, 11), (3, 3, 11)]);
+    }
+
+    /// What is in no cycle waits for none of its memory, and is one group as far as no cycle comes between.
+    #[test]
+    fn what_is_free_is_apart_from_cycles() {
+        let ranges = [(4, 4), (0, 4), (1000, 8), (20, 4), (16, 4), (2000, 4)];
+        let budget = 100;
+        assert_eq!(
+            groups(&ranges, 4, budget),
+            Some(vec![(0, 1, 0), (1, 1, 4 + 8 * 4), (0, 2, 0), (1, 1, 4 + 8 * 4)])
+        );
+    }
+
+    /// One that many read, or one that reads many: that one is held.
+    #[test]
+    fn the_cheaper_ends_are_held() {
+        let read_by_many = [(4, 1), (8, 1), (12, 2), (0, 4), (0, 4), (0, 4)];
+        let reader_of_many = [(4, 12), (0, 1), (5, 1), (10, 2)];
+        for ranges in [&read_by_many[..], &reader_of_many] {
+            assert_eq!(groups(ranges, 4, 100), Some(vec![(1, 3, 4 + 8 * 4)]), "{ranges:?}");
+        }
+    }
+
+    /// A cycle through everything is cut until it fits, but not for ever.
+    #[test]
+    fn cycles_are_cut_to_an_end() {
+        let rotated = |blocks| groups(&[(1, blocks - 1), (0, 1)], 2048, 3);
+        assert_eq!(rotated(FINEST as u64), Some(vec![(1, FINEST - 1, 3)]));
+        assert_eq!(rotated(2 * FINEST as u64), None);
+        assert_eq!(groups(&[(1, 15), (0, 1)], 4, 2), None, "no block is cut");
+    }
+}

@@ -221,3 +221,25 @@ fn lay_out(checked: &Checked, views: &[RangeView<'_>], total: u64) -> Option<Cop
         fua: checked.command.fua(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{command, namespace};
+    use super::*;
+
+    /// Should a check be missing, a plan that does not tile its destination is none.
+    #[test]
+    fn a_plan_tiles_its_destination() {
+        let namespaces = Namespaces::new(vec![namespace(1, 1000, 9), namespace(2, 1000, 12)], 2);
+        let capabilities = Capabilities { ocfs: 4, cdfe: 4 };
+        let checked = check_command(&command(1, 8, 2, 1), &namespaces, capabilities).expect("sound");
+        let lay_out = |nsid, nlb| {
+            let range = SourceRange { nlb, ..SourceRange::plain(Some(nsid), 16, 1) };
+            let view = RangeView { range: &range, source: namespaces.get(nsid), at: 0 };
+            lay_out(&checked, &[view], u64::from(nlb)).map(|plan| plan.dst)
+        };
+        assert_eq!(lay_out(1, 2), Some(ByteRange { offset: 8 * 512, len: 1024 }));
+        assert_eq!(lay_out(2, 2), None, "larger blocks");
+        assert_eq!(lay_out(1, 0), None, "nothing");
+    }
+}

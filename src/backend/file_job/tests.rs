@@ -5,7 +5,13 @@ use proptest::prelude::*;
 
 use super::iovecs::MAX_IOV;
 use super::*;
+use crate::backend::MemoryBackend;
+use crate::backend::align::Alignment;
+use crate::backend::cache::CacheMode;
 use crate::backend::conformance::{bytes_of, guest, pool};
+use crate::backend::engine::{EngineKind, create};
+use crate::backend::image_file::Direct;
+use crate::backend::relay::Pieces;
 
 fn image() -> Arc<ImageFile> {
     let file = tempfile::tempfile().expect("a file for the test");
@@ -56,6 +62,10 @@ fn short_transfers_go_on() {
     let (calls, end) = script(&image(), write(1000, false), &[1, -libc::EINTR, 998, 1]);
     let offsets = [512, 513, 513, 1511];
     assert_eq!(calls, offsets.map(|at| pwritev(at, false)));
+    assert!(end.result.is_ok());
+    // No more than was asked for has been moved, whatever the answer.
+    let (calls, end) = script(&image(), write(1000, false), &[1, 5000]);
+    assert_eq!(calls, [512, 513].map(|at| pwritev(at, false)));
     assert!(end.result.is_ok());
 }
 
@@ -199,6 +209,96 @@ fn a_failed_sync_fails_all_later_ones() {
         }
         assert!(script(&file, write(8, false), &[8]).1.result.is_ok());
     }
+}
+
+/// Past the page cache by blocks of 4096, of which parts may be written.
+fn direct() -> Arc<ImageFile> {
+    let align = Alignment { memory: 512, block: 4096 };
+    let image = Arc::into_inner(image()).expect("nobody else has it");
+    Arc::new(image.cached(CacheMode::None, Some(Direct { align, parts: true })))
+}
+
+/// A direct transfer that ends within a block has met the end of the file, or of the room: it would not go on.
+#[test]
+fn a_direct_transfer_ends_with_a_block() {
+    let read = || Op::Read { offset: 4096, buf: pool(vec![0; 8192]) };
+    let write = || Op::Write { offset: 4096, buf: pool(vec![0; 8192]), fua: false };
+    for op in [read, write] as [fn() -> Op; 2] {
+        assert!(script(&direct(), op(), &[4096, 4096]).1.result.is_ok());
+        let (calls, end) = script(&direct(), op(), &[4096, 512]);
+        assert!(calls.len() == 2 && end.result.is_err(), "{calls:?} {end:?}");
+        assert!(script(&image(), op(), &[4096, 512, 4096 - 512]).1.result.is_ok());
+    }
+}
+
+fn copy(file: &Arc<ImageFile>, offset: u64, len: u64) -> FileJob {
+    let steps = CopySteps::new(image(), 0, offset, len, None);
+    FileJob::copy(Arc::clone(file), offset, len, steps)
+}
+
+/// A copy onto a block that a write of a part of it has read and not yet written back waits for that write.
+#[test]
+fn a_copy_takes_its_turn() {
+    let file = direct();
+    let mut part = FileJob::new(Arc::clone(&file), write(512, false));
+    assert_eq!(part.next_call(), Some(Call::Preadv { offset: 0 }));
+    let mut elsewhere = copy(&file, 4096, 4096);
+    assert_eq!(elsewhere.next_call(), Some(Call::Seek { whence: libc::SEEK_HOLE, offset: 0 }));
+    let mut here = copy(&file, 0, 8192);
+    assert_eq!(here.next_call(), Some(Call::Wait));
+    part.complete(4096);
+    assert_eq!((part.next_call(), here.next_call()), (Some(pwritev(0, false)), Some(Call::Wait)));
+    part.complete(4096);
+    assert_eq!(part.next_call(), None);
+    assert!(part.finish(Tag(0)).result.is_ok());
+    assert_eq!(here.next_call(), Some(Call::Seek { whence: libc::SEEK_HOLE, offset: 0 }));
+    assert!(copy(&file, 0, 0).is_done());
+}
+
+/// And has its engine woken, as all that may wait for something; others are not to pay for that.
+#[test]
+fn who_may_wait_is_woken() {
+    let engine = create(EngineKind::Threads).expect("the engine starts");
+    let asks = |job: FileJob| {
+        let mut asked = false;
+        job.waked_by(|| {
+            asked = true;
+            engine.waker()
+        });
+        asked
+    };
+    let new = |file: &Arc<ImageFile>, op| FileJob::new(Arc::clone(file), op);
+    let plain = image();
+    let read = || Op::Read { offset: 0, buf: pool(vec![0; 4096]) };
+    assert!(!asks(new(&plain, read())) && !asks(new(&plain, write(4096, false))));
+    assert!(asks(new(&plain, Op::Flush)) && asks(new(&plain, zeroes(true))) && asks(copy(&plain, 0, 512)));
+    // For its turn, as a write of whole blocks beside one of a part.
+    let whole = Op::Write { offset: 4096, buf: pool(vec![1; 4096]), fua: false };
+    assert!(asks(new(&direct(), whole)) && !asks(new(&direct(), read())));
+    // For the sync behind it.
+    plain.remember_lack(Ability::DsyncWrite);
+    assert!(asks(new(&plain, write(4096, true))));
+}
+
+/// Without a thread to make it what can be done in another way is.
+#[test]
+fn a_copy_without_a_thread_is_no_shortcut() {
+    let why = || io::Error::from_raw_os_error(libc::EAGAIN);
+    let op = Op::Relay {
+        source: Arc::new(MemoryBackend::new(1).expect("the memory is there")),
+        pieces: Pieces::new(),
+        offset: 512,
+        buf: pool(vec![0; 512]),
+        fua: false,
+        offload: false,
+    };
+    let relay = Relay::new(image(), [(0, 512)].into_iter().collect());
+    for job in [copy(&image(), 0, 4096), FileJob::relay(image(), op, relay)] {
+        let end = job.refuse(Tag(0), why());
+        assert!(matches!(end.result, Err(BackendError::NoShortcut)), "{end:?}");
+    }
+    let end = FileJob::new(image(), write(8, false)).refuse(Tag(0), why());
+    assert_eq!((errno(&end), end.buf.map(|buf| buf.len())), (Some(libc::EAGAIN), Some(8)));
 }
 
 /// ENOSPC of a dsync write: its own, which costs nothing, or older data's, which does.
