@@ -16,6 +16,18 @@ pub fn memmove(memory: &mut [u8], lbads: u8, copies: &[Copy]) {
     });
 }
 
+/// Memory for [`memmove`] with data in it, on huge pages where the kernel has some, as ours is.
+pub fn memory(len: u64) -> Vec<u8> {
+    use rustix::mm::{Advice, madvise};
+    let mut memory: Vec<u8> = Vec::with_capacity(len as usize);
+    let skip = memory.as_ptr().align_offset(4096);
+    // SAFETY: whole pages of the vector's own; the advice changes no byte.
+    let _ =
+        unsafe { madvise(memory.as_mut_ptr().add(skip).cast(), len as usize - skip, Advice::LinuxHugepage) };
+    memory.resize(len as usize, 1);
+    memory
+}
+
 /// copy_file_range for each range.
 pub fn copy_file_range(file: &File, lbads: u8, copies: &[Copy]) {
     each(lbads, copies, |mut from, mut to, len| {

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{CacheMode, MemoryBackend, RawBackend, RawOptions, SharedBackend};
+use vfio_user_nvme::backend::engine::{self, EngineKind};
+use vfio_user_nvme::backend::{
+    CacheMode, IoBuf, MemoryBackend, Op, RawBackend, RawOptions, SharedBackend, Tag,
+};
 use vfio_user_nvme::namespace::Method;
 
 use super::baseline::{self, Linked};
@@ -118,7 +120,7 @@ impl Row {
         match medium {
             Medium::Memory => {
                 let mut image = Image::memory(2 * span, lbads, Host::Lone);
-                let mut memory = vec![1; 2 * span as usize];
+                let mut memory = baseline::memory(2 * span);
                 let pair = alternate(
                     || image.driver.run(DEPTH, &copies),
                     || baseline::memmove(&mut memory, lbads, &copies),
@@ -285,10 +287,15 @@ struct Image {
 impl Image {
     fn memory(len: u64, lbads: u8, host: Host) -> Self {
         let backend: SharedBackend = Arc::new(MemoryBackend::new(len).expect("memory"));
-        let mut driver = Driver::new(backend, lbads, EngineKind::Auto, method(), host);
-        // Written once, so that neither side pays for first touches.
-        driver.run(1, &sweep(lbads, MIB.min(len / 2), 1, len / 2));
-        touch(&mut driver, len, lbads);
+        // With data in it: zeroes over zeroes are not moved.
+        let mut engine = engine::create(EngineKind::Auto).expect("engine");
+        for offset in (0..len).step_by(MIB as usize) {
+            let data = vec![0x5a; MIB.min(len - offset) as usize];
+            let op = Op::Write { offset, buf: IoBuf::Pool(data.into()), fua: false };
+            let written = backend.submit(Tag(0), op, &mut *engine).expect("memory is written at once");
+            written.result.expect("write");
+        }
+        let driver = Driver::new(backend, lbads, EngineKind::Auto, method(), host);
         Self { driver, path: PathBuf::new() }
     }
 
@@ -356,16 +363,6 @@ impl Drop for Apart {
             let _ = sched_setaffinity(None, all);
         }
     }
-}
-
-/// Copies the (never written) upper half down, which writes the lower half.
-fn touch(driver: &mut Driver, len: u64, lbads: u8) {
-    let half = (len / 2) >> lbads;
-    let step = MIB.min(len / 2) >> lbads;
-    let back: Vec<Copy> = (0..half / step)
-        .map(|i| Copy { ranges: vec![(half + i * step, step as u32)], sdlba: i * step })
-        .collect();
-    driver.run(1, &back);
 }
 
 fn prepare(place: &Place, file: &File, dirty: bool) {
