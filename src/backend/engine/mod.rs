@@ -2,6 +2,7 @@
 
 mod burst;
 mod files;
+mod joined;
 mod pool;
 mod uring;
 mod waker;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use libc::c_int;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::joined::{self, Jobs};
 use super::{Engine, FileJob, Waker};
 use crate::backend::extents::extent_end;
 use crate::backend::file_job::{Call, JobKind};
@@ -126,10 +127,11 @@ impl Relays {
         })
     }
 
-    fn pop(&mut self) -> Option<(Tag, FileJob)> {
-        let (tag, job) = self.jobs.remove(self.next()?)?;
-        self.running.push(job.image());
-        Some((tag, job))
+    fn pop(&mut self) -> Option<Jobs> {
+        let at = self.next()?;
+        let jobs = joined::take(&mut self.jobs, at);
+        self.running.push(jobs.first()?.1.image());
+        Some(jobs)
     }
 
     /// One at most: who begins it calls for the next.
@@ -153,8 +155,9 @@ impl Queue {
         }
     }
 
-    fn pop(&mut self) -> Option<(Tag, FileJob)> {
-        self.copies.pop().or_else(|| self.relays.pop()).or_else(|| self.jobs.pop_front())
+    fn pop(&mut self) -> Option<Jobs> {
+        let copy = self.copies.pop().map(|job| Jobs::from([job]));
+        copy.or_else(|| self.relays.pop()).or_else(|| self.jobs.pop_front().map(|job| Jobs::from([job])))
     }
 
     fn startable(&self) -> usize {
@@ -348,37 +351,45 @@ impl Drop for PoolEngine {
 impl Shared {
     fn run(&self) {
         let mut ended = None;
-        while let Some((tag, mut job)) = self.take(ended) {
-            while let Some(call) = job.next_call() {
-                if call == Call::Wait {
-                    // Who holds what it waits for is on another thread, or in another engine, and not waiting.
-                    job.sleep();
-                } else {
-                    let result = make(&job, call);
-                    job.complete(result);
-                }
-                // Nobody will hear of its end, and a copy can have many calls to go.
-                if self.stopping.load(Ordering::Relaxed) {
-                    break;
-                }
-            }
-            ended = Some((job.kind(), job.image()));
-            let completion = job.finish(tag);
-            let mut done = lock(&self.done);
-            done.list.push(completion);
-            self.any_done.store(true, Ordering::Relaxed);
-            let wake = std::mem::take(&mut done.asleep);
-            drop(done);
-            if wake {
-                self.waker.wake();
+        while let Some(mut jobs) = self.take(ended) {
+            ended = jobs.first().map(|(_, job)| (job.kind(), job.image()));
+            joined::begin(&mut jobs, make);
+            for (tag, job) in jobs {
+                self.end(tag, job);
             }
         }
         lock(&self.queue).alive -= 1;
         self.idle.notify_all();
     }
 
-    /// The next job, once there is one; `None` at the end. `ended`: what the last one was.
-    fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<(Tag, FileJob)> {
+    /// Does what is left of a job.
+    fn end(&self, tag: Tag, mut job: FileJob) {
+        while let Some(call) = job.next_call() {
+            if call == Call::Wait {
+                // Who holds what it waits for is on another thread, or in another engine, and not waiting.
+                job.sleep();
+            } else {
+                let result = make(&job, call);
+                job.complete(result);
+            }
+            // Nobody will hear of its end, and a copy can have many calls to go.
+            if self.stopping.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        let completion = job.finish(tag);
+        let mut done = lock(&self.done);
+        done.list.push(completion);
+        self.any_done.store(true, Ordering::Relaxed);
+        let wake = std::mem::take(&mut done.asleep);
+        drop(done);
+        if wake {
+            self.waker.wake();
+        }
+    }
+
+    /// The next job, once there is one, and those that are done with it; `None` at the end. `ended`: what the last one was.
+    fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<Jobs> {
         let mut queue = lock(&self.queue);
         if let Some((kind, image)) = ended {
             queue.ended(kind, image);
@@ -399,14 +410,14 @@ impl Shared {
             queue.idle -= 1;
             queue.called = queue.called.saturating_sub(1);
         }
-        let job = if queue.stop { None } else { queue.pop() };
+        let jobs = if queue.stop { None } else { queue.pop() };
         self.waiting.store(queue.startable(), Ordering::Relaxed);
         let call = queue.call();
         drop(queue);
         for _ in 0..call {
             self.work.notify_one();
         }
-        job
+        jobs
     }
 
     /// Until there is something to do, or for a moment.
