@@ -9,7 +9,8 @@ use super::FileJob;
 use crate::backend::Tag;
 use crate::backend::file_job::Call;
 
-/// Jobs that one thread does one after the other; more than one only where each [follows](FileJob::follows) the one before.
+/// Jobs that one thread does one after the other; more than one only where each [follows](FileJob::follows) the one
+/// before.
 pub(super) type Jobs = SmallVec<[(Tag, FileJob); 1]>;
 
 /// Bytes of one call, so that the first of them does not wait long for the others: some 50 us.
@@ -29,52 +30,32 @@ pub(super) fn take(queue: &mut VecDeque<(Tag, FileJob)>, at: usize) -> Jobs {
     jobs
 }
 
-/// Makes the first calls of all jobs as one, as far as they can begin. What that one did not get to, because of an error
-/// or an end, is made for each job alone: so each hears of its own error.
-pub(super) fn begin(jobs: &mut Jobs, make: impl Fn(&FileJob, Call) -> i64) {
+/// Makes the first calls of all jobs as one, as far as they can begin. What that does not get to, because of an error or
+/// an end, is as if interrupted before it began: each job asks for it again, alone, and hears of its own error.
+pub(super) fn begin(jobs: &mut Jobs, make: impl FnOnce(&FileJob, Call) -> i64) {
     if jobs.len() < 2 {
         return;
     }
-    let mut calls: SmallVec<[(Call, u64); 4]> = SmallVec::new();
-    let mut next = None;
+    let mut start = None;
+    let mut lens: SmallVec<[u64; 4]> = SmallVec::new();
     for (_, job) in jobs.iter_mut() {
-        match job.next_call() {
-            Some(call @ Call::CopyRange { from, offset, len })
-                if next.is_none_or(|next| next == (from, offset)) =>
-            {
-                next = Some((from + len, offset + len));
-                calls.push((call, len));
-            }
-            // It waits for somebody, and can be asked again; or needs no call.
-            Some(Call::Wait) | None => break,
-            Some(call) => {
-                let result = make(job, call);
-                job.complete(result);
-                break;
-            }
-        }
+        // Else it waits for somebody, or needs no call.
+        let Some(Call::CopyRange { from, offset, len }) = job.next_call() else { break };
+        start.get_or_insert((from, offset));
+        lens.push(len);
     }
-    let all = calls.iter().map(|(_, len)| len).sum();
-    let (Some((_, first)), Some(&(Call::CopyRange { from, offset, .. }, _))) = (jobs.first(), calls.first())
-    else {
-        return;
-    };
-    let mut moved = make(first, Call::CopyRange { from, offset, len: all });
-    for ((_, job), (call, len)) in jobs.iter_mut().zip(calls) {
-        let part = moved.min(i64::try_from(len).unwrap_or(i64::MAX));
-        if part > 0 {
-            moved -= part;
-            job.complete(part);
-        } else {
-            let result = make(job, call);
-            job.complete(result);
-        }
+    let (Some((_, first)), Some((from, offset))) = (jobs.first(), start) else { return };
+    let mut moved = make(first, Call::CopyRange { from, offset, len: lens.iter().sum() });
+    for ((_, job), len) in jobs.iter_mut().zip(lens) {
+        // At most MOST.
+        let part = moved.min(len as i64);
+        job.complete(if part > 0 { part } else { -i64::from(libc::EINTR) });
+        moved -= part;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
@@ -147,39 +128,36 @@ mod tests {
         assert_eq!(group(vec![job(0, 500, 64), to_another]), 1);
     }
 
-    /// The answers of one call to three jobs of 10, 20 and 30 bytes, then of those that each makes alone.
+    /// The answer of one call to three jobs of 10, 20 and 30 bytes, and what each asks for then.
     #[test]
-    fn what_one_call_leaves_is_made_alone() {
-        const EIO: i64 = -(libc::EIO as i64);
-        let copy = |from, len| Call::CopyRange { from, offset: from + 1000, len };
+    fn what_one_call_leaves_is_asked_for_again() {
         let ((_, one), (_, two)) = (image(3), image(5));
         if !is_possible(&one, &two) {
             return;
         }
-        for (answers, expected, left) in [
-            (vec![60], vec![copy(0, 60)], [None; 3]),
-            (vec![30, 30], vec![copy(0, 60), copy(30, 30)], [None; 3]),
-            (vec![31], vec![copy(0, 60)], [None, None, Some(copy(31, 29))]),
-            (vec![15, 30], vec![copy(0, 60), copy(30, 30)], [None, Some(copy(15, 15)), None]),
-            (vec![0, 10, 20, 30], vec![copy(0, 60), copy(0, 10), copy(10, 20), copy(30, 30)], [None; 3]),
-            (
-                vec![EIO, 10, EIO, 5],
-                vec![copy(0, 60), copy(0, 10), copy(10, 20), copy(30, 30)],
-                [None, Some(Call::Preadv { offset: 10 }), Some(copy(35, 25))],
-            ),
+        let copy = |from, len| Some(Call::CopyRange { from, offset: from + 1000, len });
+        let (first, second, third) = (copy(0, 10), copy(10, 20), copy(30, 30));
+        for (answer, left) in [
+            (60, [None, None, None]),
+            (31, [None, None, copy(31, 29)]),
+            (30, [None, None, third]),
+            (15, [None, copy(15, 15), third]),
+            (10, [None, second, third]),
+            (1, [copy(1, 9), second, third]),
+            (0, [first, second, third]),
+            (-i64::from(libc::EIO), [first, second, third]),
         ] {
             let jobs =
                 [(0, 10), (10, 20), (30, 30)].map(|(from, len)| relay(&one, from, &two, from + 1000, len));
             let mut jobs: Jobs = (0..).map(Tag).zip(jobs).collect();
-            let (made, mut answers) = (RefCell::new(Vec::new()), RefCell::new(answers.into_iter()));
+            let mut made = None;
             begin(&mut jobs, |_, call| {
-                made.borrow_mut().push(call);
-                answers.borrow_mut().next().expect("no more calls than answers")
+                made = Some(call);
+                answer
             });
-            assert_eq!(made.into_inner(), expected);
-            assert_eq!(answers.get_mut().next(), None, "{expected:?}");
+            assert_eq!(made, copy(0, 60), "{answer}");
             for ((_, mut job), left) in jobs.into_iter().zip(left) {
-                assert_eq!(job.next_call(), left, "{expected:?}");
+                assert_eq!(job.next_call(), left, "{answer}");
             }
         }
     }

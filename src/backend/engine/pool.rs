@@ -364,17 +364,16 @@ impl Shared {
 
     /// Does what is left of a job.
     fn end(&self, tag: Tag, mut job: FileJob) {
-        while let Some(call) = job.next_call() {
+        // Then nobody will hear of its end, and a copy can have many calls to go.
+        while !self.stopping.load(Ordering::Relaxed)
+            && let Some(call) = job.next_call()
+        {
             if call == Call::Wait {
                 // Who holds what it waits for is on another thread, or in another engine, and not waiting.
                 job.sleep();
             } else {
                 let result = make(&job, call);
                 job.complete(result);
-            }
-            // Nobody will hear of its end, and a copy can have many calls to go.
-            if self.stopping.load(Ordering::Relaxed) {
-                break;
             }
         }
         let completion = job.finish(tag);
@@ -388,7 +387,8 @@ impl Shared {
         }
     }
 
-    /// The next job, once there is one, and those that are done with it; `None` at the end. `ended`: what the last one was.
+    /// The next job, once there is one, and those that are done with it; `None` at the end. `ended`: what the last one
+    /// was.
     fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<Jobs> {
         let mut queue = lock(&self.queue);
         if let Some((kind, image)) = ended {
