@@ -2,7 +2,8 @@
 //!
 //! In process, through a worker and a real backend, four commands in flight; no wire, no guest and no wake-ups of a host
 //! (see `driver`), which cost the same with every method. Each row is the median of five runs of either side, taken in
-//! turns, and the ratio ours / theirs (above 1: we are faster). The machine's absolute speed does not matter, its quiet does.
+//! turns, and the ratio ours / theirs (above 1: we are faster). The machine's absolute speed does not matter, its quiet
+//! does.
 //! The last rows (`-- during`) are of fairness: reads on a second queue of the same worker while a Copy runs, against
 //! the same reads alone.
 //!
@@ -18,7 +19,7 @@ mod fs;
 mod rows;
 
 const HELP: &str = "\
-cargo bench --bench copy [-- WORD...]   rows whose name has all of these words; without any, all rows: 3 minutes
+cargo bench --bench copy [-- WORD...]   rows whose name has all of these words; without any, all rows: 4 minutes
   BENCH_DIR     folder of the plain-file rows: its file system is the one measured
   BENCH_METHOD  our copy_method=
 The XFS and btrfs rows need root and loop devices.";

@@ -258,7 +258,8 @@ impl CopySteps {
         self.stage = if target.can(Ability::PunchHole) { Stage::PunchHole } else { Stage::WriteZeroes };
     }
 
-    /// `count` bytes are in place, or all that were asked for if that is less; `same` goes on with the data or hole in hand, if there is any left.
+    /// `count` bytes are in place, or all that were asked for if that is less; `same` goes on with the data or hole in
+    /// hand, if there is any left.
     fn moved(&mut self, count: u64, same: Stage) {
         let end = if same == Stage::Clone { self.len } else { self.piece };
         self.done = (self.done + count).min(end);

@@ -156,9 +156,9 @@ mod tests {
         assert!(buffer.iter().all(|byte| *byte == 1));
     }
 
-    /// Where the kernel gives huge pages to those who ask (its setting, and memory that is not in pieces).
+    /// Where the kernel gives huge pages at all. Whether it has one is the kernel's affair.
     #[test]
-    fn it_lies_on_a_huge_page() {
+    fn a_huge_page_is_asked_for() {
         let setting =
             std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
         if !setting.contains("[always]") && !setting.contains("[madvise]") {
@@ -180,7 +180,7 @@ mod tests {
                 huge = Some(line.split_whitespace().any(|flag| flag == "hg"));
             }
         }
-        assert_eq!(huge, Some(true), "the kernel was asked for one");
+        assert_eq!(huge, Some(true), "of the kernel");
     }
 
     proptest! {

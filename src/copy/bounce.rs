@@ -99,7 +99,8 @@ impl Bounce {
     }
 
     /// Bytes of slabs, lent or not.
-    pub fn kept(&self) -> u64 {
+    #[cfg(test)]
+    fn kept(&self) -> u64 {
         self.shelf().slabs.len() as u64 * Slab::LEN as u64
     }
 

@@ -326,21 +326,27 @@ fn a_copy_whose_probe_hangs() {
     });
 }
 
+/// A Copy of so many blocks, the first write of which hangs; its CID on queue 1.
+fn copy_whose_writes_hang(kind: EngineKind, blocks: u32) -> (Hang, Device, Host, u16) {
+    let (hang, folder) = (Hang::default(), folder());
+    let a = Arc::new(image(&folder, "a", &vec![ON_DISK; 32 << 20], None));
+    let writes = |job: &FileJob| matches!(job.kind(), JobKind::Write | JobKind::Relay);
+    let device = Device::start(folder, "", vec![namespace(1, a)], hang.engine(kind, writes));
+    let mut host = device.host(1);
+    let data = Data::prp(&mut host.ram, 32);
+    data.put(&host.ram, &Range::new(0, blocks).bytes(0));
+    let cid = host.submit(1, copy(1, 32768, 1, 0).data(&data));
+    hang.wait_held(1);
+    (hang, device, host, cid)
+}
+
 /// What a Copy does becomes known when it is over, and then the Abort says it: one that was past stopping has not been
 /// aborted. A host that is told that it was finds its completion, and nothing is written any more.
 #[test]
 fn an_abort_says_what_became_of_a_copy() {
     with_each_engine(|kind| {
         for (blocks, aborted) in [(16, false), (16384, true)] {
-            let (hang, folder) = (Hang::default(), folder());
-            let a = Arc::new(image(&folder, "a", &vec![ON_DISK; 32 << 20], None));
-            let writes = |job: &FileJob| matches!(job.kind(), JobKind::Write | JobKind::Relay);
-            let device = Device::start(folder, "", vec![namespace(1, a)], hang.engine(kind, writes));
-            let mut host = device.host(1);
-            let data = Data::prp(&mut host.ram, 32);
-            data.put(&host.ram, &Range::new(0, blocks).bytes(0));
-            let cid = host.submit(1, copy(1, 32768, 1, 0).data(&data));
-            hang.wait_held(1);
+            let (hang, device, mut host, cid) = copy_whose_writes_hang(kind, blocks);
             let sqe = Sqe::new(admin::ABORT).cdw(10, u32::from(cid) << 16 | 1);
             // Each of several is told.
             let aborts = [host.submit(0, sqe), host.submit(0, sqe)];
@@ -365,15 +371,7 @@ fn an_abort_says_what_became_of_a_copy() {
 #[test]
 fn a_copy_whose_queue_goes() {
     with_each_engine(|kind| {
-        let (hang, folder) = (Hang::default(), folder());
-        let a = Arc::new(image(&folder, "a", &vec![ON_DISK; 32 << 20], None));
-        let writes = |job: &FileJob| matches!(job.kind(), JobKind::Write | JobKind::Relay);
-        let device = Device::start(folder, "", vec![namespace(1, a)], hang.engine(kind, writes));
-        let mut host = device.host(1);
-        let data = Data::prp(&mut host.ram, 32);
-        data.put(&host.ram, &Range::new(0, 16384).bytes(0));
-        let cid = host.submit(1, copy(1, 32768, 1, 0).data(&data));
-        hang.wait_held(1);
+        let (hang, device, mut host, cid) = copy_whose_writes_hang(kind, 16384);
         let deletion = host.submit(0, Sqe::new(admin::DELETE_SQ).cdw(10, 1));
         assert_eq!(host.try_wait(0, deletion, A_WHILE), None, "its command is in flight");
         hang.end();

@@ -724,11 +724,9 @@ fn spdk_fault_1_a_media_error_keeps_its_name() {
 /// SPDK and QEMU: FUA ignored.
 #[test]
 fn spdk_fault_5_fua_is_kept_by_every_method() {
-    for shortcuts in [
-        Shortcuts::default(),
-        Shortcuts { memmove: true, ..Shortcuts::default() },
-        Shortcuts { reflink: Some(4096), offload: true, offload_pays: true, ..Shortcuts::default() },
-    ] {
+    for shortcuts in
+        [Shortcuts::default(), Shortcuts { memmove: true, ..Shortcuts::default() }, by_the_file_system()]
+    {
         good(&Case { fua: true, ..Case::ladder(Method::Auto, shortcuts) });
         let case = Case::overlapping(Overlap::Snapshot, 100, &[(104, 4), (100, 4), (90, 20)]);
         good(&Case { fua: true, shortcuts, ..case });
@@ -847,17 +845,15 @@ fn held_cycles_of_many_copies_do_not_lock_each_other_out() {
 const RUN: u64 = 400 * BLOCK;
 const SHORT: u64 = 20 * BLOCK;
 
+/// Blocks can be shared, and copied by the file system.
+fn by_the_file_system() -> Shortcuts {
+    Shortcuts { reflink: Some(4096), offload: true, offload_pays: true, ..Shortcuts::default() }
+}
+
 /// Which rung takes how much, by method and what the images can.
 #[test]
 fn rungs() {
-    let all = Shortcuts {
-        memmove: false,
-        reflink: Some(4096),
-        offload: true,
-        offload_pays: true,
-        offload_clones: false,
-        relay: false,
-    };
+    let all = by_the_file_system();
     let tally = |method, shortcuts| {
         let seen = good(&Case::ladder(method, shortcuts));
         [seen.moved, seen.reflinked, seen.offloaded, seen.written]
@@ -947,14 +943,7 @@ fn a_run_out_of_step_is_not_shared() {
 
 #[test]
 fn a_refused_rung_falls_to_the_next_and_nothing_is_lost() {
-    let all = Shortcuts {
-        memmove: false,
-        reflink: Some(4096),
-        offload: true,
-        offload_pays: true,
-        offload_clones: false,
-        relay: false,
-    };
+    let all = by_the_file_system();
     for (method, shortcuts) in [
         (Method::Auto, all),
         (Method::Reflink, all),
