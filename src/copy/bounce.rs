@@ -160,6 +160,11 @@ impl Pool {
         self.reserved
     }
 
+    /// Bytes that all Copies have reserved together.
+    pub fn held_by_all(&self) -> u64 {
+        self.bounce.total() - self.bounce.left()
+    }
+
     /// Reserves `bytes` and gives a buffer of them, which may hold what an older Copy left. `None`: not now.
     pub fn reserve(&mut self, bytes: u64) -> Option<Buffer> {
         if self.reserved.saturating_add(bytes) > self.share {

@@ -47,6 +47,11 @@ fn fitting(segment: u64, budget: u64, block: u64) -> u64 {
 /// large ones suit better.
 const DIRECT_SEGMENT: u64 = 1 << 20;
 
+/// Bytes past the page cache in flight, of all Copies together: some large requests keep a device busy, and with more they
+/// are in each other's way (four Copies of 32 MiB: 0.89 of what the host does best with four requests of each, 1.0 with
+/// one of each).
+const DIRECT_AHEAD: u64 = 4 << 20;
+
 /// Bytes of a segment that is relayed, which takes a thread's time and not the worker's: ext4 goes through all blocks of
 /// a folio for each write to it, and folios have 1 MiB and more.
 const RELAY_SEGMENT: u64 = 1 << 20;
@@ -150,16 +155,15 @@ impl Pace {
     /// May one more segment of so many bytes be bounced? Always with nothing in flight, for then no completion would
     /// come after which to ask again.
     pub fn may_bounce(&self, bytes: u64, in_flight: u32, pool: &Pool, ladder: &Ladder) -> bool {
-        let most = match () {
-            // No processor is spent on them.
-            () if self.is_direct => self.budget,
+        let (held, most) = match () {
+            () if self.is_direct => (pool.held_by_all(), DIRECT_AHEAD.min(self.budget)),
             // One at a time: two would keep two processors busy, and the other commands are left one.
-            () if pool.is_crowded() => self.segment,
+            () if pool.is_crowded() => (pool.held(), self.segment),
             // Threads do them: two at a time keep two processors busy.
-            () if ladder.relays_all() => 2 * self.relay,
-            () => AHEAD,
+            () if ladder.relays_all() => (pool.held(), 2 * self.relay),
+            () => (pool.held(), AHEAD),
         };
-        in_flight == 0 || pool.held().saturating_add(bytes) <= most
+        in_flight == 0 || held.saturating_add(bytes) <= most
     }
 }
 
@@ -278,6 +282,17 @@ mod tests {
         }
         assert_eq!(most(MIB, &relayed(), &calm), 2 * MIB);
         assert_eq!(most(MIB, &relayed(), &crowded), 0, "one, when the one before has ended");
+    }
+
+    #[test]
+    fn a_device_is_not_overwhelmed_by_many_copies() {
+        let one = pace(namespace(2, 64, 9), direct(1, 64, 9), ExecOptions::default());
+        let bounce = Bounce::default();
+        for (others, left) in [(0, 4), (1, 3), (3, 1), (4, 0), (20, 0)] {
+            let mut pool = Pool::new(&bounce, bounce.total());
+            assert!(pool.claim(others * MIB));
+            assert_eq!(most(MIB, &one, &bounce), left * MIB, "{others} MiB of others");
+        }
     }
 
     #[test]
