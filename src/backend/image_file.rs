@@ -43,8 +43,6 @@ pub(super) enum Ability {
 pub(super) struct ImageFile {
     file: File,
     id: ImageId,
-    /// Another description of it, without its lock: for rings to register.
-    reader: Option<File>,
     facts: FileFacts,
     writes_wait: bool,
     page_cache: PageCache,
@@ -88,7 +86,6 @@ impl ImageFile {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         ImageFile {
             id: ImageId(NEXT.fetch_add(1, Ordering::Relaxed)),
-            reader: None,
             page_cache,
             facts: FileFacts::of(&file),
             writes_wait: relay::writes_wait(&file),
@@ -114,20 +111,6 @@ impl ImageFile {
     #[cfg(test)]
     pub(super) fn ask_for(&mut self, direct: Direct) {
         self.direct = Some(direct);
-    }
-
-    /// With another description of a file that is read by its page cache; without one if it cannot be had.
-    pub(super) fn with_reader(mut self) -> Self {
-        let is_file = self.file.metadata().is_ok_and(|metadata| metadata.is_file());
-        if is_file && self.direct.is_none() && self.tap.is_none() {
-            self.reader = File::open(format!("/proc/self/fd/{}", self.fd())).ok();
-            self.reader.iter().for_each(ignore_access_time);
-        }
-        self
-    }
-
-    pub(super) fn reader(&self) -> Option<&File> {
-        self.reader.as_ref()
     }
 
     pub(super) fn id(&self) -> ImageId {

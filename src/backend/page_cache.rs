@@ -206,7 +206,7 @@ pub(super) mod tests {
         let file = tempfile::tempfile().expect("a file for the test");
         let bytes: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
         file.write_all_at(&bytes, 0).expect("it is written");
-        (ImageFile::new(file, None).with_reader(), bytes)
+        (ImageFile::new(file, None), bytes)
     }
 
     /// Reads as (offset, guest pieces): which of them `way` filled. Those hold what the image does.

@@ -152,7 +152,7 @@ impl RawBackend {
             }
         };
         let unit = extents::unit(&file, path, len, options.read_only);
-        let mut image = ImageFile::new(file, options.tap).cached(options.cache, direct).with_reader();
+        let mut image = ImageFile::new(file, options.tap).cached(options.cache, direct);
         if !options.unmap {
             image = image.keeping_blocks();
         }
@@ -261,11 +261,6 @@ impl Backend for RawBackend {
 }
 
 impl RawBackend {
-    #[cfg(test)]
-    pub(super) fn file(&self) -> &ImageFile {
-        &self.file
-    }
-
     /// For a relay whose ranges lie in both images; the operation again if no such way leads here.
     #[expect(clippy::result_large_err, reason = "it is given back as it came")]
     fn relay_job(&self, mut op: Op) -> Result<FileJob, Op> {

@@ -12,7 +12,6 @@ use io_uring::types::Fd;
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
 use smallvec::SmallVec;
 
-use super::files::Files;
 use crate::backend::page_cache::{self, TryRead};
 
 /// Entries of the ring: runs of reads that one enter makes.
@@ -23,7 +22,6 @@ pub(super) const WORTH: usize = 4;
 /// See the module docs. Made and used by one thread.
 pub(super) struct Burst {
     ring: IoUring,
-    files: Files,
 }
 
 impl Burst {
@@ -32,8 +30,7 @@ impl Burst {
         best.dontfork().setup_single_issuer().setup_coop_taskrun();
         let ring =
             best.build(ENTRIES as u32).or_else(|_| IoUring::builder().dontfork().build(ENTRIES as u32))?;
-        let files = Files::of(&ring);
-        Ok(Self { ring, files })
+        Ok(Self { ring })
     }
 
     /// Tries all of them.
@@ -63,10 +60,7 @@ impl Burst {
             let (iovecs, more) = left.split_at_checked(pieces).unwrap_or_default();
             left = more;
             let Some(first) = run.first() else { continue };
-            let entry = match self.files.slot(&self.ring, first.file()) {
-                Some(slot) => entry(slot, first, iovecs).flags(squeue::Flags::FIXED_FILE),
-                None => entry(first.file().fd(), first, iovecs),
-            };
+            let entry = entry(first.file().fd(), first, iovecs);
             // SAFETY: the pieces lead to memory that `reads` keeps, and no entry outlives this call, which `enter`
             // sees to; nor do the iovecs move before it ends.
             if unsafe { self.ring.submission().push(&entry.user_data(entries)) }.is_err() {
@@ -114,14 +108,6 @@ fn first_runs(reads: &[TryRead<'_>]) -> usize {
     page_cache::runs(reads).take(ENTRIES).map(<[_]>::len).sum()
 }
 
-impl Drop for Burst {
-    fn drop(&mut self) {
-        // The kernel takes its time with the ring itself.
-        let _ = self.ring.submitter().unregister_files();
-    }
-}
-
-/// `fd`: a descriptor, or a slot.
 fn entry(fd: RawFd, first: &TryRead<'_>, iovecs: &[libc::iovec]) -> squeue::Entry {
     let fd = Fd(fd);
     // The highest one would mean the file's own position to a ring.

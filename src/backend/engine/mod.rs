@@ -1,8 +1,6 @@
 //! How file jobs reach the kernel: io_uring, or a pool of blocking threads. One engine per worker.
 
 mod burst;
-mod files;
-mod joined;
 mod pool;
 mod uring;
 mod waker;

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use libc::c_int;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::joined::{self, Jobs};
 use super::{Engine, FileJob, Waker};
 use crate::backend::extents::extent_end;
 use crate::backend::file_job::{Call, JobKind};
@@ -127,11 +126,10 @@ impl Relays {
         })
     }
 
-    fn pop(&mut self) -> Option<Jobs> {
-        let at = self.next()?;
-        let jobs = joined::take(&mut self.jobs, at);
-        self.running.push(jobs.first()?.1.image());
-        Some(jobs)
+    fn pop(&mut self) -> Option<(Tag, FileJob)> {
+        let job = self.jobs.remove(self.next()?)?;
+        self.running.push(job.1.image());
+        Some(job)
     }
 
     /// One at most: who begins it calls for the next.
@@ -155,9 +153,8 @@ impl Queue {
         }
     }
 
-    fn pop(&mut self) -> Option<Jobs> {
-        let copy = self.copies.pop().map(|job| Jobs::from([job]));
-        copy.or_else(|| self.relays.pop()).or_else(|| self.jobs.pop_front().map(|job| Jobs::from([job])))
+    fn pop(&mut self) -> Option<(Tag, FileJob)> {
+        self.copies.pop().or_else(|| self.relays.pop()).or_else(|| self.jobs.pop_front())
     }
 
     fn startable(&self) -> usize {
@@ -351,12 +348,9 @@ impl Drop for PoolEngine {
 impl Shared {
     fn run(&self) {
         let mut ended = None;
-        while let Some(mut jobs) = self.take(ended) {
-            ended = jobs.first().map(|(_, job)| (job.kind(), job.image()));
-            joined::begin(&mut jobs, make);
-            for (tag, job) in jobs {
-                self.end(tag, job);
-            }
+        while let Some((tag, job)) = self.take(ended) {
+            ended = Some((job.kind(), job.image()));
+            self.end(tag, job);
         }
         lock(&self.queue).alive -= 1;
         self.idle.notify_all();
@@ -389,7 +383,7 @@ impl Shared {
 
     /// The next job, once there is one, and those that are done with it; `None` at the end. `ended`: what the last one
     /// was.
-    fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<Jobs> {
+    fn take(&self, ended: Option<(JobKind, ImageId)>) -> Option<(Tag, FileJob)> {
         let mut queue = lock(&self.queue);
         if let Some((kind, image)) = ended {
             queue.ended(kind, image);
@@ -410,14 +404,14 @@ impl Shared {
             queue.idle -= 1;
             queue.called = queue.called.saturating_sub(1);
         }
-        let jobs = if queue.stop { None } else { queue.pop() };
+        let job = if queue.stop { None } else { queue.pop() };
         self.waiting.store(queue.startable(), Ordering::Relaxed);
         let call = queue.call();
         drop(queue);
         for _ in 0..call {
             self.work.notify_one();
         }
-        jobs
+        job
     }
 
     /// Until there is something to do, or for a moment.

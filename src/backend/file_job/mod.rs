@@ -253,21 +253,6 @@ impl FileJob {
         (self.offset, self.len)
     }
 
-    /// Do both begin with a [`Call::CopyRange`] between the same files, and this one where the other ends?
-    pub(super) fn follows(&self, other: &FileJob) -> bool {
-        let (Stage::Splice { from }, Stage::Splice { from: before }) = (self.stage, other.stage) else {
-            return false;
-        };
-        let same_source = match (&self.relay, &other.relay) {
-            (Some(one), Some(other)) => std::ptr::eq(one.0.source(), other.0.source()),
-            _ => false,
-        };
-        same_source
-            && Arc::ptr_eq(&self.file, &other.file)
-            && before.checked_add(other.len) == Some(from)
-            && other.offset.checked_add(other.len) == Some(self.offset)
-    }
-
     /// No call is left to make.
     pub fn is_done(&self) -> bool {
         self.stage == Stage::Done
