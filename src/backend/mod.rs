@@ -19,6 +19,7 @@ mod image_file;
 mod io_buf;
 mod lock;
 mod memory;
+mod open;
 mod page_cache;
 mod page_map;
 mod raw;
@@ -36,6 +37,8 @@ mod conformance;
 mod copying;
 #[cfg(test)]
 mod durability;
+#[cfg(test)]
+mod places;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -50,8 +53,9 @@ pub use huge_pages::HugePages;
 pub use image_file::Tap;
 pub use io_buf::IoBuf;
 pub use memory::MemoryBackend;
+pub use open::{OpenError, RawOptions};
 pub use page_cache::TryRead;
-pub use raw::{OpenError, RawBackend, RawOptions};
+pub use raw::RawBackend;
 pub use relay::Pieces;
 pub use slab::Slab;
 pub use stall::{Gate, StallEngine};
