@@ -18,6 +18,7 @@ mod interrupts;
 mod life;
 mod peer_faults;
 mod pointers;
+mod process;
 mod queues;
 mod registers;
 mod wire;

@@ -15,6 +15,8 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_vfio-user-nvme");
 pub struct Daemon {
     child: Child,
     dir: TempDir,
+    /// What a shell does first; it ends with the daemon in its place, as `"$@"`.
+    script: Option<String>,
     args: Vec<String>,
     ended: Option<ExitStatus>,
     killed: bool,
@@ -32,10 +34,20 @@ impl Daemon {
     }
 
     pub fn start_in(dir: TempDir, args: &str) -> Daemon {
+        Daemon::launch(dir, None, args)
+    }
+
+    /// As [`Daemon::start`], by a shell that runs `script` in the daemon's folder: limits, redirections, another user.
+    /// It has to end with `exec ... "$@"`.
+    pub fn start_by(script: &str, args: &str) -> Daemon {
+        Daemon::launch(tempfile::tempdir().expect("folder"), Some(script), args)
+    }
+
+    fn launch(dir: TempDir, script: Option<&str>, args: &str) -> Daemon {
         let place = dir.path().to_str().unwrap();
         let args: Vec<String> = words(args).map(|a| a.replace("{}", place)).collect();
-        let child = spawn(dir.path(), &args);
-        let d = Daemon { child, dir, args, ended: None, killed: false };
+        let child = spawn(dir.path(), script, &args);
+        let d = Daemon { child, dir, script: script.map(str::to_owned), args, ended: None, killed: false };
         d.wait_for_socket();
         d
     }
@@ -53,7 +65,7 @@ impl Daemon {
         assert!(self.ended.is_some());
         let log = self.dir.path().join("log");
         fs::rename(&log, self.dir.path().join("log.before")).unwrap();
-        self.child = spawn(self.dir.path(), &self.args);
+        self.child = spawn(self.dir.path(), self.script.as_deref(), &self.args);
         self.ended = None;
         self.killed = false;
         // The socket file of a killed daemon is still there: wait for a listener, not for the file.
@@ -182,9 +194,17 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(dir: &Path, args: &[String]) -> Child {
+fn spawn(dir: &Path, script: Option<&str>, args: &[String]) -> Child {
     let log = File::create(dir.join("log")).expect("log");
-    Command::new(PROGRAM)
+    let mut command = match script {
+        None => Command::new(PROGRAM),
+        Some(script) => {
+            let mut shell = Command::new("/bin/sh");
+            shell.args(["-c", script, "sh", PROGRAM]).current_dir(dir);
+            shell
+        }
+    };
+    command
         .arg("serve")
         .arg("--socket")
         .arg(dir.join("s"))

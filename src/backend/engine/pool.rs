@@ -187,7 +187,11 @@ impl PoolEngine {
     /// Threads of an engine that [`super::create`] makes.
     pub const THREADS: usize = 4;
 
-    /// An engine of `threads` threads (at least one), which sleep until there is work.
+    /// An engine of `threads` threads (at least one), which sleep until there is work. Where so many cannot be made,
+    /// those that could be do it all.
+    ///
+    /// # Errors
+    /// There is not one, or no eventfd.
     pub fn new(threads: usize) -> io::Result<Self> {
         let threads = threads.max(1);
         Self::with(threads, threads.div_ceil(2), (threads / 4).max(1), Waker::new()?)
@@ -228,7 +232,11 @@ impl PoolEngine {
                 Ok(thread) => engine.threads.push(thread),
                 Err(e) => {
                     lock(&engine.shared.queue).alive -= 1;
-                    return Err(e);
+                    if engine.threads.is_empty() {
+                        return Err(e);
+                    }
+                    log::warn!("{n} threads for images instead of {threads}: {e}");
+                    break;
                 }
             }
         }
@@ -427,7 +435,7 @@ impl Shared {
 }
 
 /// Makes one call; its result as the kernel gives it to a ring, bytes or -errno.
-fn make(job: &FileJob, call: Call) -> i64 {
+pub(super) fn make(job: &FileJob, call: Call) -> i64 {
     let (fd, iovecs) = (job.fd(), job.iovecs());
     // A FileJob's window has at most UIO_MAXIOV iovecs, its offsets lie in a file.
     let (iov, count) = (iovecs.as_ptr(), iovecs.len() as c_int);

@@ -2,7 +2,8 @@
 //!
 //! The eventfd of the waker is read through the ring itself, so that one wait covers everything. The ring has
 //! no opcodes for copies from file to file, nor for lseek, and relays are made for a thread: these go to threads beside
-//! it, started for the first of them, which wake the same eventfd.
+//! it, started for the first of them, which wake the same eventfd. Where no thread can be made (a limit of processes),
+//! the worker makes such calls itself: late is better than failed.
 #![expect(unsafe_code, reason = "ring entries carry raw pointers the kernel uses later")]
 
 use std::collections::VecDeque;
@@ -14,7 +15,7 @@ use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 
 use super::burst::{self, Burst};
-use super::{Engine, FileJob, PoolEngine, Waker};
+use super::{Engine, FileJob, PoolEngine, Waker, pool};
 use crate::backend::file_job::Call;
 use crate::backend::page_cache::{self, TryRead};
 use crate::backend::{Completion, Tag};
@@ -25,6 +26,9 @@ const SQ_ENTRIES: u32 = 256;
 const CQ_ENTRIES: u32 = 1024;
 /// How long a dropped engine waits for the kernel to let go of its buffers.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The remedy, for the log.
+const MORE_THREADS: &str = "allow this process more threads (ulimit -u, TasksMax= of its unit, pids.max)";
 
 /// user_data of the read on the waker's eventfd.
 const WAKER: u64 = u64::MAX;
@@ -76,6 +80,8 @@ enum Bursts {
 struct Slot {
     tag: Tag,
     job: Option<FileJob>,
+    /// The call that is in the ring.
+    call: Call,
 }
 
 impl UringEngine {
@@ -149,8 +155,14 @@ impl UringEngine {
             match job.next_call() {
                 Some(Call::Wait) => return self.parked.push(index),
                 Some(call) => match entry(job, call) {
-                    Some(entry) => break Some(entry),
-                    None => job.complete(-i64::from(libc::ENOSYS)),
+                    Some(entry) => {
+                        slot.call = call;
+                        break Some(entry);
+                    }
+                    None => {
+                        let result = pool::make(job, call);
+                        job.complete(result);
+                    }
                 },
                 None => break None,
             }
@@ -246,10 +258,10 @@ impl UringEngine {
                 index => {
                     self.calls -= 1;
                     let index = index as usize;
-                    if let Some(Slot { job: Some(job), .. }) =
+                    if let Some(Slot { job: Some(job), call, .. }) =
                         self.slots.get_mut(index).map(|slot| &mut **slot)
                     {
-                        job.complete(result);
+                        job.complete(or_make(job, *call, result));
                     }
                     self.step(index);
                 }
@@ -272,10 +284,24 @@ impl UringEngine {
         match beside {
             Ok(beside) => self.beside.insert(beside).submit(tag, job),
             Err(e) => {
-                log::warn!("no thread for a copy or a probe of a file: {e}");
-                self.done.push(job.refuse(tag, e));
+                log::warn!(
+                    "no thread for a copy or a probe of a file ({e}), a worker does it; {MORE_THREADS}"
+                );
+                self.submit_here(tag, job);
             }
         }
+    }
+
+    fn submit_here(&mut self, tag: Tag, job: FileJob) {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Box::new(Slot { tag, job: None, call: Call::Wait }));
+            self.slots.len() - 1
+        });
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.tag = tag;
+            slot.job = Some(job);
+        }
+        self.step(index);
     }
 
     /// Entering fails for want of memory, or by a fault of ours; the jobs stay and are tried again.
@@ -314,15 +340,7 @@ impl Engine for UringEngine {
         if job.kind().is_beside_a_ring() {
             return self.submit_beside(tag, job);
         }
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Box::new(Slot { tag, job: None }));
-            self.slots.len() - 1
-        });
-        if let Some(slot) = self.slots.get_mut(index) {
-            slot.tag = tag;
-            slot.job = Some(job);
-        }
-        self.step(index);
+        self.submit_here(tag, job);
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
@@ -405,6 +423,16 @@ impl Drop for UringEngine {
             std::mem::forget(std::mem::take(&mut self.slots));
         }
     }
+}
+
+/// What a call in the ring came to. The kernel makes one that would wait on a thread of its own, and cancels all of them
+/// when it cannot make any; we cancel only in [`UringEngine::cancel_all`], which does not ask here.
+fn or_make(job: &FileJob, call: Call, result: i32) -> i64 {
+    if result != -libc::ECANCELED {
+        return result.into();
+    }
+    log::warn!("the kernel has no thread for a call on an image, a worker makes it; {MORE_THREADS}");
+    pool::make(job, call)
 }
 
 /// The call as a ring entry, if the ring has one for it.

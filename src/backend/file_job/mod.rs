@@ -439,15 +439,6 @@ impl FileJob {
         Completion { tag, result: self.result.and(lost), buf: self.buf }
     }
 
-    /// Ends a job for which there is no thread; nothing has changed. What can be done in another way is.
-    pub(super) fn refuse(self, tag: Tag, why: io::Error) -> Completion {
-        let error = match self.kind {
-            JobKind::Copy | JobKind::Relay => BackendError::NoShortcut,
-            _ => why.into(),
-        };
-        Completion { tag, result: Err(error), buf: self.buf }
-    }
-
     /// Points the iovecs at what a part of an uneven transfer moves.
     fn aim_at(&mut self, target: Target) {
         let done = self.uneven.as_ref().map_or(0, |uneven| uneven.done());

@@ -5,13 +5,11 @@ use proptest::prelude::*;
 
 use super::iovecs::MAX_IOV;
 use super::*;
-use crate::backend::MemoryBackend;
 use crate::backend::align::Alignment;
 use crate::backend::cache::CacheMode;
 use crate::backend::conformance::{bytes_of, guest, pool};
 use crate::backend::engine::{EngineKind, create};
 use crate::backend::image_file::Direct;
-use crate::backend::relay::Pieces;
 
 fn image() -> Arc<ImageFile> {
     let file = tempfile::tempfile().expect("a file for the test");
@@ -278,27 +276,6 @@ fn who_may_wait_is_woken() {
     // For the sync behind it.
     plain.remember_lack(Ability::DsyncWrite);
     assert!(asks(new(&plain, write(4096, true))));
-}
-
-/// Without a thread to make it what can be done in another way is.
-#[test]
-fn a_copy_without_a_thread_is_no_shortcut() {
-    let why = || io::Error::from_raw_os_error(libc::EAGAIN);
-    let op = Op::Relay {
-        source: Arc::new(MemoryBackend::new(1).expect("the memory is there")),
-        pieces: Pieces::new(),
-        offset: 512,
-        buf: pool(vec![0; 512]),
-        fua: false,
-        offload: false,
-    };
-    let relay = Relay::new(image(), [(0, 512)].into_iter().collect());
-    for job in [copy(&image(), 0, 4096), FileJob::relay(image(), op, relay)] {
-        let end = job.refuse(Tag(0), why());
-        assert!(matches!(end.result, Err(BackendError::NoShortcut)), "{end:?}");
-    }
-    let end = FileJob::new(image(), write(8, false)).refuse(Tag(0), why());
-    assert_eq!((errno(&end), end.buf.map(|buf| buf.len())), (Some(libc::EAGAIN), Some(8)));
 }
 
 /// ENOSPC of a dsync write: its own, which costs nothing, or older data's, which does.
