@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use crate::guest::{COMMAND_LIMIT, Guest};
 
@@ -131,19 +131,40 @@ fn status_in(text: &str) -> Option<Status> {
     u16::from_str_radix(hex, 16).ok().map(Status)
 }
 
+/// What became of an attempt to change a feature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The device took it.
+    Done,
+    /// The guest's kernel lets no user space change this feature; the device was not asked.
+    KernelRefuses,
+}
+
 /// Sets the Copy descriptor formats the host enables (Host Behavior Support, feature 16h, bytes 5:4), leaving the rest.
 ///
 /// # Errors
-/// When the kernel or the device refuses.
-pub fn set_cdfe(guest: &Guest, cdfe: u16) -> anyhow::Result<()> {
+/// When the device refuses, or the guest fails in another way.
+pub fn set_cdfe(guest: &Guest, cdfe: u16) -> anyhow::Result<Change> {
     let [low, high] = cdfe.to_le_bytes();
-    guest
-        .sh(&format!(
-            "cd /tmp; nvme get-feature /dev/nvme0 -f 0x16 -b -l 512 > hbs; \
-             {{ head -c 4 hbs; printf '\\{low:03o}\\{high:03o}'; tail -c +7 hbs; }} > hbs2; \
-             [ $(stat -c %s hbs2) = 512 ]; nvme set-feature /dev/nvme0 -f 0x16 -l 512 -d hbs2"
-        ))
-        .map(drop)
+    guest.sh(&format!(
+        "cd /tmp; nvme get-feature /dev/nvme0 -f 0x16 -b -l 512 > hbs; \
+         {{ head -c 4 hbs; printf '\\{low:03o}\\{high:03o}'; tail -c +7 hbs; }} > hbs2; \
+         [ $(stat -c %s hbs2) = 512 ]"
+    ))?;
+    let words = ["nvme", "set-feature", "/dev/nvme0", "-f", "0x16", "-l", "512", "-d", "/tmp/hbs2"];
+    let out = guest.run(&words, COMMAND_LIMIT)?;
+    change(out.code, &out.all()).with_context(|| words.join(" "))
+}
+
+/// Kernels from 7.0 on refuse it, and so do stable ones that took the change over: no version tells, only the attempt.
+fn change(code: i32, text: &str) -> anyhow::Result<Change> {
+    // Words for EACCES and EPERM; a device's refusal has a status instead.
+    let denied = ["Permission denied", "Operation not permitted"].iter().any(|words| text.contains(words));
+    match status_in(text) {
+        _ if code == 0 => Ok(Change::Done),
+        None if denied => Ok(Change::KernelRefuses),
+        _ => bail!("{}", text.trim()),
+    }
 }
 
 /// The Copy descriptor formats that count as enabled.
@@ -173,5 +194,14 @@ mod tests {
         let status = status_in("NVMe status: Command Size Limit Exceeded: The ...(0x4183)\n").unwrap();
         assert_eq!((status, status.code()), (Status(0x4183), SIZE_LIMIT));
         assert_eq!(status_in("copy: Permission denied"), None);
+    }
+
+    #[test]
+    fn a_kernel_that_refuses_is_told_from_a_device_that_does() {
+        assert_eq!(change(0, "set-feature:0x16 ...").unwrap(), Change::Done);
+        assert_eq!(change(1, "set-feature: Permission denied\n").unwrap(), Change::KernelRefuses);
+        assert_eq!(change(1, "set-feature: Operation not permitted\n").unwrap(), Change::KernelRefuses);
+        assert!(change(1, "NVMe status: Invalid Field in Command: ...(0x4002)\n").is_err());
+        assert!(change(127, "nvme: No such file or directory\n").is_err());
     }
 }

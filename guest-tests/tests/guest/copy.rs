@@ -8,9 +8,6 @@ use guest_tests::nvme::{self, Copy};
 use crate::session::Session;
 use crate::{Outcome, kind};
 
-/// Incompatible Namespace or Format.
-const INCOMPATIBLE: u16 = 0x185;
-
 /// A namespace filled with pattern, and its model.
 pub struct Target {
     pub nsid: u32,
@@ -180,37 +177,5 @@ pub fn in_a_loop(s: &Session) -> Outcome {
     let refused = s.guest.tool(&["copies", &t.node, "1", &block.to_string(), "129", "1", "1", "300"]);
     ensure!(refused.is_err_and(|e| e.to_string().contains("refused: status 0x4183")), "MSSRL was not held");
     t.check(s)?;
-    Ok(None)
-}
-
-/// Format 2: refused until the host enables it, then across namespaces, and again after a controller reset.
-pub fn across_namespaces(s: &Session) -> Outcome {
-    let source = Target::fill(s, 5, 300)?;
-    let mut t = Target::fill(s, 1, 301)?;
-    let half = t.model.blocks() / 2;
-    let copy = Copy::from_namespace(5, half + 5000, &[(0, 64), (1000, 64), (70, 1)]);
-    nvme::set_cdfe(&s.guest, 0)?;
-    t.refuse(s, &copy, nvme::INVALID_FIELD)?;
-    for turn in 0..2 {
-        nvme::set_cdfe(&s.guest, 1 << 2)?;
-        ensure!(nvme::cdfe(&s.guest)? == 1 << 2, "Get Features does not show the formats that were set");
-        let copy = Copy { sdlba: copy.sdlba + 500 * turn, ..copy.clone() };
-        t.accept(s, &copy, Some(&source.model))?;
-        // From itself, and both in one command.
-        let own = t.model.clone();
-        t.accept(s, &Copy::from_namespace(1, half + 6000 + 100 * turn, &[(9, 30)]), Some(&own))?;
-        // Blocks of another size, and a namespace that is not there.
-        t.refuse(s, &Copy::from_namespace(2, half, &[(0, 1)]), INCOMPATIBLE)?;
-        let missing = Copy::from_namespace(99, half, &[(0, 1)]).run(&s.guest, &t.node)?;
-        ensure!(missing.is_err(), "a copy from a namespace that does not exist went well");
-        t.check(s)?;
-        source.check(s)?;
-        if turn == 0 {
-            s.guest.sh("echo 1 > /sys/class/nvme/nvme0/reset_controller")?;
-            // The reset took back what the host had enabled.
-            t.refuse(s, &copy, nvme::INVALID_FIELD)?;
-        }
-    }
-    nvme::set_cdfe(&s.guest, 0)?;
     Ok(None)
 }

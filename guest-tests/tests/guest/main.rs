@@ -2,6 +2,7 @@
 //!
 //! `VFIO_USER_NVME_GUEST_DEVICE=qemu-nvme` runs what applies on QEMU's own device instead, to tell our faults from theirs.
 
+mod across;
 mod copy;
 mod files;
 mod fio;
@@ -126,7 +127,7 @@ fn main() -> ExitCode {
             ("copy::default_limits", copy::default_limits),
             ("copy::largest_limits", copy::largest_limits),
             ("copy::out_of_range", copy::out_of_range),
-            ("copy::across_namespaces", copy::across_namespaces),
+            ("copy::across_namespaces", across::enabled_by_the_host),
             ("copy::in_a_loop", copy::in_a_loop),
             ("nvme_cli::own_copy_test", nvme_cli::copy_test),
             ("fio::io_uring_512", fio::io_uring_512),
@@ -147,7 +148,7 @@ fn main() -> ExitCode {
             ("newest::clean", probe::clean),
             ("newest::identify", probe::identify),
             ("newest::copy", newest::copy),
-            ("newest::copy_across_namespaces", newest::across_namespaces),
+            ("newest::copy_across_namespaces", across::enabled_by_the_device),
         ],
     ));
     trials.extend([

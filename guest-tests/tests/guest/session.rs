@@ -240,12 +240,7 @@ pub fn main_session() -> anyhow::Result<Session> {
     })
 }
 
-/// For the newest kernel, which lets nobody enable Copy formats 2 and 3: the device counts format 2 as enabled.
+/// For the newest kernel.
 pub fn newest_session() -> anyhow::Result<Session> {
-    Session::boot("newest", Kernel::Newest, &["serial=GUEST0002", "cdfe=0x4"], |folder| {
-        vec![
-            Ns::new(folder, "ns1.img", 64 << 20, 512, (128, 256, 7)),
-            Ns::new(folder, "ns2.img", 64 << 20, 512, (128, 256, 7)),
-        ]
-    })
+    crate::across::session("newest", Kernel::Newest, "serial=GUEST0002")
 }
