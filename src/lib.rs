@@ -14,4 +14,5 @@ pub mod nvme_ctrl;
 pub mod pci;
 pub mod server;
 pub mod spec;
+pub mod subsystem;
 pub mod vfio_user;

@@ -21,6 +21,7 @@ use crate::memory::{DmaLimits, DmaSpace};
 use crate::namespace::Namespaces;
 use crate::nvme_ctrl::{Controller, ControllerConfig, EngineFactory, Poll};
 use crate::pci::{Function, FunctionConfig, Ids};
+use crate::subsystem::Subsystem;
 use crate::vfio_user::{Interrupts, Listener, Pumped, Session};
 use guarded::Guarded;
 pub use signals::Signals;
@@ -101,9 +102,11 @@ impl Server {
             registers_size: BAR0_SIZE,
             vectors: nvme.msix_qsize,
         })?;
+        let subsystem = Subsystem::new(namespaces, false);
+        let seat = subsystem.join(waker.clone()).context("the subsystem takes no controller")?;
         let controller = Controller::new(
             controller_config(nvme, ids),
-            namespaces,
+            seat,
             memory.shared(),
             interrupts.clone(),
             engine,

@@ -18,6 +18,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("namespace", &["pci", "memory"]),
     // Its range list reaches it as bytes: it never sees guest memory.
     ("copy", &["pci", "memory"]),
+    // It serves every front-end: no wire, no guest.
+    ("subsystem", &["spec", "pci", "memory", "copy"]),
     ("nvme_ctrl", &["pci"]),
     ("vfio_user", &[]),
     ("config", &[]),

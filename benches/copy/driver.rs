@@ -18,6 +18,7 @@ use vfio_user_nvme::backend::engine::{self, EngineKind};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, CopyPolicy, Identity, Method, Namespace, Namespaces};
 use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Lone, Poll};
+use vfio_user_nvme::subsystem::Subsystem;
 
 const RAM: u64 = 16 << 20;
 const ASQ: u64 = 0;
@@ -412,8 +413,9 @@ fn threaded(namespaces: Namespaces, space: &DmaSpace, engine: EngineKind) -> Dev
     let factory: vfio_user_nvme::nvme_ctrl::EngineFactory = Arc::new(move || engine::create(engine));
     let bell = Arc::new(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")));
     let wake = Arc::new(|| {});
-    let controller = Controller::new(config, namespaces, space.shared(), bell.clone(), &factory, wake)
-        .expect("controller");
+    let seat = Subsystem::new(namespaces, false).join(wake.clone()).expect("a seat");
+    let controller =
+        Controller::new(config, seat, space.shared(), bell.clone(), &factory, wake).expect("controller");
     Device::Threaded(Box::new(controller), bell)
 }
 

@@ -31,7 +31,7 @@ pub fn planner(criterion: &mut Criterion) {
     let backend = Arc::new(MemoryBackend::new(BLOCKS * 512).expect("memory"));
     let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
     let namespaces = Namespaces::new(vec![Namespace::new(1, backend, 9, limits, Identity::default())], 1);
-    let capabilities = Capabilities { ocfs: OCFS, cdfe: 0 };
+    let capabilities = Capabilities { ocfs: OCFS, cdfe: 0, ..Capabilities::default() };
     let bounce = Bounce::default();
     let mut group = criterion.benchmark_group("copy plan");
     for count in [1_u64, 16, 256] {

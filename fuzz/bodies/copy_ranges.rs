@@ -106,7 +106,8 @@ pub fn run(data: &[u8]) {
         n => u32::from(n),
     };
     let command = CopyCommand { nsid, cdw };
-    let capabilities = Capabilities { ocfs: u16::from(head[1]), cdfe: u16::from(head[0]) };
+    let capabilities =
+        Capabilities { ocfs: u16::from(head[1]), cdfe: u16::from(head[0]), ..Capabilities::default() };
     let nr = (cdw[2] & 0xff) as usize + 1;
     let format = cdw[2] >> 8 & 0xf;
     let entry = if format % 2 == 0 { 32 } else { 40 };

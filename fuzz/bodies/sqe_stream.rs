@@ -16,6 +16,7 @@ use vfio_user_nvme::backend::engine::{EngineKind, create};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
 use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Poll};
+use vfio_user_nvme::subsystem::Subsystem;
 
 /// Data pages, written by the device.
 const DATA: u64 = 0x10_0000;
@@ -90,9 +91,11 @@ impl Rig {
             map_doorbells: false,
             poll: Poll::Adaptive,
         };
+        let namespaces = Namespaces::new(vec![ns(1, 9), ns(2, 12), ns(4, 9)], 5);
+        let seat = Subsystem::new(namespaces, false).join(Arc::new(|| ())).expect("a seat");
         let controller = Controller::new(
             config,
-            Namespaces::new(vec![ns(1, 9), ns(2, 12), ns(4, 9)], 5),
+            seat,
             space.shared(),
             Arc::new(NoInterrupts),
             &(Arc::new(|| create(EngineKind::Threads)) as _),

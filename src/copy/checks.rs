@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::ladder;
 use super::plan::Capabilities;
 use super::range::{Layout, SourceRange};
-use crate::namespace::{Facts, Namespace, NoNamespace, Overlap};
+use crate::namespace::{Access, Facts, Namespace, NoNamespace, Overlap, Refusal, gate};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
@@ -121,7 +121,9 @@ pub static TABLE: &[Check] = &[
     Check {
         what: "the destination is write protected",
         status: Status::WRITE_PROTECTED.dnr(),
-        fails: Fails::Command(|v| v.dst.is_ok_and(|dst| dst.facts.read_only)),
+        fails: Fails::Command(|v| {
+            v.dst.is_ok_and(|dst| gate(dst, Access::Write) == Err(Refusal::WriteProtected))
+        }),
     },
     // The list. A malformed descriptor first: its numbers may not mean what they seem to.
     Check {
@@ -164,13 +166,13 @@ pub static TABLE: &[Check] = &[
     Check {
         what: "the destination ends outside its namespace",
         status: Status::LBA_OUT_OF_RANGE.dnr(),
-        fails: Fails::List(|v| v.dst.facts.bytes(v.command.sdlba(), v.total).is_none()),
+        fails: Fails::List(|v| out_of_range(v.dst, v.command.sdlba(), v.total)),
     },
     Check {
         what: "a source range ends outside its namespace",
         status: Status::LBA_OUT_OF_RANGE.dnr(),
         fails: range!(|_, r| {
-            r.source.is_ok_and(|source| source.facts.bytes(r.range.slba, u64::from(r.range.nlb)).is_none())
+            r.source.is_ok_and(|source| out_of_range(source, r.range.slba, r.range.nlb.into()))
         }),
     },
     // What formats 2h and 3h must be refused for has no status of its own in formats 0h and 1h: there the namespace's policy
@@ -195,6 +197,10 @@ pub static TABLE: &[Check] = &[
 /// A namespace with a 32- or 64-bit guard (PIF 1 or 2). No namespace has protection information yet.
 fn wide_guard(_facts: &Facts) -> bool {
     false
+}
+
+fn out_of_range(ns: &Namespace, slba: u64, nlb: u64) -> bool {
+    ns.facts.bytes(slba, nlb).is_none()
 }
 
 fn compatible(source: &Facts, dst: &Facts) -> bool {

@@ -41,7 +41,7 @@ struct Source {
 #[derive(Debug)]
 pub(super) struct Ladder {
     method: Method,
-    /// The destination has DULBE enabled: what is copied must be allocated afterwards, but the file system makes holes
+    /// Some host has DULBE enabled for the destination: what is copied must be allocated afterwards, but the file system makes holes
     /// of zeroes. It is left out but for ranges that are Fast Copy Only.
     no_holes: bool,
     dst_memory: bool,
@@ -61,7 +61,7 @@ impl Ladder {
                 });
             }
         }
-        let (method, no_holes) = (dst.facts.policy.method, dst.dulbe());
+        let (method, no_holes) = (dst.facts.policy.method, dst.life.any_dulbe());
         Self { method, no_holes, dst_memory: is_memory(dst), sources }
     }
 
@@ -268,7 +268,7 @@ mod tests {
     use super::super::plan::PlannedRange;
     use super::super::testing::special;
     use super::*;
-    use crate::namespace::CopyPolicy;
+    use crate::namespace::{Cntlid, CopyPolicy};
 
     const BLOCK: u64 = 4096;
     const MIB: u64 = 1 << 20;
@@ -306,14 +306,14 @@ mod tests {
 
         fn spans(&self) -> Vec<(u64, Way)> {
             let dst_ns = ns(1, self.method, self.shortcuts);
-            dst_ns.set_dulbe(self.dulbe);
-            assert_eq!(dst_ns.dulbe(), self.dulbe);
+            dst_ns.set_dulbe(Cntlid::default(), self.dulbe);
+            assert_eq!(dst_ns.life.any_dulbe(), self.dulbe);
             let src = ByteRange { offset: self.from, len: self.len };
             let source = ns(2, Method::Auto, Shortcuts::default());
             let plan = CopyPlan {
                 dst_ns,
                 dst: ByteRange { offset: self.to, len: self.len },
-                ranges: vec![PlannedRange { ns: source, src, at: 0, fco: self.fco }],
+                ranges: vec![PlannedRange { ns: source, src, at: 0, fco: self.fco, if_allocated: false }],
                 fua: false,
             };
             let spans = Ladder::new(&plan).spans(&plan, Stretch { start: 0, end: self.len });
@@ -386,7 +386,13 @@ mod tests {
             let plan = CopyPlan {
                 dst_ns,
                 dst: range,
-                ranges: vec![PlannedRange { ns: source_ns, src: range, at: 0, fco: false }],
+                ranges: vec![PlannedRange {
+                    ns: source_ns,
+                    src: range,
+                    at: 0,
+                    fco: false,
+                    if_allocated: false,
+                }],
                 fua: false,
             };
             let ladder = Ladder::new(&plan);

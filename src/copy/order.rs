@@ -406,7 +406,7 @@ mod tests {
             .map(|&(slba, nlb)| {
                 let src = ByteRange { offset: slba * BLOCK, len: nlb * BLOCK };
                 at += src.len;
-                PlannedRange { ns: dst_ns.clone(), src, at: at - src.len, fco: false }
+                PlannedRange { ns: dst_ns.clone(), src, at: at - src.len, fco: false, if_allocated: false }
             })
             .collect();
         let dst = ByteRange { offset: sdlba * BLOCK, len: at };

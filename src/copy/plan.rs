@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::checks::{Check, CommandView, Fails, ListView, RangeView, TABLE};
 use super::range::{Layout, SourceRange};
-use crate::namespace::{ByteRange, Method, Namespace, Namespaces};
+use crate::namespace::{Access, ByteRange, Cntlid, Extent, Lbas, Method, Namespace, Namespaces, admit};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
@@ -14,12 +14,14 @@ use crate::spec::copy::CopyCommand;
 const AT_ONCE: u64 = 64 << 10;
 
 /// What the controller offers and the host has enabled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Identify Controller OCFS: formats the controller advertises; bit n for format n.
     pub ocfs: u16,
     /// Effective CDFE (Host Behavior Support): formats 2 and up that are enabled. Bits 0 and 1 mean nothing.
     pub cdfe: u16,
+    /// Whose host it is.
+    pub cntlid: Cntlid,
 }
 
 impl Capabilities {
@@ -52,6 +54,7 @@ pub struct Checked {
     command: CopyCommand,
     dst: Arc<Namespace>,
     layout: &'static Layout,
+    cntlid: Cntlid,
 }
 
 /// Makes the checks that come before the list is fetched: the rows of [`TABLE`] on the command.
@@ -71,7 +74,9 @@ pub fn check_command(
         }
     }
     match (dst, layout) {
-        (Ok(dst), Some(layout)) => Ok(Checked { command: *command, dst: dst.clone(), layout }),
+        (Ok(dst), Some(layout)) => {
+            Ok(Checked { command: *command, dst: dst.clone(), layout, cntlid: capabilities.cntlid })
+        }
         _ => Err(Reject {
             status: Status::INTERNAL_ERROR,
             range: None,
@@ -113,6 +118,8 @@ pub struct PlannedRange {
     pub at: u64,
     /// Fast Copy Only: it is copied by a reflink as a whole, or the Copy fails.
     pub fco: bool,
+    /// The Copy fails unless all of it is allocated (DULBE): asked before the first write.
+    pub if_allocated: bool,
 }
 
 /// A Copy that may run: everything about it has been checked.
@@ -148,9 +155,11 @@ impl CopyPlan {
     /// Does it, where it is one short move within memory; else nothing is lost, and a [task](super::CopyTask) is to do
     /// it. Tasks take turns with all other work, but at this size they cost as much as the move.
     pub fn move_now(&self) -> bool {
-        let [PlannedRange { ns, src, fco: false, .. }] = self.ranges.as_slice() else { return false };
+        let [PlannedRange { ns, src, fco: false, if_allocated: false, .. }] = self.ranges.as_slice() else {
+            return false;
+        };
         let dst = &self.dst_ns;
-        let plain = !self.fua && !ns.dulbe() && dst.facts.policy.method == Method::Auto;
+        let plain = !self.fua && dst.facts.policy.method == Method::Auto;
         plain
             && src.len <= AT_ONCE
             && dst.backend.move_now(&*ns.backend, src.offset, self.dst.offset, src.len)
@@ -209,11 +218,13 @@ fn lay_out(checked: &Checked, views: &[RangeView<'_>], total: u64) -> Option<Cop
     let mut planned = Vec::with_capacity(views.len());
     for RangeView { range, source, .. } in views {
         let ns = (*source).ok()?.clone();
-        let src = ns.facts.bytes(range.slba, u64::from(range.nlb))?;
-        planned.push(PlannedRange { ns, src, at, fco: range.fco });
+        let lbas = Lbas { slba: range.slba, nlb: range.nlb.into() };
+        let Extent { data: src, if_allocated } = admit(&ns, Access::Read, lbas, checked.cntlid).ok()?;
+        planned.push(PlannedRange { ns, src, at, fco: range.fco, if_allocated });
         at += src.len;
     }
-    let dst = checked.dst.facts.bytes(checked.command.sdlba(), total)?;
+    let lbas = Lbas { slba: checked.command.sdlba(), nlb: total };
+    let dst = admit(&checked.dst, Access::Write, lbas, checked.cntlid).ok()?.data;
     (dst.len == at && at > 0).then(|| CopyPlan {
         dst_ns: checked.dst.clone(),
         dst,
@@ -231,7 +242,7 @@ mod tests {
     #[test]
     fn a_plan_tiles_its_destination() {
         let namespaces = Namespaces::new(vec![namespace(1, 1000, 9), namespace(2, 1000, 12)], 2);
-        let capabilities = Capabilities { ocfs: 4, cdfe: 4 };
+        let capabilities = Capabilities { ocfs: 4, cdfe: 4, ..Capabilities::default() };
         let checked = check_command(&command(1, 8, 2, 1), &namespaces, capabilities).expect("sound");
         let lay_out = |nsid, nlb| {
             let range = SourceRange { nlb, ..SourceRange::plain(Some(nsid), 16, 1) };

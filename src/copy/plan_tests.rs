@@ -10,7 +10,7 @@ use super::plan::*;
 use super::range::SourceRange;
 use super::testing::{command, encode, namespace, special};
 use crate::backend::Shortcuts;
-use crate::namespace::{CopyPolicy, Method, Namespace, Namespaces, Overlap};
+use crate::namespace::{Cntlid, CopyPolicy, Method, Namespace, Namespaces, Overlap};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
@@ -39,7 +39,7 @@ impl Scenario {
             command: command(1, sdlba, desfmt, ranges.len()),
             ranges,
             namespaces: [namespace(1, BLOCKS, 9), namespace(2, BLOCKS, 9), namespace(4, BLOCKS, 12)],
-            capabilities: Capabilities { ocfs: 0xf, cdfe: 0xc },
+            capabilities: Capabilities { ocfs: 0xf, cdfe: 0xc, ..Capabilities::default() },
         }
     }
 
@@ -137,7 +137,7 @@ fn only_a_short_plain_move_is_made_at_once() {
     let unchanged = |_: &mut Scenario| {};
     let fua = |scenario: &mut Scenario| scenario.command.cdw[2] |= 1 << 30;
     let bounce = |s: &mut Scenario| s.namespaces[DST].facts.policy = policy(Method::Bounce);
-    let dulbe = |s: &mut Scenario| s.namespaces[OTHER].set_dulbe(true);
+    let dulbe = |s: &mut Scenario| s.namespaces[OTHER].set_dulbe(Cntlid::default(), true);
     let from_file = |s: &mut Scenario| s.namespaces[OTHER] = namespace(2, BLOCKS, 9);
     let to_file = |s: &mut Scenario| s.namespaces[DST] = namespace(1, BLOCKS, 9);
     let cases: [(&[u32], Change<'_>, bool); 9] = [
@@ -301,7 +301,7 @@ fn nonsense_of_a_copy_offload_kernel_is_refused() {
 #[test]
 fn a_list_longer_than_needed_is_fine_and_a_shorter_one_is_not() {
     let namespaces = Namespaces::new(vec![namespace(1, BLOCKS, 9)], 1);
-    let capabilities = Capabilities { ocfs: 1, cdfe: 0 };
+    let capabilities = Capabilities { ocfs: 1, cdfe: 0, ..Capabilities::default() };
     let checked = check_command(&command(1, 100, 0, 2), &namespaces, capabilities).expect("sound");
     let mut page = encode(0, &[SourceRange::plain(None, 0, 8), SourceRange::plain(None, 20, 8)]);
     assert_eq!(checked.decode(&page[..63]).expect_err("short").status, Status(0x400f));
@@ -461,7 +461,7 @@ fn spdk_fault_3_limits_hold_to_the_block() {
 /// A namespace may change while the list is fetched: source and destination of one NSID stay one namespace.
 #[test]
 fn own_ranges_read_the_namespace_that_was_checked() {
-    let capabilities = Capabilities { ocfs: 4, cdfe: 4 };
+    let capabilities = Capabilities { ocfs: 4, cdfe: 4, ..Capabilities::default() };
     let before = Namespaces::new(vec![namespace(1, BLOCKS, 9)], 1);
     let after = Namespaces::new(vec![namespace(1, 1, 12)], 1);
     let checked = check_command(&command(1, 100, 2, 1), &before, capabilities).expect("sound");
@@ -634,7 +634,7 @@ proptest! {
         let namespaces = Namespaces::new(vec![namespace(1, BLOCKS, 9), namespace(2, BLOCKS, 9)], 2);
         let mut command = CopyCommand { nsid: 1, cdw };
         command.cdw[2] = cdw[2] & 0x7 | desfmt << 8;
-        let capabilities = Capabilities { ocfs: !0, cdfe: !0 };
+        let capabilities = Capabilities { ocfs: !0, cdfe: !0, ..Capabilities::default() };
         if let Ok(checked) = check_command(&command, &namespaces, capabilities)
             && let Ok(ranges) = checked.decode(&list)
             && let Ok(plan) = plan(&checked, &ranges, &namespaces)

@@ -13,13 +13,13 @@ pub(super) struct Probes {
 impl Probes {
     /// `None` when there is nothing to ask, which costs a look at each range.
     pub fn of(plan: &CopyPlan) -> Option<Self> {
-        plan.ranges.iter().any(|range| range.ns.dulbe()).then_some(Self { next: 0 })
+        plan.ranges.iter().any(|range| range.if_allocated).then_some(Self { next: 0 })
     }
 
     /// The next range to ask for, in list order.
     pub fn next<'a>(&mut self, plan: &'a CopyPlan) -> Option<&'a PlannedRange> {
         let rest = plan.ranges.get(self.next..)?;
-        let skip = rest.iter().position(|range| range.ns.dulbe())?;
+        let skip = rest.iter().position(|range| range.if_allocated)?;
         self.next += skip + 1;
         rest.get(skip)
     }

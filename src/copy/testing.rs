@@ -72,7 +72,13 @@ pub(super) fn copy_of(source: Namespace, dst: Namespace, ranges: &[(u64, u64)], 
     let (source, mut at) = (Arc::new(source), 0);
     let planned = ranges.iter().map(|&(offset, len)| {
         at += len;
-        PlannedRange { ns: source.clone(), src: ByteRange { offset, len }, at: at - len, fco: false }
+        PlannedRange {
+            ns: source.clone(),
+            src: ByteRange { offset, len },
+            at: at - len,
+            fco: false,
+            if_allocated: false,
+        }
     });
     let ranges = planned.collect();
     CopyPlan { dst_ns: dst.into(), dst: ByteRange { offset: 0, len: at }, ranges, fua }

@@ -1,59 +1,20 @@
 //! LBA view of a backend: format, identity, limits. Everything that turns blocks into bytes lives here.
+//!
+//! A [`Namespace`] is a value: it is replaced, never changed. A command keeps the one that it was admitted with, so what
+//! is in flight ends under the limits that it began under. What outlives such a change is its [`Life`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
+mod admit;
+mod life;
+mod limits;
+mod table;
 
+use std::sync::Arc;
+
+pub use self::admit::{Access, Extent, Lbas, Refusal, admit, gate};
+pub use self::life::{Cntlid, Life, MAX_CONTROLLERS};
+pub use self::limits::{CopyLimits, CopyPolicy, Method, Overlap};
+pub use self::table::{Cached, Namespaces, NoNamespace, Table};
 use crate::backend::SharedBackend;
-
-/// Limits of one Copy command on one namespace (Identify Namespace bytes 74..=80).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CopyLimits {
-    /// Maximum Single Source Range Length: blocks in one range, 1-based; never 0.
-    pub mssrl: u16,
-    /// Maximum Copy Length: blocks in all ranges together, 1-based; never 0.
-    pub mcl: u32,
-    /// Maximum Source Range Count, 0-based: `msrc + 1` ranges are allowed.
-    pub msrc: u8,
-}
-
-/// What a Copy does when its source and destination overlap, where the specification leaves the choice: descriptor
-/// formats 0h and 1h. In formats 2h and 3h such a Copy always ends with Overlapping I/O Range.
-///
-/// The default is not to refuse: hosts that use formats 0h and 1h know no such status from QEMU, whose Copy succeeds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Overlap {
-    /// As if every source were read before the first write: no range ever reads what another one wrote.
-    #[default]
-    Snapshot,
-    /// Overlapping I/O Range.
-    Reject,
-    /// Range after range, each as if read as a whole before it is written: QEMU's result.
-    InOrder,
-}
-
-/// The best way that a Copy may take; where it does not lead there, it takes the next one of this order: reflink,
-/// offload, bounce.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Method {
-    /// Whatever is known to be best for the images and the length: move memory, share blocks, let the kernel or a server
-    /// copy where that pays, else bounce.
-    #[default]
-    Auto,
-    /// Share the blocks.
-    Reflink,
-    /// copy_file_range.
-    Offload,
-    /// Read into memory and write, between memory namespaces too.
-    Bounce,
-}
-
-/// How Copies to a namespace are done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CopyPolicy {
-    /// Overlap of source and destination.
-    pub overlap: Overlap,
-    /// The way of the bytes.
-    pub method: Method,
-}
 
 /// Names a namespace outlives its controller by (Identify Namespace, Namespace Identification Descriptors).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,8 +47,8 @@ pub struct Facts {
     pub allocation_unit: Option<u64>,
 }
 
-/// One attached namespace.
-#[derive(Debug)]
+/// One attached namespace. Cloned, with other values in some fields, it takes the place of the old one.
+#[derive(Clone, Debug)]
 pub struct Namespace {
     /// Its NSID, 1-based.
     pub nsid: u32,
@@ -97,8 +58,8 @@ pub struct Namespace {
     pub facts: Facts,
     /// Identifiers.
     pub identity: Identity,
-    /// Error Recovery, DULBE: set by the control thread, read by workers when they start a command.
-    dulbe: AtomicBool,
+    /// What every value of this namespace has in common.
+    pub life: Arc<Life>,
 }
 
 /// A range of blocks that lies inside its namespace, in bytes.
@@ -138,69 +99,23 @@ impl Namespace {
             policy: CopyPolicy::default(),
             allocation_unit: backend.allocation_unit(),
         };
-        Self { nsid, backend, facts, identity, dulbe: AtomicBool::new(false) }
+        Self { nsid, backend, facts, identity, life: Arc::default() }
     }
 
-    /// Must Read, Compare, Verify and Copy fail on deallocated or unwritten blocks (Error Recovery, DULBE)?
-    pub fn dulbe(&self) -> bool {
-        self.dulbe.load(Ordering::Acquire)
+    /// Must Read, Compare, Verify and Copy by the host of this controller fail on deallocated or unwritten blocks (Error Recovery,
+    /// DULBE)?
+    pub fn dulbe(&self, by: Cntlid) -> bool {
+        self.life.dulbe(by)
     }
 
-    /// For [`Self::dulbe`]. Nothing where [`Facts::allocation_unit`] is not known.
-    pub fn set_dulbe(&self, on: bool) {
-        self.dulbe.store(on && self.facts.allocation_unit.is_some(), Ordering::Release);
+    /// Sets what [`Self::dulbe`] says. Nothing where [`Facts::allocation_unit`] is not known.
+    pub fn set_dulbe(&self, by: Cntlid, on: bool) {
+        self.life.set_dulbe(by, on && self.facts.allocation_unit.is_some());
     }
 
     /// The same namespace with another way to do Copies to it.
     pub fn with_policy(mut self, policy: CopyPolicy) -> Self {
         self.facts.policy = policy;
         self
-    }
-}
-
-/// The namespaces of a controller by NSID. NSIDs may have gaps; an NSID up to `nn` without a namespace is
-/// inactive, above it is invalid.
-#[derive(Debug)]
-pub struct Namespaces {
-    by_nsid: Vec<Option<std::sync::Arc<Namespace>>>,
-}
-
-/// Why an NSID names no namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoNamespace {
-    /// 0, FFFFFFFFh or above NN.
-    Invalid,
-    /// A valid NSID that nothing is attached to.
-    Inactive,
-}
-
-impl Namespaces {
-    /// `nn` is the highest valid NSID (Identify Controller NN), at least the highest NSID in `list`.
-    pub fn new(list: Vec<Namespace>, nn: u32) -> Self {
-        let top = list.iter().map(|ns| ns.nsid).max().unwrap_or(0).max(nn) as usize;
-        let mut by_nsid = vec![None; top];
-        for ns in list {
-            if let Some(slot) = (ns.nsid as usize).checked_sub(1).and_then(|i| by_nsid.get_mut(i)) {
-                *slot = Some(std::sync::Arc::new(ns));
-            }
-        }
-        Self { by_nsid }
-    }
-
-    /// Number of valid NSIDs (Identify Controller NN).
-    pub fn nn(&self) -> u32 {
-        self.by_nsid.len() as u32
-    }
-
-    /// The namespace behind an NSID.
-    pub fn get(&self, nsid: u32) -> Result<&std::sync::Arc<Namespace>, NoNamespace> {
-        let slot =
-            (nsid as usize).checked_sub(1).and_then(|i| self.by_nsid.get(i)).ok_or(NoNamespace::Invalid)?;
-        slot.as_ref().ok_or(NoNamespace::Inactive)
-    }
-
-    /// All attached namespaces, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = &std::sync::Arc<Namespace>> {
-        self.by_nsid.iter().flatten()
     }
 }

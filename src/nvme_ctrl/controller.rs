@@ -21,8 +21,8 @@ use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
 use super::worker::{EngineFactory, FromWorker, Mailbox, Poll, ToWorker, Token, Worker};
 use crate::memory::{DmaMap, SharedPage};
-use crate::namespace::Namespaces;
 use crate::spec::registers::{DOORBELL_STRIDE, csts, offset};
+use crate::subsystem::Seat;
 
 /// What one controller is made of. Counts are 1-based unless they say otherwise.
 #[derive(Clone, Debug)]
@@ -81,6 +81,8 @@ pub(super) enum Awaited {
 /// See the module docs.
 pub struct Controller {
     pub(super) config: ControllerConfig,
+    /// Its place in the subsystem, until it goes.
+    pub(super) seat: Seat,
     pub(super) regs: Registers,
     pub(super) shared: Arc<Shared>,
     pub(super) workers: Vec<Worker>,
@@ -113,7 +115,7 @@ impl Controller {
     /// A worker's thread or engine cannot be made.
     pub fn new(
         config: ControllerConfig,
-        namespaces: Namespaces,
+        seat: Seat,
         memory: Arc<ArcSwap<DmaMap>>,
         interrupts: Arc<dyn InterruptSink>,
         engine: &EngineFactory,
@@ -129,7 +131,8 @@ impl Controller {
         let shared = Arc::new(Shared {
             memory,
             doorbells,
-            namespaces,
+            cntlid: seat.cntlid(),
+            namespaces: seat.table().clone(),
             interrupts,
             write_cache: AtomicBool::new(true),
             cdfe: AtomicU16::new(config.cdfe),
@@ -153,6 +156,7 @@ impl Controller {
             admin: Admin::new(&config),
             buffers: None,
             doorbell_file,
+            seat,
             config,
             shared,
             workers,
@@ -284,6 +288,7 @@ impl Controller {
 
     /// Takes what the workers have sent.
     pub fn on_messages(&mut self) {
+        self.take_notices();
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 FromWorker::Ack(token, answer) => match self.awaited.remove(&token) {

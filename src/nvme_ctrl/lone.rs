@@ -14,7 +14,7 @@ use super::shared::{Counters, InterruptSink, Limits, Shared};
 use super::worker::{Core, FromWorker, Look, Mailbox, Park, Poll, ToWorker};
 use crate::backend::engine::Engine;
 use crate::memory::DmaMap;
-use crate::namespace::Namespaces;
+use crate::namespace::{Cntlid, Namespaces, Table};
 
 /// Interrupts that nobody waits for.
 struct Nobody;
@@ -28,7 +28,8 @@ pub(super) fn shared(namespaces: Namespaces, memory: Arc<ArcSwap<DmaMap>>, queue
     Arc::new(Shared {
         memory,
         doorbells: Doorbells::new(1 + queues),
-        namespaces,
+        cntlid: Cntlid::default(),
+        namespaces: Table::new(namespaces),
         interrupts: Arc::new(Nobody),
         write_cache: AtomicBool::new(true),
         cdfe: AtomicU16::new(0),

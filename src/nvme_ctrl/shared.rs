@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 
 use super::doorbells::Doorbells;
 use crate::memory::DmaMap;
-use crate::namespace::Namespaces;
+use crate::namespace::{Cntlid, Table};
 
 /// Raises MSI-X vectors. Lock-free; called from any thread.
 pub trait InterruptSink: Send + Sync {
@@ -21,8 +21,10 @@ pub struct Shared {
     pub memory: Arc<ArcSwap<DmaMap>>,
     /// Doorbell values.
     pub doorbells: Doorbells,
+    /// Which controller this is to its namespaces.
+    pub cntlid: Cntlid,
     /// Attached namespaces.
-    pub namespaces: Namespaces,
+    pub namespaces: Table,
     /// Interrupts out.
     pub interrupts: Arc<dyn InterruptSink>,
     /// Volatile Write Cache feature: off makes every write durable before its completion.
@@ -62,7 +64,8 @@ impl Shared {
     /// completion, a host is to know, so that it sends no flushes. QEMU says yes always and lets the host turn
     /// `cache=writethrough` off: here the one who runs the device has the last word.
     pub fn has_volatile_cache(&self) -> bool {
-        let mut all = self.namespaces.iter().peekable();
+        let namespaces = self.namespaces.load();
+        let mut all = namespaces.iter().peekable();
         all.peek().is_none() || all.any(|ns| ns.backend.volatile_cache())
     }
 }

@@ -4,7 +4,7 @@ use crate::backend::BackendError;
 use crate::memory::DmaError;
 use crate::memory::prp::PrpError;
 use crate::memory::sgl::SglError;
-use crate::namespace::NoNamespace;
+use crate::namespace::{NoNamespace, Refusal};
 use crate::spec::Status;
 
 /// Guest memory that cannot be reached fails the command. No DNR: the mapping may be a passing state of the client.
@@ -41,6 +41,15 @@ impl From<NoNamespace> for Status {
         match error {
             NoNamespace::Invalid => Self::INVALID_NAMESPACE.dnr(),
             NoNamespace::Inactive => Self::INVALID_FIELD.dnr(),
+        }
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::WriteProtected => Self::WRITE_PROTECTED.dnr(),
+            Refusal::OutOfRange => Self::LBA_OUT_OF_RANGE.dnr(),
         }
     }
 }

@@ -74,7 +74,12 @@ impl Case {
             .collect();
         let mut command = command(1, self.sdlba, if own { 0 } else { 2 }, ranges.len());
         command.cdw[2] |= u32::from(self.fua) << 30;
-        let checked = check_command(&command, &namespaces, Capabilities { ocfs: 5, cdfe: 4 }).expect("sound");
+        let checked = check_command(
+            &command,
+            &namespaces,
+            Capabilities { ocfs: 5, cdfe: 4, ..Capabilities::default() },
+        )
+        .expect("sound");
         plan(&checked, &ranges, &namespaces).expect("sound")
     }
 

@@ -37,7 +37,7 @@ fn planned(images: &Images, sdlba: u64, fua: bool, ranges: &[(u32, u64, u32)]) -
         ranges.iter().map(|&(snsid, slba, nlb)| SourceRange::plain(Some(snsid), slba, nlb)).collect();
     let mut command = command(1, sdlba, 2, ranges.len());
     command.cdw[2] |= u32::from(fua) << 30;
-    let capabilities = Capabilities { ocfs: 4, cdfe: 4 };
+    let capabilities = Capabilities { ocfs: 4, cdfe: 4, ..Capabilities::default() };
     let checked = check_command(&command, &namespaces, capabilities).expect("sound");
     plan(&checked, &ranges, &namespaces).expect("sound")
 }
@@ -64,9 +64,11 @@ mod probes {
         abort_after: Option<usize>,
         seed: u64,
     ) -> (Outcome, Vec<usize>, usize) {
-        for range in plan.ranges() {
-            range.ns.set_dulbe(nsids.contains(&range.ns.nsid));
+        let mut plan = plan.clone();
+        for range in &mut plan.ranges {
+            range.if_allocated = nsids.contains(&range.ns.nsid);
         }
+        let plan = &plan;
         let mut task = task(plan.clone(), SMALL, &Bounce::default());
         let mut dice = Dice(seed | 1);
         let mut pending: Vec<(u32, Option<usize>, Op)> = Vec::new();

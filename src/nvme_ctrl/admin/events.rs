@@ -15,6 +15,8 @@ pub enum Kind {
     Error = 0,
     /// SMART / health status.
     Smart = 1,
+    /// Notice.
+    Notice = 2,
 }
 
 /// One event.
@@ -32,6 +34,9 @@ impl Event {
     pub const INVALID_DOORBELL_VALUE: Self = Self { kind: Kind::Error, info: 1, log: lid::ERROR };
     /// Temperature Threshold.
     pub const TEMPERATURE: Self = Self { kind: Kind::Smart, info: 1, log: lid::SMART };
+
+    /// Attached Namespace Attribute Changed.
+    pub const NAMESPACE_CHANGED: Self = Self { kind: Kind::Notice, info: 0, log: lid::CHANGED_NS };
 
     fn dw0(self) -> u32 {
         self.kind as u32 | u32::from(self.info) << 8 | u32::from(self.log) << 16
@@ -76,8 +81,10 @@ impl Events {
     /// The host has read log page `log` (RAE = 0): events of its type may be reported again, and those that wait are
     /// answered by that reading.
     pub fn clear(&mut self, log: u8) {
-        for kind in [Kind::Error, Kind::Smart] {
-            if log == (if kind == Kind::Error { lid::ERROR } else { lid::SMART }) {
+        for (kind, of) in
+            [(Kind::Error, lid::ERROR), (Kind::Smart, lid::SMART), (Kind::Notice, lid::CHANGED_NS)]
+        {
+            if log == of {
                 self.masked[kind as usize] = false;
                 self.queued.retain(|event| event.kind != kind);
             }

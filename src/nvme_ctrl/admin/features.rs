@@ -108,6 +108,11 @@ impl Features {
         self.host_behavior.get(CDFE).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
     }
 
+    /// Does the host want events of this kind (Asynchronous Event Configuration)?
+    pub(super) fn wants(&self, bit: u32) -> bool {
+        self.async_event & bit != 0
+    }
+
     /// The dword of a feature that is one; `None` for those with data or another shape.
     fn dword(&mut self, feature: u8) -> Option<&mut u32> {
         Some(match feature {
@@ -133,8 +138,8 @@ impl Controller {
         let features = &self.admin.features;
         self.shared.write_cache.store(features.write_cache, Ordering::SeqCst);
         self.shared.cdfe.store(features.host_cdfe() | self.config.cdfe, Ordering::SeqCst);
-        for ns in self.shared.namespaces.iter() {
-            ns.set_dulbe(features.error_recovery(ns.nsid) & DULBE != 0);
+        for ns in self.shared.namespaces.load().iter() {
+            ns.set_dulbe(self.shared.cntlid, features.error_recovery(ns.nsid) & DULBE != 0);
         }
         self.shared.coalescing.store(features.coalescing, Ordering::Relaxed);
         for (shared, cd) in self.shared.vector_cd.iter().zip(&features.vector_cd) {
@@ -150,7 +155,7 @@ impl Controller {
         }
         self.check_feature(feature)?;
         if feature != fid::ERROR_RECOVERY && nsid != 0 && nsid != NSID_BROADCAST {
-            self.shared.namespaces.get(nsid)?;
+            self.shared.namespaces.load().get(nsid)?;
             return Err(Status::FEATURE_NOT_NS_SPECIFIC.dnr());
         }
         let features = &mut self.admin.features;
@@ -204,7 +209,7 @@ impl Controller {
             Select::from_bits((sqe.cdw10.get() >> 8 & 7) as u8).ok_or(Status::INVALID_FIELD.dnr())?;
         self.check_feature(feature)?;
         if feature == fid::ERROR_RECOVERY {
-            self.shared.namespaces.get(nsid)?;
+            self.shared.namespaces.load().get(nsid)?;
         }
         let mut defaults;
         let features = match select {
@@ -283,7 +288,7 @@ impl Controller {
     }
 
     fn set_error_recovery(&mut self, nsid: u32, cdw11: u32) -> Result<Reply, Status> {
-        let namespaces = &self.shared.namespaces;
+        let namespaces = self.shared.namespaces.load();
         let able = |ns: &Namespace| ns.facts.allocation_unit.is_some();
         // For all at once, those that cannot are left out, as QEMU does: a host with a mixed set could not use the
         // broadcast otherwise. But it must not be told that something is enabled when nothing is.

@@ -32,7 +32,7 @@ impl Controller {
             cns::NAMESPACE => self.of_namespace(nsid, |ns| identify_namespace(ns).as_bytes().to_vec())?,
             cns::CONTROLLER => self.identify_controller().as_bytes().to_vec(),
             cns::ACTIVE_LIST => self.active_list(nsid)?,
-            cns::DESCRIPTORS => descriptors(self.shared.namespaces.get(nsid)?),
+            cns::DESCRIPTORS => descriptors(self.shared.namespaces.load().get(nsid)?),
             // Nothing but protection information is in it, and there is none yet.
             cns::CSI_NAMESPACE => nvm_only(self.of_namespace(nsid, |_| vec![0; IDENTIFY_SIZE])?)?,
             cns::CSI_CONTROLLER => {
@@ -51,7 +51,7 @@ impl Controller {
     /// A structure of a namespace; all zeroes when the NSID is valid but nothing is attached to it.
     fn of_namespace(&self, nsid: u32, make: impl Fn(&Namespace) -> Vec<u8>) -> Result<Vec<u8>, Status> {
         use crate::namespace::NoNamespace;
-        match self.shared.namespaces.get(nsid) {
+        match self.shared.namespaces.load().get(nsid) {
             Ok(ns) => Ok(make(ns)),
             Err(NoNamespace::Inactive) => Ok(vec![0; IDENTIFY_SIZE]),
             Err(NoNamespace::Invalid) => Err(Status::INVALID_NAMESPACE.dnr()),
@@ -62,7 +62,8 @@ impl Controller {
         if above >= 0xffff_fffe {
             return Err(Status::INVALID_NAMESPACE.dnr());
         }
-        let ids = self.shared.namespaces.iter().map(|ns| ns.nsid).filter(|nsid| *nsid > above);
+        let namespaces = self.shared.namespaces.load();
+        let ids = namespaces.iter().map(|ns| ns.nsid).filter(|nsid| *nsid > above);
         let mut list: Vec<u8> = ids.take(IDENTIFY_SIZE / 4).flat_map(u32::to_le_bytes).collect();
         list.resize(IDENTIFY_SIZE, 0);
         Ok(list)
@@ -83,6 +84,7 @@ impl Controller {
         id.rtd3e = 10_000_000.into(); // Linux waits so long for a shutdown, in which all caches are flushed
         // Namespace Attribute Notices: Linux sends Asynchronous Event Requests only if one of its bits is set.
         id.oaes = (1 << 8).into();
+        id.cntlid = self.shared.cntlid.get().into();
         id.cntrltype = 1;
         if self.offers_doorbell_buffers() {
             id.oacs = oacs::DOORBELL_BUFFER_CONFIG.into();
@@ -95,11 +97,11 @@ impl Controller {
         id.wctemp = WCTEMP.into();
         id.cctemp = 373.into();
         id.tnvmcap =
-            self.shared.namespaces.iter().map(|ns| u128::from(ns.backend.len())).sum::<u128>().into();
+            self.shared.namespaces.load().iter().map(|ns| u128::from(ns.backend.len())).sum::<u128>().into();
         id.kas = 10.into(); // in units of 100 ms: 1 s
         id.sqes = 0x66;
         id.cqes = 0x44;
-        id.nn = self.shared.namespaces.nn().into();
+        id.nn = self.shared.namespaces.load().nn().into();
         id.oncs = (oncs::COMPARE
             | oncs::DSM
             | oncs::WRITE_ZEROES

@@ -62,7 +62,7 @@ impl Controller {
             lid::ERROR => self.admin.errors.bytes(),
             lid::SMART => self.smart(sqe.nsid.get())?,
             lid::FIRMWARE => self.firmware(),
-            lid::CHANGED_NS => vec![0; 4096], // namespaces do not change yet
+            lid::CHANGED_NS => self.admin.changed.bytes(),
             lid::EFFECTS if csi == 0 => effects(self.offers_doorbell_buffers()),
             lid::FEATURE_EFFECTS => feature_effects(),
             // QEMU, SPDK and Linux's target answer Invalid Field; the specification has a status of its own.
@@ -74,6 +74,9 @@ impl Controller {
         let reply = self.send_data(memory, sqe, &rest[..rest.len().min(len as usize)])?;
         if sqe.cdw10.get() & RAE == 0 {
             self.admin.events.clear(log);
+            if log == lid::CHANGED_NS {
+                self.admin.changed.clear();
+            }
         }
         Ok(reply)
     }
@@ -81,7 +84,7 @@ impl Controller {
     /// SMART is kept for the controller only (LPA bit 0 is 0).
     fn smart(&self, nsid: u32) -> Result<Vec<u8>, Status> {
         if nsid != 0 && nsid != NSID_BROADCAST {
-            self.shared.namespaces.get(nsid)?;
+            self.shared.namespaces.load().get(nsid)?;
             return Err(Status::INVALID_FIELD.dnr());
         }
         let counters = &self.shared.counters;

@@ -1,6 +1,7 @@
 //! Admin commands and the admin queue pair, on the control thread.
 
 mod abort;
+mod changed;
 mod doorbell_buffer;
 mod events;
 mod features;
@@ -22,6 +23,7 @@ use crate::memory::{Access, DmaMap};
 use crate::spec::opcode::admin as opcode;
 use crate::spec::{Sqe, Status};
 
+use changed::ChangedNamespaces;
 use events::Events;
 use features::Features;
 use keep_alive::KeepAlive;
@@ -34,6 +36,7 @@ pub struct Admin {
     pub(super) features: Features,
     pub(super) events: Events,
     pub(super) errors: ErrorLog,
+    changed: ChangedNamespaces,
     keep_alive: KeepAlive,
     /// When to look at the admin doorbells again, where nobody is told that they change.
     watch: Option<(Instant, Tick)>,
@@ -106,6 +109,7 @@ impl Admin {
             features: Features::new(config),
             events: Events::new(config.aerl),
             errors: ErrorLog::default(),
+            changed: ChangedNamespaces::default(),
             keep_alive: KeepAlive::default(),
             watch: None,
             started: Instant::now(),
@@ -134,6 +138,7 @@ impl Admin {
         self.stop();
         self.features = Features::new(config);
         self.events = Events::new(config.aerl);
+        self.changed.clear();
         self.keep_alive = KeepAlive::default();
         self.aborts = 0;
     }

@@ -19,16 +19,20 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
         nsid: sqe.nsid.get(),
         cdw: [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15].map(|dword| dword.get()),
     };
-    let capabilities = Capabilities { ocfs: shared.limits.ocfs, cdfe: shared.cdfe.load(Ordering::SeqCst) };
+    let capabilities = Capabilities {
+        ocfs: shared.limits.ocfs,
+        cdfe: shared.cdfe.load(Ordering::SeqCst),
+        cntlid: shared.cntlid,
+    };
     let refuse = |reject: Reject| {
         log::debug!("Copy cid {:#x} refused: {} (range {:?})", sqe.cid.get(), reject.what, reject.range);
         reject.status
     };
-    let checked = copy::check_command(&command, &shared.namespaces, capabilities).map_err(refuse)?;
+    let checked = copy::check_command(&command, cmd.namespaces, capabilities).map_err(refuse)?;
     // The list is copied out once: what is checked is what is carried out, whatever the host does to its pages.
     let list = transfer::fetch(cmd.memory, sqe, checked.list_len(), shared.page_size(), true)?;
     let ranges = checked.decode(&list).map_err(refuse)?;
-    let plan = copy::plan(&checked, &ranges, &shared.namespaces).map_err(refuse)?;
+    let plan = copy::plan(&checked, &ranges, cmd.namespaces).map_err(refuse)?;
     let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
     if plan.move_now() {
         shared.counters.copied(plan.dst().len);

@@ -8,6 +8,7 @@ use zerocopy::FromBytes;
 use super::group::{Account, Group};
 use super::{Command, Task};
 use crate::backend::Op;
+use crate::namespace::{self, Access, Lbas};
 use crate::nvme_ctrl::status::Direction;
 use crate::nvme_ctrl::transfer;
 use crate::spec::Status;
@@ -17,7 +18,8 @@ use crate::spec::command::DsmRange;
 const AD: u32 = 1 << 2;
 
 pub(super) fn dsm(cmd: &Command<'_>) -> Result<Task, Status> {
-    let ns = cmd.writable_namespace()?;
+    let ns = cmd.namespace()?;
+    namespace::gate(ns, Access::Write)?;
     let mut ops = SmallVec::new();
     if cmd.sqe.cdw11.get() & AD != 0 {
         let count = usize::from(cmd.sqe.cdw10.get() as u8) + 1;
@@ -32,12 +34,10 @@ pub(super) fn dsm(cmd: &Command<'_>) -> Result<Task, Status> {
         // specification has LBA Out of Range for it.
         for bytes in list.chunks_exact(size_of::<DsmRange>()) {
             let range = DsmRange::read_from_bytes(bytes).unwrap_or_default();
-            let bytes = ns
-                .facts
-                .bytes(range.slba.get(), u64::from(range.nlb.get()))
-                .ok_or(Status::LBA_OUT_OF_RANGE.dnr())?;
-            if bytes.len > 0 {
-                ops.push((Arc::clone(ns), Op::Discard { offset: bytes.offset, len: bytes.len }));
+            let lbas = Lbas { slba: range.slba.get(), nlb: range.nlb.get().into() };
+            let data = namespace::admit(ns, Access::Write, lbas, cmd.shared.cntlid)?.data;
+            if data.len > 0 {
+                ops.push((Arc::clone(ns), Op::Discard { offset: data.offset, len: data.len }));
             }
         }
     }

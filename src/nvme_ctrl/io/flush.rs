@@ -10,7 +10,7 @@ use crate::spec::{NSID_BROADCAST, Status};
 
 pub(super) fn flush(cmd: &Command<'_>) -> Result<Task, Status> {
     let ops = if cmd.sqe.nsid.get() == NSID_BROADCAST {
-        cmd.shared.namespaces.iter().map(|ns| (Arc::clone(ns), Op::Flush)).collect()
+        cmd.namespaces.iter().map(|ns| (Arc::clone(ns), Op::Flush)).collect()
     } else {
         std::iter::once((Arc::clone(cmd.namespace()?), Op::Flush)).collect()
     };

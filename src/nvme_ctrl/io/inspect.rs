@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{Command, Issue, Outcome, Task, rw};
 use crate::backend::{BackendError, Buffer, IoBuf, Op};
-use crate::memory::{Access, GuestBuf};
-use crate::namespace::{ByteRange, Namespace};
+use crate::memory::{self, GuestBuf};
+use crate::namespace::{Access, ByteRange, Extent, Namespace};
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
 use crate::spec::Status;
@@ -41,22 +41,30 @@ enum Probe {
 pub(super) fn compare(cmd: &Command<'_>) -> Result<Task, Status> {
     let ns = cmd.namespace()?;
     cmd.check_transfer(ns)?;
-    let range = cmd.range(ns)?;
-    let expected = rw::data(cmd, range.len, Access::Read)?;
-    Ok(Task::Inspect(Inspect::new(ns, range, Some(expected))))
+    let extent = cmd.admit(ns, Access::Read)?;
+    let expected = rw::data(cmd, extent.data.len, memory::Access::Read)?;
+    Ok(Task::Inspect(Inspect::new(ns, extent, Some(expected))))
 }
 
 pub(super) fn verify(cmd: &Command<'_>) -> Result<Task, Status> {
     let ns = cmd.namespace()?;
-    let range = cmd.range(ns)?;
-    Ok(Task::Inspect(Inspect::new(ns, range, None)))
+    Ok(Task::Inspect(Inspect::new(ns, cmd.admit(ns, Access::Read)?, None)))
 }
 
 impl Inspect {
-    fn new(ns: &Arc<Namespace>, range: ByteRange, expected: Option<GuestBuf>) -> Self {
-        let probe = if ns.dulbe() { Probe::Due } else { Probe::Over };
+    fn new(ns: &Arc<Namespace>, extent: Extent, expected: Option<GuestBuf>) -> Self {
+        let probe = if extent.if_allocated { Probe::Due } else { Probe::Over };
         let ns = Arc::clone(ns);
-        Self { ns, range, expected, at: 0, buf: None, busy: false, probe, status: Status::SUCCESS }
+        Self {
+            ns,
+            range: extent.data,
+            expected,
+            at: 0,
+            buf: None,
+            busy: false,
+            probe,
+            status: Status::SUCCESS,
+        }
     }
 
     pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::backend::{BackendError, IoBuf, Op};
 use crate::copy::Bounce;
 use crate::memory::DmaMap;
-use crate::namespace::{ByteRange, Namespace};
+use crate::namespace::{self, Access, Extent, Lbas, Namespace, Namespaces};
 use crate::spec::opcode::io as opcode;
 use crate::spec::{Sqe, Status};
 
@@ -113,12 +113,24 @@ impl Task {
     }
 }
 
+/// What every command is looked at with.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// Its controller.
+    pub shared: &'a Shared,
+    /// The namespaces there are as it is fetched.
+    pub namespaces: &'a Namespaces,
+    /// Guest memory as it is mapped then.
+    pub memory: &'a DmaMap,
+}
+
 /// Decodes and checks one I/O command. A short Copy within memory is done by then ([`Task::Over`]).
 ///
 /// # Errors
 /// The status it is refused with.
-pub fn start(shared: &Shared, memory: &DmaMap, bounce: &Bounce, sqe: &Sqe) -> Result<Task, Status> {
-    let cmd = Command { shared, memory, bounce, sqe };
+pub fn start(context: Context<'_>, bounce: &Bounce, sqe: &Sqe) -> Result<Task, Status> {
+    let Context { shared, namespaces, memory } = context;
+    let cmd = Command { shared, namespaces, memory, bounce, sqe };
     if sqe.fuse() != 0 {
         return Err(Status::INVALID_FIELD.dnr()); // FUSES is 0: no fused operation is supported
     }
@@ -138,6 +150,7 @@ pub fn start(shared: &Shared, memory: &DmaMap, bounce: &Bounce, sqe: &Sqe) -> Re
 /// A submission with all that its checks look at.
 struct Command<'a> {
     shared: &'a Shared,
+    namespaces: &'a Namespaces,
     memory: &'a DmaMap,
     bounce: &'a Bounce,
     sqe: &'a Sqe,
@@ -145,22 +158,13 @@ struct Command<'a> {
 
 impl Command<'_> {
     fn namespace(&self) -> Result<&Arc<Namespace>, Status> {
-        Ok(self.shared.namespaces.get(self.sqe.nsid.get())?)
+        Ok(self.namespaces.get(self.sqe.nsid.get())?)
     }
 
-    /// The namespace of a command that changes data.
-    fn writable_namespace(&self) -> Result<&Arc<Namespace>, Status> {
-        let ns = self.namespace()?;
-        if ns.facts.read_only {
-            return Err(Status::WRITE_PROTECTED.dnr());
-        }
-        Ok(ns)
-    }
-
-    /// SLBA and NLB as bytes of `ns`.
-    fn range(&self, ns: &Namespace) -> Result<ByteRange, Status> {
-        let nlb = u64::from(self.sqe.nlb().count());
-        ns.facts.bytes(self.sqe.slba(), nlb).ok_or(Status::LBA_OUT_OF_RANGE.dnr())
+    /// The blocks that SLBA and NLB name, if the gate lets the command do this to them.
+    fn admit(&self, ns: &Namespace, access: Access) -> Result<Extent, Status> {
+        let lbas = Lbas { slba: self.sqe.slba(), nlb: self.sqe.nlb().count().into() };
+        Ok(namespace::admit(ns, access, lbas, self.shared.cntlid)?)
     }
 
     /// NLB in bytes must not exceed MDTS.

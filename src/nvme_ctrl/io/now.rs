@@ -1,11 +1,11 @@
 //! Read and Write on an image that does them at once, such as memory: checked, found, moved, over. No slot, no task,
 //! no pin, no allocation. And so a Read of a file, while that lies in the page cache.
 
-use super::Outcome;
+use super::{Context, Outcome};
 use crate::backend::{BackendError, TryRead};
-use crate::memory::{Access, DmaMap, Transient, prp, sgl};
-use crate::namespace::{ByteRange, Namespace};
-use crate::nvme_ctrl::shared::{Shared, Tally};
+use crate::memory::{self, Transient, prp, sgl};
+use crate::namespace::{Access, ByteRange, Extent, Lbas, Namespace, admit};
+use crate::nvme_ctrl::shared::Tally;
 use crate::nvme_ctrl::status::{self, Direction};
 use crate::spec::command::Psdt;
 use crate::spec::opcode::io as opcode;
@@ -26,23 +26,21 @@ pub struct Now<'a> {
 /// Nothing unless it is a Read or Write that can be done at once; or a Read that may be, where `may_try` allows that to be
 /// found out. Whatever is unusual about it or wrong with it is
 /// left to [`super::start`], which says so.
-pub fn now<'a>(shared: &'a Shared, memory: &'a DmaMap, sqe: &Sqe, may_try: bool) -> Option<Now<'a>> {
-    let (direction, access) = match sqe.opc {
-        opcode::READ => (Direction::Read, Access::Write),
-        opcode::WRITE => (Direction::Write, Access::Read),
+pub fn now<'a>(context: Context<'a>, sqe: &Sqe, may_try: bool) -> Option<Now<'a>> {
+    let Context { shared, namespaces, memory } = context;
+    let (direction, access, way) = match sqe.opc {
+        opcode::READ => (Direction::Read, Access::Read, memory::Access::Write),
+        opcode::WRITE => (Direction::Write, Access::Write, memory::Access::Read),
         _ => return None,
     };
-    let ns = &**shared.namespaces.get(sqe.nsid.get()).ok()?;
-    let refused = sqe.fuse() != 0 || (direction == Direction::Write && ns.facts.read_only);
-    if refused || (direction == Direction::Read && ns.dulbe()) {
-        return None;
-    }
+    let ns = &**namespaces.get(sqe.nsid.get()).ok()?;
     let tries = !ns.backend.is_immediate();
     if tries && !(may_try && direction == Direction::Read && ns.backend.may_try_read()) {
         return None;
     }
-    let range = ns.facts.bytes(sqe.slba(), u64::from(sqe.nlb().count()))?;
-    if range.len > shared.limits.max_transfer {
+    let lbas = Lbas { slba: sqe.slba(), nlb: sqe.nlb().count().into() };
+    let Extent { data: range, if_allocated } = admit(ns, access, lbas, shared.cntlid).ok()?;
+    if sqe.fuse() != 0 || if_allocated || range.len > shared.limits.max_transfer {
         return None;
     }
     let len = usize::try_from(range.len).ok()?;
@@ -51,9 +49,9 @@ pub fn now<'a>(shared: &'a Shared, memory: &'a DmaMap, sqe: &Sqe, may_try: bool)
         Psdt::Prp => {
             let page_size = shared.page_size() as usize;
             let (prp1, prp2) = (sqe.prp1.get(), sqe.prp2.get());
-            prp::walk_into(memory, prp1, prp2, len, page_size, access, &mut data).ok()?;
+            prp::walk_into(memory, prp1, prp2, len, page_size, way, &mut data).ok()?;
         }
-        Psdt::Sgl => memory.append(sgl::data_block(sqe.sgl(), len)?, len, access, &mut data).ok()?,
+        Psdt::Sgl => memory.append(sgl::data_block(sqe.sgl(), len)?, len, way, &mut data).ok()?,
         Psdt::Reserved => return None,
     }
     Some(Now { cid: sqe.cid.get(), ns, range, data, direction, tries })

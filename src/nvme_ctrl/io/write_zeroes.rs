@@ -3,6 +3,7 @@
 use super::group::{Account, Group};
 use super::{Command, Task};
 use crate::backend::Op;
+use crate::namespace::Access;
 use crate::nvme_ctrl::status::Direction;
 use crate::spec::Status;
 
@@ -10,8 +11,8 @@ use crate::spec::Status;
 const DEAC: u32 = 1 << 25;
 
 pub(super) fn write_zeroes(cmd: &Command<'_>) -> Result<Task, Status> {
-    let ns = cmd.writable_namespace()?;
-    let range = cmd.range(ns)?;
+    let ns = cmd.namespace()?;
+    let range = cmd.admit(ns, Access::Write)?.data;
     let unmap = cmd.sqe.cdw12.get() & DEAC != 0;
     let fua = cmd.durable();
     let op = Op::WriteZeroes { offset: range.offset, len: range.len, unmap, fua };

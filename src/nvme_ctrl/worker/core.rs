@@ -17,6 +17,7 @@ use crate::backend::engine::Engine;
 use crate::backend::{Completion, Op};
 use crate::copy::Bounce;
 use crate::memory::DmaMap;
+use crate::namespace::Cached;
 use crate::nvme_ctrl::doorbells::Bell;
 use crate::nvme_ctrl::io::{Issue, Outcome};
 use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
@@ -56,6 +57,7 @@ pub(super) struct Cq {
 pub struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) memory: Cache<Arc<ArcSwap<DmaMap>>, Arc<DmaMap>>,
+    pub(super) namespaces: Cached,
     pub(super) engine: Box<dyn Engine>,
     pub(super) shadow: Shadow,
     pub(super) sqs: ById<Sq>,
@@ -122,11 +124,13 @@ impl Core {
     /// A worker without queues.
     pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, out: Mailbox) -> Self {
         let memory = Cache::new(Arc::clone(&shared.memory));
+        let namespaces = shared.namespaces.cached();
         let tally = shared.counters.tally();
         Self {
             tally,
             shared,
             memory,
+            namespaces,
             engine,
             shadow: Shadow::default(),
             sqs: ById::new(|sq| sq.ring.qid),
@@ -507,14 +511,14 @@ impl Core {
     fn flush(&mut self, token: Token) {
         let id = FLUSH_SLOTS | self.flushes;
         self.flushes = (self.flushes + 1) % FLUSH_SLOTS;
-        let shared = Arc::clone(&self.shared);
-        let left = shared.namespaces.iter().count();
+        let namespaces = self.shared.namespaces.load_full();
+        let left = namespaces.iter().count();
         if left == 0 {
             return self.ack(token, true);
         }
         // Known before anything is submitted: should that panic, it is still acknowledged.
         self.flushing.push(Flushing { id, token, left, ok: true });
-        for (part, ns) in (0..).zip(shared.namespaces.iter()) {
+        for (part, ns) in (0..).zip(namespaces.iter()) {
             let tag = super::slots::tag(id, part);
             self.done.extend(ns.backend.submit(tag, Op::Flush, self.engine.as_mut()));
         }

@@ -9,7 +9,7 @@ use super::core::{Core, Cq, Sq};
 use super::slots::{Command, Slots};
 use crate::backend::TryRead;
 use crate::memory::{DmaError, DmaMap};
-use crate::nvme_ctrl::io::{self, Now, Outcome, Task};
+use crate::nvme_ctrl::io::{self, Context, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
 use crate::spec::opcode::io as opcode;
 use crate::spec::{Sqe, Status};
@@ -94,10 +94,11 @@ fn can_fetch(core: &mut Core, at: usize) -> bool {
 
 /// Can the next command of the SQ at `at` be done at once?
 fn needs_no_slot(core: &mut Core, at: usize) -> bool {
-    let Core { shared, memory, sqs, .. } = core;
+    let Core { shared, memory, namespaces, sqs, .. } = core;
     let memory = memory.load();
+    let context = Context { shared, namespaces: namespaces.load(), memory };
     let sqe = sqs.get(at).and_then(|sq| sq.ring.peek(memory).ok());
-    sqe.is_some_and(|sqe| io::now(shared, memory, &sqe, false).is_some())
+    sqe.is_some_and(|sqe| io::now(context, &sqe, false).is_some())
 }
 
 /// Fetches from the SQ at `at` until it is empty, its completion queue full, no slot left, or the burst over. True when
@@ -106,9 +107,10 @@ fn needs_no_slot(core: &mut Core, at: usize) -> bool {
 /// # Errors
 /// A queue's memory is not there: what to say of the controller's end.
 fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
-    let Core { shared, memory, sqs, cqs, slots, ready, bounce, tally, engine, .. } = core;
+    let Core { shared, memory, namespaces, sqs, cqs, slots, ready, bounce, tally, engine, .. } = core;
     // The table is looked at after the doorbell: a mapping the host made before ringing is in it.
     let memory: &DmaMap = memory.load();
+    let context = Context { shared, namespaces: namespaces.load(), memory };
     let Some(sq) = sqs.get_mut(at) else { return Ok(false) };
     let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };
     let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
@@ -130,7 +132,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             let sqe = sq.ring.peek(memory).map_err(|error| format!("submission queue {sqid}: {error}"))?;
             // What is tried may need a slot after all; so may each that waits in the batch.
             let has_slot = tried.len() < slots.room();
-            let now = io::now(shared, memory, &sqe, may_try && has_slot);
+            let now = io::now(context, &sqe, may_try && has_slot);
             if now.is_none() && !has_slot {
                 // It stays where it is, and is read anew when a slot is free.
                 stuck = true;
@@ -160,7 +162,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 batch.push(now);
                 continue;
             }
-            let task = io::start(shared, memory, bounce, &sqe);
+            let task = io::start(context, bounce, &sqe);
             if let Ok(Task::Over { moved }) = task {
                 bytes += moved;
                 post(cq, &sq.ring, sqe.cid.get(), Outcome::of(Status::SUCCESS), memory)?;
@@ -194,7 +196,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 Some((sqe, filled)) => match filled.then(|| now.filled(tally)).flatten() {
                     Some(outcome) => outcome,
                     None => {
-                        let task = io::start(shared, memory, bounce, &sqe);
+                        let task = io::start(context, bounce, &sqe);
                         begin(sq, cq, slots, ready, memory, &sqe, task)?;
                         continue;
                     }
