@@ -14,7 +14,7 @@ use vfio_bindings::bindings::vfio::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::device::{IrqAction, IrqInfo, RegionInfo};
+use super::device::{DmaMap, DmaUnmap, IrqAction, IrqInfo, RegionInfo};
 use super::messages::{
     DeviceInfoBody, DmaMapBody, DmaUnmapBody, FLAG_ERROR, HEADER_SIZE, Header, IrqInfoBody,
     MAX_DATA_XFER_SIZE, NUM_IRQS, NUM_REGIONS, RegionAccessBody, RegionInfoBody, SetIrqsBody,
@@ -53,33 +53,6 @@ pub enum Request<'a> {
     RegionWrite(RegionAccess, &'a [u8]),
     /// DEVICE_RESET.
     Reset,
-}
-
-/// A range of guest memory that begins to exist. `iova + size` and `offset + size` do not overflow,
-/// `size` is not 0; alignment is for the device to judge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DmaMap {
-    /// First address as the device sees it.
-    pub iova: u64,
-    /// Bytes.
-    pub size: u64,
-    /// Offset in the descriptor's file, bytes.
-    pub offset: u64,
-    /// The device may read it.
-    pub read: bool,
-    /// The device may write it.
-    pub write: bool,
-}
-
-/// A range of guest memory that ceases to exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DmaUnmap {
-    /// First address as the device sees it.
-    pub iova: u64,
-    /// Bytes; not 0, and `iova + size` does not overflow, unless `all`.
-    pub size: u64,
-    /// Every mapping is meant; `iova` and `size` are 0.
-    pub all: bool,
 }
 
 /// DEVICE_SET_IRQS before its descriptors are joined to it.

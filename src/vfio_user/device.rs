@@ -6,8 +6,6 @@ use rustix::io::Errno;
 use smallvec::SmallVec;
 use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE};
 
-use super::codec::{DmaMap, DmaUnmap};
-
 /// A device as the client sees it. Called on the control thread only, one call at a time, in the
 /// order in which the client's messages arrived.
 ///
@@ -49,6 +47,33 @@ pub trait Device {
 
     /// Resets the function.
     fn reset(&mut self) -> Answer;
+}
+
+/// A range of guest memory that begins to exist. `iova + size` and `offset + size` do not overflow,
+/// `size` is not 0; alignment is for the device to judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaMap {
+    /// First address as the device sees it.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Offset in the descriptor's file, bytes.
+    pub offset: u64,
+    /// The device may read it.
+    pub read: bool,
+    /// The device may write it.
+    pub write: bool,
+}
+
+/// A range of guest memory that ceases to exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaUnmap {
+    /// First address as the device sees it.
+    pub iova: u64,
+    /// Bytes; not 0, and `iova + size` does not overflow, unless `all`.
+    pub size: u64,
+    /// Every mapping is meant; `iova` and `size` are 0.
+    pub all: bool,
 }
 
 /// The outcome of a request that may have to wait for commands in flight.

@@ -6,6 +6,7 @@
 //! | `codec` | bytes to typed requests or an errno, and replies to bytes; no I/O |
 //! | `version` | the JSON of the VERSION command, both ways |
 //! | `device` | the trait a session drives, and the values that cross it |
+//! | `error` | why a session ends before its client leaves |
 //! | `receiver`, `sender` | the two directions of the socket, descriptors included |
 //! | `session` | one client from VERSION to its last message |
 //! | `interrupts` | eventfds of the client, raised from any thread |
@@ -16,6 +17,7 @@
 
 pub mod codec;
 mod device;
+mod error;
 mod interrupts;
 mod listener;
 pub mod messages;
@@ -24,9 +26,12 @@ mod sender;
 mod session;
 pub mod version;
 
-pub use codec::{DmaMap, DmaUnmap};
-pub use device::{Answer, Device, IrqAction, IrqData, IrqInfo, RegionInfo, RegionMmap, SetIrqs, SparseArea};
+pub use device::{
+    Answer, Device, DmaMap, DmaUnmap, IrqAction, IrqData, IrqInfo, RegionInfo, RegionMmap, SetIrqs,
+    SparseArea,
+};
+pub use error::SessionError;
 pub use interrupts::Interrupts;
 pub use listener::{ListenError, Listener};
 pub use rustix::io::Errno;
-pub use session::{Interest, Pumped, Session, SessionError};
+pub use session::{Interest, Pumped, Session};

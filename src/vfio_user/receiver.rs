@@ -17,8 +17,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use smallvec::SmallVec;
 use zerocopy::FromBytes;
 
+use super::error::SessionError;
 use super::messages::{HEADER_SIZE, Header, MAX_MESSAGE_SIZE, MAX_MSG_FDS, SetIrqsBody};
-use super::session::SessionError;
 
 /// Descriptors taken with one message: those announced and a few more, for clients that do not look
 /// (cloud-hypervisor). More than that ends the session.

@@ -9,7 +9,7 @@ use rustix::cmsg_space;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use super::session::SessionError;
+use super::error::SessionError;
 
 /// Queued bytes from which on no further command is executed. The queue can then grow by one reply
 /// only, so a client that never reads holds this and [`MAX_MESSAGE_SIZE`](super::messages) at most.

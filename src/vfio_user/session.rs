@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::codec::{self, DmaUnmap, IrqSet, IrqSetData, RegionAccess, Request};
-use super::device::{Answer, Device, IrqData, SetIrqs};
+use super::codec::{self, IrqSet, IrqSetData, RegionAccess, Request};
+use super::device::{Answer, Device, DmaUnmap, IrqData, SetIrqs};
+use super::error::SessionError;
 use super::messages::{Header, NUM_REGIONS, command};
 use super::receiver::{Fds, Filled, Message, Receiver};
 use super::sender::Sender;
@@ -45,34 +46,6 @@ pub struct Interest {
     pub read: bool,
     /// Replies are waiting to be sent.
     pub write: bool,
-}
-
-/// The session cannot go on: the stream can no longer be trusted. Drop it; QEMU will not survive
-/// that, so nothing a well-meaning client does leads here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SessionError {
-    /// Header with a size below 16 or above the largest message.
-    #[error("message of {0} bytes")]
-    MessageSize(u32),
-    /// A message before VERSION.
-    #[error("command {0} before VERSION")]
-    NotNegotiated(u16),
-    /// A second VERSION.
-    #[error("VERSION a second time")]
-    SecondVersion,
-    /// More descriptors with one message than the announced limit, or more than this process may
-    /// have open.
-    #[error("too many descriptors in one message, or too many open in this process")]
-    TooManyFds,
-    /// The client has closed its end while a reply was being sent.
-    #[error("the client is gone")]
-    Gone,
-    /// Receiving failed.
-    #[error("cannot receive: {0}")]
-    Receive(Errno),
-    /// Sending failed.
-    #[error("cannot send: {0}")]
-    Send(Errno),
 }
 
 /// One connected client. Dropping it closes the connection and every descriptor not yet handed to

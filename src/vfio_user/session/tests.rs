@@ -16,8 +16,7 @@ use rustix::net::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
-use crate::vfio_user::codec::DmaMap;
-use crate::vfio_user::device::{IrqInfo, RegionInfo, RegionMmap, SparseArea};
+use crate::vfio_user::device::{DmaMap, IrqInfo, RegionInfo, RegionMmap, SparseArea};
 use crate::vfio_user::interrupts::Interrupts;
 use crate::vfio_user::listener::Listener;
 use crate::vfio_user::messages::{FLAG_ERROR, FLAG_NO_REPLY, HEADER_SIZE, TYPE_REPLY};
