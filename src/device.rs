@@ -100,9 +100,12 @@ impl NvmeDevice {
     /// May another client come? A worker that has not heard of the last one's leaving would take the memory of the
     /// next one for its queues. Commands in flight do not count: they keep the old memory.
     pub fn is_vacant(&mut self, now: Instant) -> bool {
-        if self.controller.is_fenced() || self.leaving.is_some_and(|until| now >= until) {
+        if self.leaving.is_some() && self.controller.is_fenced() {
+            // No worker looks at a queue of the last client any more, so none takes the zeroes for a new tail.
+            self.controller.clear_doorbells();
             self.leaving = None;
         }
+        self.leaving = self.leaving.filter(|until| now < *until);
         self.leaving.is_none()
     }
 

@@ -59,12 +59,14 @@ struct Ready {
     signals: bool,
     wake: bool,
     session: bool,
+    /// The client has closed its end, whether there is something to be read or not.
+    hung_up: bool,
     door: bool,
 }
 
 impl Ready {
     /// Not known: ask everybody.
-    const ALL: Self = Ready { signals: true, wake: true, session: true, door: true };
+    const ALL: Self = Ready { signals: true, wake: true, session: true, hung_up: false, door: true };
 }
 
 /// The listening socket, the device behind it, and the client if there is one.
@@ -147,7 +149,9 @@ impl Server {
         let mut device = Guarded(&mut self.device);
         let pumped = match answer {
             Some(result) => session.finish(result, &mut device),
-            None if session.is_waiting() || !ready.session => return false,
+            // Nobody is there to take the answer, and poll reports that again and again, whatever it is asked.
+            None if session.is_waiting() && ready.hung_up => Ok(Pumped::Closed),
+            None if session.is_waiting() || !ready.session => Ok(Pumped::Drained),
             None => session.pump(&mut device),
         };
         match pumped {
@@ -160,6 +164,11 @@ impl Server {
                         "it touched nothing, as SPDK's does that must map the doorbells: serve with --nvme doorbells=mmap"
                     );
                 }
+                self.disconnect();
+                true
+            }
+            Ok(_) if session.deadline().is_some_and(|at| now >= at) => {
+                log::warn!("a client that did not say VERSION is dropped, for others may wait");
                 self.disconnect();
                 true
             }
@@ -203,9 +212,13 @@ impl Server {
         None
     }
 
-    /// Is the door looked after? Who comes before the last client has left altogether waits in front of it.
+    /// Is the door looked after? Who comes before the last client has left altogether waits in front of it, and so does
+    /// who comes before the present one has said VERSION: that one may be none.
     fn is_open(&mut self) -> bool {
-        self.session.is_some() || self.device.is_vacant(Instant::now())
+        match &self.session {
+            Some(session) => session.client().is_some(),
+            None => self.device.is_vacant(Instant::now()),
+        }
     }
 
     /// Waits until there is something to do, and says where; `busy`: does not wait, for the session has more to do.
@@ -224,7 +237,9 @@ impl Server {
         if pause.is_none() && open {
             fds.push(PollFd::new(&self.listener, PollFlags::IN));
         }
-        let until = self.device.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let silence = self.session.as_ref().and_then(Session::deadline);
+        let until = [self.device.deadline(), silence].into_iter().flatten().min();
+        let until = until.map(|at| at.saturating_duration_since(Instant::now()));
         let now = busy.then_some(Duration::ZERO);
         let timeout = [until, pause, now].into_iter().flatten().min().map(|duration| Timespec {
             tv_sec: duration.as_secs() as i64,
@@ -244,6 +259,7 @@ impl Server {
             signals: has(0),
             wake: has(1),
             session: busy || (session == 1 && has(2)),
+            hung_up: session == 1 && fds[2].revents().contains(PollFlags::HUP),
             door: has(2 + session),
         }
     }

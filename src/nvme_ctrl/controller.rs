@@ -401,7 +401,8 @@ impl Controller {
         }
     }
 
-    fn clear_doorbells(&self) {
+    /// Zeroes in every doorbell that the next host or client may see.
+    pub fn clear_doorbells(&self) {
         match self.shared.doorbells.page() {
             Some(page) => page.clear(),
             // The others are set when their queues are created.

@@ -117,23 +117,20 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Takes what waits at the door: the first connection if `vacant`, and all others are closed at
-    /// once, so that a second client learns of its mistake instead of hanging. Never waits.
+    /// If `vacant`, takes the connection that came first; otherwise closes all that wait, so that a second client
+    /// learns of its mistake instead of hanging. Never waits.
     ///
     /// # Errors
     /// Those of accept, e.g. too many open files. A connection may still be waiting then, so a
     /// level-triggered caller should pause before it tries again.
     pub fn accept(&self, vacant: bool) -> io::Result<Option<UnixStream>> {
-        let mut client = None;
         loop {
             match self.socket.accept() {
-                Ok((stream, _)) if vacant && client.is_none() => client = Some(stream),
+                Ok((stream, _)) if vacant => return Ok(Some(stream)),
                 Ok(_) => log::warn!("refused a second client on {:?}: one device, one client", self.path),
                 Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return Ok(client),
+                    io::ErrorKind::WouldBlock => return Ok(None),
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
-                    // A client already taken must not be lost for one that could not be.
-                    _ if client.is_some() => return Ok(client),
                     _ => return Err(error),
                 },
             }
@@ -253,9 +250,11 @@ mod tests {
         let _first = UnixStream::connect(&path).unwrap();
         let mut second = UnixStream::connect(&path).unwrap();
         let _session = listener.accept(true).unwrap().unwrap();
-        assert_eq!(second.read(&mut [0; 1]).unwrap(), 0, "closed");
+        second.set_nonblocking(true).unwrap();
+        assert_eq!(second.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock, "waits");
         let mut third = UnixStream::connect(&path).unwrap();
         assert!(listener.accept(false).unwrap().is_none());
+        assert_eq!(second.read(&mut [0; 1]).unwrap(), 0, "closed");
         assert_eq!(third.read(&mut [0; 1]).unwrap(), 0, "closed");
     }
 

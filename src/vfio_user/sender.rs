@@ -14,6 +14,8 @@ use super::error::SessionError;
 /// Queued bytes from which on no further command is executed. The queue can then grow by one reply
 /// only, so a client that never reads holds this and [`MAX_MESSAGE_SIZE`](super::messages) at most.
 const FULL: usize = 256 << 10;
+/// Queued descriptors from which on no further command is executed: each is one of the process's.
+const FULL_FDS: usize = 16;
 
 /// A reply the socket has not taken completely.
 struct Queued {
@@ -27,13 +29,15 @@ pub(super) struct Sender {
     queue: VecDeque<Queued>,
     /// Bytes in `queue` that are still to be sent.
     waiting: usize,
+    /// Descriptors in `queue`.
+    waiting_fds: usize,
     /// Where the next reply is composed; kept for its capacity.
     scratch: Vec<u8>,
 }
 
 impl Sender {
     pub(super) fn new() -> Self {
-        Sender { queue: VecDeque::new(), waiting: 0, scratch: Vec::with_capacity(4096 + 64) }
+        Sender { queue: VecDeque::new(), waiting: 0, waiting_fds: 0, scratch: Vec::with_capacity(4096 + 64) }
     }
 
     /// Composes a message and sends what the socket takes of it. `compose` is given a vector with
@@ -53,6 +57,7 @@ impl Sender {
             self.scratch = bytes;
         } else {
             self.waiting += bytes.len() - sent;
+            self.waiting_fds += usize::from(fd.is_some());
             self.queue.push_back(Queued { bytes, sent, fd });
         }
         Ok(())
@@ -61,7 +66,9 @@ impl Sender {
     /// Sends what the socket takes of the queue.
     pub(super) fn flush(&mut self, socket: impl AsFd) -> Result<(), SessionError> {
         while let Some(front) = self.queue.front_mut() {
+            let with_fd = front.fd.is_some();
             let sent = send_some(&socket, &front.bytes[front.sent..], &mut front.fd)?;
+            self.waiting_fds -= usize::from(with_fd && front.fd.is_none());
             front.sent += sent;
             self.waiting -= sent;
             if front.sent < front.bytes.len() {
@@ -79,7 +86,7 @@ impl Sender {
 
     /// Is so much waiting that no further command may be executed?
     pub(super) fn is_full(&self) -> bool {
-        self.waiting >= FULL
+        self.waiting >= FULL || self.waiting_fds >= FULL_FDS
     }
 }
 

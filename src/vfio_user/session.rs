@@ -19,6 +19,9 @@ use super::version::ClientVersion;
 const BUDGET: usize = 64;
 /// A handler that takes longer is worth a line in the log: at 5 s the client gives up.
 const SLOW: Duration = Duration::from_millis(100);
+/// From the connection to the end of its VERSION. Clients send it at once; the next one, which waits meanwhile, gives
+/// up after 5 s (QEMU).
+const NEGOTIATION: Duration = Duration::from_secs(2);
 /// Complaints about one client that are warnings; the rest are for debugging.
 const LOUD_COMPLAINTS: u32 = 16;
 
@@ -59,6 +62,7 @@ pub struct Session {
 /// What is left of a session when its socket and its receive buffer are lent out.
 struct State {
     sender: Sender,
+    connected: Instant,
     client: Option<ClientVersion>,
     pending: Option<Pending>,
     complaints: u32,
@@ -87,6 +91,7 @@ impl Session {
             receiver: Receiver::new(),
             state: State {
                 sender: Sender::new(),
+                connected: Instant::now(),
                 client: None,
                 pending: None,
                 complaints: 0,
@@ -187,6 +192,12 @@ impl Session {
     /// doorbells to map.
     pub fn is_untouched(&self) -> bool {
         self.state.mapped && !self.state.touched
+    }
+
+    /// When a client that has not said VERSION by then is to be dropped. None after it: silence is legal then, a virtual
+    /// machine may stand still for a day.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.client().is_none().then(|| self.state.connected + NEGOTIATION)
     }
 
     /// What the client said of itself; None before VERSION.

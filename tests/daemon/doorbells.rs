@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::host::client::BAR0;
 use crate::host::ctrl::{Bells, CFS, reg};
-use crate::host::le::{u16_at, u32_at, u64_at};
+use crate::host::le::{u16_at, u32_at};
 use crate::host::nvme::{self, admin, io, st};
 use crate::host::storm::Storm;
 use crate::host::*;
@@ -414,30 +414,12 @@ impl Host {
     /// Attached, with its doorbells mapped if the device offers that.
     fn attach_any(d: &Daemon) -> Host {
         let mut h = Host::cold(&d.socket());
-        if let Some(page) = mapped(&mut h.client) {
+        if let Some(page) = h.client.map_doorbells() {
             h.bells = Bells::Mapped(page);
         }
         h.enable();
         h
     }
-}
-
-/// Maps the doorbells of BAR0 as the region's information says.
-fn mapped(client: &mut Client) -> Option<Page> {
-    use std::os::fd::AsFd;
-    let Answer::Done(info, fds) = client.region_info_argsz(BAR0, 4096) else { panic!("no BAR 0") };
-    if u32_at(&info, 4) & 4 == 0 {
-        assert!(fds.is_empty());
-        return None;
-    }
-    assert_eq!(fds.len(), 1);
-    let cap = u32_at(&info, 12) as usize;
-    assert_eq!((u16_at(&info, cap), u32_at(&info, cap + 8)), (1, 1), "one sparse area");
-    assert_eq!((u64_at(&info, cap + 16), u64_at(&info, cap + 24)), (0x1000, 0x1000));
-    // The fd holds these pages and nothing that could be changed in size.
-    let fd = fds[0].as_fd();
-    rustix::fs::ftruncate(fd, 0).expect_err("sealed");
-    Some(Page::map(fd, u64_at(&info, 24) + 0x1000))
 }
 
 #[test]
@@ -535,7 +517,7 @@ fn mapped_and_idle() {
     let before = d.ticks();
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(d.ticks(), before, "not enabled, and it runs");
-    h.bells = Bells::Mapped(mapped(&mut h.client).expect("mapped doorbells"));
+    h.bells = Bells::Mapped(h.client.map_doorbells().expect("mapped doorbells"));
     h.enable();
     h.io_queues(1, 16);
     flush(&mut h, 1);

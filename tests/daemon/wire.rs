@@ -1,7 +1,7 @@
 //! Garbage, half messages, floods: the daemon drops the client, not itself.
 
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::host::client::{BAR0, Client, access, cmd, message, version_body};
 use crate::host::ctrl::reg;
@@ -234,6 +234,52 @@ fn deaf_client() {
     drop(c);
     well(&d);
     d.stop();
+}
+
+/// One that asks for the doorbells' descriptor again and again and takes none of them.
+#[test]
+fn deaf_client_of_descriptors() {
+    let d = Daemon::start("--nvme doorbells=mmap");
+    let mut c = d.client();
+    let mut body = [0; 32];
+    put32(&mut body, 0, 4096);
+    let m = message(1, cmd::GET_REGION_INFO, 0, &body);
+    let flags = rustix::fs::fcntl_getfl(c.socket()).unwrap();
+    rustix::fs::fcntl_setfl(c.socket(), flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    let before = d.open_files();
+    // Until nothing more is taken for a while.
+    let mut taken = Instant::now();
+    while taken.elapsed() < Duration::from_millis(200) {
+        match c.send_raw(&m, &[]) {
+            Ok(()) => taken = Instant::now(),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    assert!(d.open_files() < before + 32, "{before} -> {} descriptors", d.open_files());
+    drop(c);
+    well(&d);
+}
+
+/// Who connects and does not say VERSION keeps nobody out for long; whoever comes meanwhile waits at the door. After
+/// it, silence is legal: a virtual machine may stand still for a day.
+#[test]
+fn silent_client() {
+    let d = Daemon::start("");
+    let version = message(1, cmd::VERSION, 0, &version_body(0, None));
+    for said in [0, 10, version.len() - 1] {
+        let mut silent = Client::connect(&d.socket());
+        silent.send_raw(&version[..said], &[]).unwrap();
+        let mut next = Client::attach(&d.socket());
+        assert_eq!(next.r32(reg::VS), 0x0002_0000);
+        silent.wait_closed();
+        drop(next);
+        drop(d.client());
+    }
+    let mut idle = d.client();
+    std::thread::sleep(Duration::from_secs(3));
+    let mut second = Client::connect(&d.socket());
+    assert!(second.ask(cmd::VERSION, &version_body(0, None), &[]).not_done(), "a second client got in");
+    assert_eq!(idle.r32(reg::VS), 0x0002_0000);
 }
 
 /// Descriptors where none belong, and more than were agreed on.

@@ -1,6 +1,7 @@
 //! A disk that hangs: what has to wait for commands in flight is answered in time all the same, and nothing is written
 //! to memory that the client has been told is its own again.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use vfio_user_nvme::backend::{CacheMode, Call, FileJob, JobKind, Tap, VolatileLo
 
 use crate::device::{Device, folder, image, image_by, memory, namespace};
 use crate::doubles::{Hang, Nap, plain};
+use crate::host::client::{cmd, message, unmap_body};
 use crate::host::ctrl::{CC_EN, CC_LINUX, CFS, RDY, reg};
 use crate::host::nvme::{Range, admin, copy, io, st};
 use crate::host::{Answer, DEADLINE, Data, Host, Ns, Ram, Sqe};
@@ -160,6 +162,49 @@ fn unmap_during_a_hung_read() {
         works(&mut host);
         is_own(&extra);
         drop(host);
+        device.ends_well();
+    });
+}
+
+/// A client that hangs up while it is owed an answer is gone at once: the next one does not wait for that answer.
+#[test]
+fn hang_up_while_an_answer_is_owed() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "");
+        let mut host = device.host(1);
+        let extra = extra(&mut host);
+        hung_read(&mut host, &hang, extra.base());
+        let body = unmap_body(extra.base(), extra.pieces[0].len);
+        host.client.send_raw(&message(1, cmd::DMA_UNMAP, 0, &body), &[]).expect("sent");
+        // The next message is not taken before the answer: the unmap is under way when the client hangs up.
+        std::thread::sleep(A_WHILE);
+        drop(host);
+        let (next, took) = timed(|| Host::cold(&device.socket()));
+        assert!(took < AT_ONCE, "let in after {took:?}");
+        hang.end();
+        drop(next);
+        device.ends_well();
+    });
+}
+
+/// What a client left in the page of doorbells is not there for the next one, whatever still hangs.
+#[test]
+fn the_next_client_finds_no_doorbells_of_the_last() {
+    with_each_engine(|kind| {
+        let (device, hang) = device(kind, "doorbells=mmap");
+        let mut host = device.host(1);
+        let page = host.client.map_doorbells().expect("mapped");
+        let to = host.ram.base();
+        hung_read(&mut host, &hang, to);
+        // None of a queue that is there.
+        (200..1024).for_each(|index| page.word(index).store(0x5ec7e7, Ordering::Release));
+        drop(host);
+        let mut next = Host::cold(&device.socket());
+        let page = next.client.map_doorbells().expect("mapped");
+        let left = (0..1024).filter(|index| page.word(*index).load(Ordering::Acquire) != 0).count();
+        assert_eq!(left, 0, "doorbells of the last client");
+        hang.end();
+        drop(next);
         device.ends_well();
     });
 }

@@ -15,7 +15,7 @@ use rustix::net::{
 
 use super::le::{put16, put32, put64, u16_at, u32_at, u64_at};
 use super::ram::Ram;
-use super::{DEADLINE, Daemon};
+use super::{DEADLINE, Daemon, Page};
 
 pub mod cmd {
     pub const VERSION: u16 = 1;
@@ -313,6 +313,23 @@ impl Client {
             cap_offset: u32_at(&r, 12),
             size: u64_at(&r, 16),
         }
+    }
+
+    /// Maps the doorbells of BAR0 as the region's information says; nothing where they are trapped.
+    pub fn map_doorbells(&mut self) -> Option<Page> {
+        let Answer::Done(info, fds) = self.region_info_argsz(BAR0, 4096) else { panic!("no BAR 0") };
+        if u32_at(&info, 4) & 4 == 0 {
+            assert!(fds.is_empty());
+            return None;
+        }
+        assert_eq!(fds.len(), 1);
+        let cap = u32_at(&info, 12) as usize;
+        assert_eq!((u16_at(&info, cap), u32_at(&info, cap + 8)), (1, 1), "one sparse area");
+        assert_eq!((u64_at(&info, cap + 16), u64_at(&info, cap + 24)), (0x1000, 0x1000));
+        // The fd holds these pages and nothing that could be changed in size.
+        let fd = fds[0].as_fd();
+        rustix::fs::ftruncate(fd, 0).expect_err("sealed");
+        Some(Page::map(fd, u64_at(&info, 24) + 0x1000))
     }
 
     pub fn irq_info(&mut self, index: u32) -> Irq {
