@@ -29,6 +29,8 @@ const GIB: u64 = 1 << 30;
 pub enum Row {
     /// Commands of `size` bytes in `ranges` ranges, against the best host tool.
     Throughput { medium: Medium, lbads: u8, size: u64, ranges: u64 },
+    /// The same within memory that was never written, against memmove of zeroes.
+    Unwritten { size: u64, ranges: u64 },
     /// 256 one-block ranges, shuffled, against one range of 256 blocks; both ours.
     Scattered { medium: Medium, lbads: u8 },
     /// 1 GiB on a file system that shares blocks: time, and space it took.
@@ -71,6 +73,7 @@ pub fn all() -> Vec<Row> {
     for (size, ranges) in [(64 * KIB, 1), (MIB, 1), (MIB, 16), (MIB, 256), (32 * MIB, 1), (GIB, 16)] {
         rows.push(Row::Throughput { medium: Medium::Direct, lbads: 12, size, ranges });
     }
+    rows.extend([(64 * KIB, 1), (GIB, 16)].map(|(size, ranges)| Row::Unwritten { size, ranges }));
     for medium in [Medium::Memory, Medium::File] {
         rows.extend([12, 9].map(|lbads| Row::Scattered { medium, lbads }));
     }
@@ -87,6 +90,9 @@ impl Row {
         match self {
             Self::Throughput { medium, size, ranges, .. } => {
                 format!("{} {} in {ranges} range(s)", medium.name(), bytes(*size))
+            }
+            Self::Unwritten { size, ranges } => {
+                format!("memory {} in {ranges} range(s), never written", bytes(*size))
             }
             Self::Scattered { medium, lbads } => {
                 format!("{} 256 x {} scattered / in one", medium.name(), bytes(1 << lbads))
@@ -105,6 +111,7 @@ impl Row {
             Self::Throughput { medium, lbads, size, ranges } => {
                 self.throughput(*medium, *lbads, *size, *ranges)
             }
+            Self::Unwritten { size, ranges } => self.unwritten(*size, *ranges),
             Self::Scattered { medium, lbads } => self.scattered(*medium, *lbads),
             Self::Shared { kind, dirty } => self.shared(kind, *dirty),
             Self::Rate => self.rate(),
@@ -168,6 +175,17 @@ impl Row {
                 pair.print(&self.name(), moved, &format!("linked ring, {best} in flight; goal 0.90"));
             }
         }
+    }
+
+    fn unwritten(&self, size: u64, ranges: u64) {
+        let span = (u64::from(DEPTH) * size).clamp(64 * MIB, GIB);
+        let copies = sweep(12, size, ranges, span);
+        let backend = Arc::new(MemoryBackend::new(2 * span).expect("memory"));
+        let mut driver = Driver::new(backend, 12, EngineKind::Auto, method(), Host::Lone);
+        let mut memory = baseline::memory(2 * span);
+        memory.fill(0);
+        let pair = alternate(|| driver.run(DEPTH, &copies), || baseline::memmove(&mut memory, 12, &copies));
+        pair.print(&self.name(), copies.len() as u64 * size, "memmove of zeroes");
     }
 
     fn scattered(&self, medium: Medium, lbads: u8) {
@@ -287,7 +305,7 @@ struct Image {
 impl Image {
     fn memory(len: u64, lbads: u8, host: Host) -> Self {
         let backend: SharedBackend = Arc::new(MemoryBackend::new(len).expect("memory"));
-        // With data in it: zeroes over zeroes are not moved.
+        // With data in it: what was never written is not moved.
         let mut engine = engine::create(EngineKind::Auto).expect("engine");
         for offset in (0..len).step_by(MIB as usize) {
             let data = vec![0x5a; MIB.min(len - offset) as usize];

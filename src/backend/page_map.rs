@@ -2,8 +2,7 @@
 //!
 //! Workers mark and clear the same page at once. Whoever writes marks after the last byte; whoever gives a page back
 //! clears before the page goes. So if the clearing comes last the bytes went with the page, and if the marking does
-//! the page is marked: written and yet said to be deallocated is none of the outcomes. (A page that is zeroed instead,
-//! for it is part of a huge one, is cleared, then all processors are made to see memory, then it is zeroed.)
+//! the page is marked: written and yet said to be deallocated is none of the outcomes.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
@@ -23,6 +22,14 @@ pub(super) struct PageMap {
     words: MmapRegion,
 }
 
+/// Part of a range whose granules are all written, or none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) offset: usize,
+    pub(super) len: usize,
+    pub(super) marked: bool,
+}
+
 impl PageMap {
     /// For an image of `len` bytes, nothing of which has been written.
     pub(super) fn new(len: usize) -> io::Result<Self> {
@@ -32,31 +39,18 @@ impl PageMap {
         Ok(PageMap { words })
     }
 
-    /// The range has been written; a granule written in part counts as a whole. True when some of it was not marked.
-    pub(super) fn mark(&self, offset: usize, len: usize) -> bool {
+    /// The range has been written; a granule written in part counts as a whole.
+    pub(super) fn mark(&self, offset: usize, len: usize) {
         // The bytes go first. Where the look below overtakes them in the processor and still finds the old mark, they go
         // with the page: the kernel takes it away only when no processor can write to it any more.
         compiler_fence(Ordering::SeqCst);
-        let mut more = false;
         self.each_word(offset, len, |word, mask| {
             // Mostly it is marked already, and a look does not take the line away from other workers.
             if word.load(Ordering::Relaxed) & mask != mask {
                 word.fetch_or(mask, Ordering::SeqCst);
-                more = true;
             }
             true
         });
-        more
-    }
-
-    /// Granules of the range that are marked.
-    pub(super) fn count(&self, offset: usize, len: usize) -> u32 {
-        let mut count = 0;
-        self.each_word(offset, len, |word, mask| {
-            count += (word.load(Ordering::Relaxed) & mask).count_ones();
-            true
-        });
-        count
     }
 
     /// The granules of the range, whole ones, are about to be given back.
@@ -72,6 +66,37 @@ impl PageMap {
     /// Has every granule of the range been written?
     pub(super) fn is_marked(&self, offset: usize, len: usize) -> bool {
         self.each_word(offset, len, |word, mask| word.load(Ordering::SeqCst) & mask == mask)
+    }
+
+    /// Has no granule of the range been written?
+    pub(super) fn is_clear(&self, offset: usize, len: usize) -> bool {
+        self.each_word(offset, len, |word, mask| word.load(Ordering::SeqCst) & mask == 0)
+    }
+
+    /// The range in runs, as long as can be, of what has been written and what has not, in order and without gaps.
+    pub(super) fn runs(&self, offset: usize, len: usize) -> impl Iterator<Item = Run> {
+        let (mut at, end) = (offset, offset + len);
+        std::iter::from_fn(move || {
+            let (start, mut marked) = (at, None);
+            while at < end {
+                let bits = self.bits_from(at / GRANULE);
+                let marked = *marked.get_or_insert(bits & 1 == 1);
+                let same = if marked { bits.trailing_ones() } else { bits.trailing_zeros() } as usize;
+                let in_word = BITS - at / GRANULE % BITS;
+                at = (at - at % GRANULE + same.min(in_word) * GRANULE).min(end).max(at);
+                if same < in_word {
+                    break;
+                }
+            }
+            marked.map(|marked| Run { offset: start, len: at - start, marked })
+        })
+    }
+
+    /// The marks of the granules from this one to the end of its word, its own the lowest. Looked at once: others change
+    /// them meanwhile. What lies outside the image counts as written.
+    fn bits_from(&self, granule: usize) -> u64 {
+        let word = self.words.get_atomic_ref::<AtomicU64>(granule / BITS * size_of::<u64>());
+        word.map_or(u64::MAX, |word| word.load(Ordering::SeqCst)) >> (granule % BITS)
     }
 
     /// Calls `look` with each word of the range and the bits of it that count, until it says no. A range inside the
@@ -134,7 +159,7 @@ mod tests {
     proptest! {
         #[test]
         fn like_a_list_of_booleans(
-            steps in prop::collection::vec((0..3_u8, 0..300 * GRANULE, 0..200 * GRANULE), 1..40),
+            steps in prop::collection::vec((0..4_u8, 0..300 * GRANULE, 0..200 * GRANULE), 1..40),
         ) {
             let map = PageMap::new(300 * GRANULE).expect("the memory is there");
             let mut model = vec![false; 300];
@@ -152,7 +177,21 @@ mod tests {
                         map.clear(whole.start, whole.len());
                         model[touched].fill(false);
                     }
-                    _ => prop_assert_eq!(map.is_marked(offset, len), model[touched].iter().all(|bit| *bit)),
+                    2 => {
+                        prop_assert_eq!(map.is_marked(offset, len), model[touched.clone()].iter().all(|bit| *bit));
+                        prop_assert_eq!(map.is_clear(offset, len), !model[touched].iter().any(|bit| *bit));
+                    }
+                    _ => {
+                        let (mut at, mut last) = (offset, None);
+                        for run in map.runs(offset, len) {
+                            prop_assert_eq!(run.offset, at);
+                            prop_assert!(run.len > 0 && last != Some(run.marked));
+                            let granules = run.offset / GRANULE..(run.offset + run.len).div_ceil(GRANULE);
+                            prop_assert!(model[granules].iter().all(|bit| *bit == run.marked));
+                            (at, last) = (at + run.len, Some(run.marked));
+                        }
+                        prop_assert_eq!(at, offset + len);
+                    }
                 }
             }
         }
