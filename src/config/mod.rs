@@ -330,7 +330,7 @@ mod tests {
             "mdts=1..11  [default: 7]\n        Largest transfer",
             "drive=PATH|memory  [required]\n",
             "msix_qsize=1..2048  [default: max_ioqpairs + 1]\n",
-            "msrc=1..255  [default: 126]\n",
+            "msrc=0..255  [default: 126]\n",
         ] {
             assert!(help.contains(part), "{part}");
         }

@@ -47,7 +47,7 @@ pub struct NsConfig {
     pub mssrl: u16,
     /// Identify MCL: blocks of one Copy, 1 or more, not 0-based.
     pub mcl: u32,
-    /// Identify MSRC: source ranges of one Copy, 0-based, 1 to 255.
+    /// Identify MSRC: source ranges of one Copy, 0-based, 0 to 255.
     pub msrc: u8,
     /// How Copies to it are done.
     pub copy: CopyPolicy,
@@ -218,6 +218,11 @@ impl NsConfig {
                 "namespace {nsid}: msrc={msrc} allows more than 127 ranges; Linux copy offload as posted fails with them"
             ));
         }
+        if msrc == 0 {
+            notes.push(format!(
+                "namespace {nsid}: msrc=0 is one range; nvme-cli's copy test takes it for no Copy at all"
+            ));
+        }
         if self.cache.is_unsafe() {
             notes.push(format!(
                 "namespace {nsid}: cache=unsafe: Flush and FUA do nothing; what the guest wrote may be lost with the host"
@@ -237,15 +242,6 @@ fn logical_block_size(given: &OsStr) -> Result<u32, Reject> {
         Ok(512) => Ok(512),
         Ok(4096) => Ok(4096),
         _ => Err(Reject::new("must be 512 or 4096")),
-    }
-}
-
-/// MSRC 0 is one range and legal, but nvme-cli's tests take any limit of 0 for "no Copy".
-fn msrc(given: &OsStr) -> Result<u8, Reject> {
-    match value::number(given, 0..=u8::MAX) {
-        Ok(0) => Err(Reject::new("must be 1 to 255: it is 0-based, and hosts take 0 for no Copy at all")),
-        Ok(msrc) => Ok(msrc),
-        Err(_) => Err(Reject::new("must be 1 to 255")),
     }
 }
 
@@ -334,9 +330,9 @@ pub(super) const TABLE: Table<NsDraft> = Table {
         "mcl" = "1..4294967295", Def::Value("131072"), "1024",
             "Copy: most blocks in one command",
             |d, v| { d.mcl = value::number(v, 1..=u32::MAX)?; Ok(()) };
-        "msrc" = "1..255", Def::Value("126"), "127",
+        "msrc" = "0..255", Def::Value("126"), "127",
             "Copy: most source ranges in one command, 0-based (126: 127 ranges)",
-            |d, v| { d.msrc = msrc(v)?; Ok(()) };
+            |d, v| { d.msrc = value::number(v, 0..=u8::MAX)?; Ok(()) };
         "copy_overlap" = "snapshot|reject|in-order", Def::Value("snapshot"), "reject",
             "Copy onto its own sources, formats 0h and 1h: read all first, refuse, or range after range",
             |d, v| { d.copy.overlap = overlap(v)?; Ok(()) };
@@ -533,11 +529,7 @@ mod tests {
             ("drive=a,mssrl=0", "--nvme-ns mssrl=0: must be 1 to 65535; leave it out for 32768"),
             ("drive=a,mssrl=65536", "--nvme-ns mssrl=65536: must be 1 to 65535; leave it out for 32768"),
             ("drive=a,mcl=0", "--nvme-ns mcl=0: must be 1 to 4294967295; leave it out for 131072"),
-            (
-                "drive=a,msrc=0",
-                "--nvme-ns msrc=0: must be 1 to 255: it is 0-based, and hosts take 0 for no Copy at all; leave it out for 126",
-            ),
-            ("drive=a,msrc=256", "--nvme-ns msrc=256: must be 1 to 255; leave it out for 126"),
+            ("drive=a,msrc=256", "--nvme-ns msrc=256: must be 0 to 255; leave it out for 126"),
             (
                 "drive=a,logical_block_size=1024",
                 "--nvme-ns logical_block_size=1024: must be 512 or 4096; leave it out for 512",
@@ -632,5 +624,7 @@ mod tests {
             ]
         );
         assert_eq!(config("drive=a,mcl=8355840").notes().len(), 0);
+        let one = config("drive=a,msrc=0");
+        assert_eq!((one.msrc, one.notes().len()), (0, 1));
     }
 }

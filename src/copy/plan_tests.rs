@@ -93,7 +93,7 @@ const FAULTS: [(Fault, u16, Option<u8>); 19] = [
     (|s| s.command.cdw[2] |= 1 << 20, 0x4002, None),
     (|s| s.command.cdw[2] |= 1 << 16, 0x4002, None),
     (|s| s.namespaces[DST].facts.copy.msrc = 7, 0x4183, None),
-    (|s| s.command.cdw[2] |= 3 << 8, 0x410a, None),
+    (|s| s.command.cdw[2] |= 3 << 8, 0x400b, None),
     (|s| s.namespaces[DST].facts.read_only = true, 0x4020, None),
     (|s| s.ranges[0].reserved = true, 0x4002, Some(0)),
     (|s| s.ranges[1].cetype = 1, 0x4002, Some(1)),
@@ -223,8 +223,8 @@ fn formats_need_ocfs_and_the_cross_ones_cdfe() {
     };
     assert_eq!([of(0, 1, 0), of(0, !1, !0)], [0, 0x4002]);
     assert_eq!([of(2, 4, 4), of(2, !4, !0), of(2, !0, !4)], [0, 0x4002, 0x4002]);
-    assert_eq!([of(1, 2, 0), of(1, !2, !0)], [0x410a, 0x4002]);
-    assert_eq!([of(3, 8, 8), of(3, !8, !0), of(3, !0, !8)], [0x410a, 0x4002, 0x4002]);
+    assert_eq!([of(1, 2, 0), of(1, !2, !0)], [0x400b, 0x4002]);
+    assert_eq!([of(3, 8, 8), of(3, !8, !0), of(3, !0, !8)], [0x400b, 0x4002, 0x4002]);
     for desfmt in 4..=15 {
         assert_eq!(of(desfmt, !0, !0), 0x4002, "format {desfmt}");
     }

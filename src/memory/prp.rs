@@ -8,7 +8,7 @@ use super::{Access, DmaError, DmaMap, GuestBuf};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrpError {
     /// PRP Offset Invalid (generic status 13h): PRP1 not dword aligned, a page entry or chained list with an
-    /// offset, a list not qword aligned.
+    /// offset, a list not qword aligned; or one of them, but for PRP1, is 0.
     #[error("a PRP has an invalid offset")]
     Offset,
     /// The list or the data cannot be reached.
@@ -38,6 +38,13 @@ pub fn walk(
     Ok(buf)
 }
 
+/// Is this what no PRP entry but PRP1 can be? An entry of 0 is one that the host has left unset, though data still has
+/// to go somewhere: hosts do not give away page 0, and to write there would destroy what a guest keeps in it. There is no
+/// status of its own for that; a bad offset is what QEMU has said. PRP1 is always in use, so its 0 is an address.
+fn is_wrong(entry: u64, mask: u64) -> bool {
+    entry & mask != 0 || entry == 0
+}
+
 /// As [`walk`], into an empty `target`, which after an error is to be dropped.
 pub fn walk_into<'m>(
     map: &'m DmaMap,
@@ -63,7 +70,7 @@ pub fn walk_into<'m>(
         append_page(map, prp2, left, mask, access, target)?;
         return Ok(());
     }
-    if prp2 & 7 != 0 {
+    if is_wrong(prp2, 7) {
         return Err(PrpError::Offset);
     }
     let mut list = prp2;
@@ -92,7 +99,7 @@ pub fn walk_into<'m>(
             }
             let mut pages = pages.iter().map(|entry| u64::from_le_bytes(*entry)).peekable();
             while let Some(first) = pages.next() {
-                if first & mask != 0 {
+                if is_wrong(first, mask) {
                     return Err(PrpError::Offset);
                 }
                 // Most buffers lie in few pieces: a page that continues the one before costs a comparison.
@@ -120,7 +127,7 @@ pub fn walk_into<'m>(
         if !chained {
             return Ok(());
         }
-        if next & mask != 0 {
+        if is_wrong(next, mask) {
             return Err(PrpError::Offset);
         }
         list = next;
@@ -135,7 +142,7 @@ fn append_page<'m>(
     access: Access,
     target: &mut impl Target<'m>,
 ) -> Result<(), PrpError> {
-    if entry & mask != 0 {
+    if is_wrong(entry, mask) {
         return Err(PrpError::Offset);
     }
     Ok(map.append(entry, len, access, target)?)
@@ -270,6 +277,20 @@ mod tests {
         assert_eq!(run(&guest, 0x1000, 0x3000, 4 * P), Err(beyond));
         set_list(&guest, 0x3000, &[0u64.wrapping_sub(PAGE), 0, PAGE]);
         assert!(matches!(run(&guest, 0x1000, 0x3000, 4 * P), Err(PrpError::Dma(DmaError::Unmapped(_)))));
+    }
+
+    /// Where there is memory at 0 too.
+    #[test]
+    fn an_entry_of_0_is_unset() {
+        let guest = Guest::new(0, 0x10 * PAGE);
+        for len in [2 * P, 3 * P, 600 * P] {
+            assert_eq!(run(&guest, 0x1000, 0, len), Err(PrpError::Offset), "PRP2, {len}");
+        }
+        set_list(&guest, 0x3000, &[0x7000, 0, 0x9000]);
+        assert_eq!(run(&guest, 0x1000, 0x3000, 4 * P), Err(PrpError::Offset), "in a list");
+        set_list(&guest, 0x3ff0, &[0x7000, 0]);
+        assert_eq!(run(&guest, 0x1000, 0x3ff0, 4 * P), Err(PrpError::Offset), "a link");
+        assert_eq!(run(&guest, 0, 0x5000, 2 * P), Ok(vec![(0, P), (0x5000, P)]), "PRP1 may be 0");
     }
 
     #[test]
@@ -411,9 +432,11 @@ mod tests {
         // Runs of pages that follow each other, and pages that follow nothing.
         let runs = prop_oneof![Just(1u64), 1..40u64];
         let data = sizes.prop_flat_map(move |n| {
-            prop::collection::vec((0..PAGES, runs.clone()), n).prop_map(move |starts| {
-                let pages =
-                    starts.iter().flat_map(|&(first, run)| (first..first + run).map(|page| page % PAGES));
+            prop::collection::vec((1..PAGES, runs.clone()), n).prop_map(move |starts| {
+                // Page 0 is for PRP1 alone.
+                let pages = starts
+                    .iter()
+                    .flat_map(|&(first, run)| (first..first + run).map(|page| 1 + page % (PAGES - 1)));
                 pages.take(n).collect::<Vec<_>>()
             })
         });

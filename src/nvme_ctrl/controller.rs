@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use super::admin::Admin;
 use super::doorbell_buffers::BufferConfig;
 use super::doorbells::Doorbells;
+use super::error_log::ErrorLog;
 use super::queue_table::QueueTable;
 use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
@@ -141,6 +142,7 @@ impl Controller {
             vector_cd: (0..config.vectors).map(|_| AtomicBool::new(true)).collect(),
             invalid_doorbell: AtomicBool::new(false),
             counters: Counters::default(),
+            errors: ErrorLog::default(),
             limits: Limits { max_transfer: 4096 << config.mdts, ocfs: config.ocfs & crate::copy::OCFS },
         });
         let (sender, messages) = channel();
@@ -379,8 +381,7 @@ impl Controller {
             }
             Awaited::FinalFlush => self.final_flush = Some(answer),
             Awaited::Admin(pending) => {
-                let done = self.admin_acknowledged(pending, answer);
-                self.admin_complete(done);
+                self.admin_acknowledged(pending, answer);
                 self.run_admin();
             }
         }
@@ -415,6 +416,8 @@ impl Controller {
 
     fn drained(&mut self) {
         self.clear_doorbells();
+        // Not before: until now a worker may have failed a command of the time before.
+        self.shared.errors.clear();
         if std::mem::take(&mut self.disabling) {
             self.regs.csts = 0;
         } else if !self.regs.cc.en() {

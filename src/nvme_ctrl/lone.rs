@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::doorbells::Doorbells;
+use super::error_log::ErrorLog;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
 use super::worker::{Core, FromWorker, Look, Mailbox, Park, Poll, ToWorker};
@@ -38,6 +39,7 @@ pub(super) fn shared(namespaces: Namespaces, memory: Arc<ArcSwap<DmaMap>>, queue
         vector_cd: Box::default(),
         invalid_doorbell: AtomicBool::new(false),
         counters: Counters::default(),
+        errors: ErrorLog::default(),
         limits: Limits { max_transfer: 4096 << 7, ocfs: crate::copy::OCFS },
     })
 }

@@ -7,6 +7,7 @@ mod admin;
 mod controller;
 mod doorbell_buffers;
 mod doorbells;
+mod error_log;
 mod io;
 mod lone;
 mod queue;

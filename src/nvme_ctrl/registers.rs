@@ -101,7 +101,7 @@ impl Registers {
             match at {
                 offset::INTMS => self.intm |= value,
                 offset::INTMC => self.intm &= !value,
-                offset::CC => requests = self.write_cc(Cc(value)),
+                offset::CC => requests = self.write_cc(Cc::written(value)),
                 offset::AQA => self.aqa = value,
                 offset::ASQ => self.asq = low(self.asq, value),
                 0x2c => self.asq = high(self.asq, value),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 
 use super::doorbells::Doorbells;
+use super::error_log::ErrorLog;
 use crate::memory::DmaMap;
 use crate::namespace::{Cntlid, Table};
 
@@ -41,6 +42,8 @@ pub struct Shared {
     pub invalid_doorbell: AtomicBool,
     /// For the SMART log.
     pub counters: Counters,
+    /// The Error Information log.
+    pub errors: ErrorLog,
     /// Fixed limits.
     pub limits: Limits,
 }
@@ -153,8 +156,9 @@ impl Tally {
     ///
     /// The definitions of the NVM Command Set specification decide (1.4.2.7, 8 and 10 of revision 1.2): Copy is a SMART
     /// Host Read Command and a User Data Out Command, which is one that makes the controller write user data, whether
-    /// or not they come from the host. It is no SMART Data Units Read Command. Older texts count nothing of it, for
-    /// nothing passes between host and controller; QEMU counts a command of 0 bytes.
+    /// or not they come from the host; and Data Units Written leaves the list of commands that count to these
+    /// definitions. It is no SMART Data Units Read Command. Older texts count nothing of it, for nothing passes between
+    /// host and controller; QEMU counts a command of 0 bytes.
     pub fn copied(&self, bytes: u64) {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.wrote(bytes);

@@ -47,6 +47,8 @@ pub mod oncs {
     pub const VERIFY: u16 = 1 << 7;
     /// Copy.
     pub const COPY: u16 = 1 << 8;
+    /// NVMCSA: for atomicity the write part of a Copy is one write command.
+    pub const COPY_SINGLE_ATOMICITY: u16 = 1 << 9;
 }
 
 /// Namespace Features (NSFEAT) bits.

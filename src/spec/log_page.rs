@@ -58,6 +58,14 @@ pub struct ErrorEntry {
 
 const _: () = assert!(size_of::<ErrorEntry>() == 64);
 
+/// Bits of Critical Warning, which are also those of Async Event Config that ask for their events.
+pub mod warning {
+    /// The temperature is at or beyond one of its thresholds.
+    pub const TEMPERATURE: u8 = 1 << 1;
+    /// All media is read-only.
+    pub const READ_ONLY: u8 = 1 << 3;
+}
+
 /// SMART / Health Information.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

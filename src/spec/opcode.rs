@@ -47,6 +47,11 @@ pub mod io {
     /// Copy.
     pub const COPY: u8 = 0x19;
 
+    /// Does the command have an LBA in CDW10 and CDW11?
+    pub const fn has_lba(opc: u8) -> bool {
+        matches!(opc, WRITE | READ | COMPARE | WRITE_ZEROES | VERIFY | COPY)
+    }
+
     /// For people: the command's name.
     pub const fn name(opc: u8) -> &'static str {
         match opc {

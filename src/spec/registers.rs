@@ -53,6 +53,14 @@ pub const MPSMAX: u8 = 4;
 pub struct Cc(pub u32);
 
 impl Cc {
+    /// CRIME, which is read-only and 0 where CAP.CRMS offers one ready mode only.
+    const CRIME: u32 = 1 << 24;
+
+    /// What the register holds after a write of `value`.
+    pub const fn written(value: u32) -> Self {
+        Self(value & !Self::CRIME)
+    }
+
     /// EN.
     pub const fn en(self) -> bool {
         self.0 & 1 != 0

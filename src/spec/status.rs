@@ -11,9 +11,22 @@ impl Status {
     /// Do Not Retry: the command would fail again as it stands.
     pub const DNR: u16 = 0x4000;
 
+    /// More: the Error Information log has an entry of the command.
+    const MORE: u16 = 0x2000;
+
     /// The same status with DNR set.
     pub const fn dnr(self) -> Self {
         Self(self.0 | Self::DNR)
+    }
+
+    /// The same status with More set.
+    pub const fn more(self) -> Self {
+        Self(self.0 | Self::MORE)
+    }
+
+    /// Status Code Type and Status Code alone.
+    pub const fn code(self) -> Self {
+        Self(self.0 & 0x7ff)
     }
 
     /// Status Code, 7:0.
@@ -85,7 +98,6 @@ statuses! {
     AER_LIMIT = 0x105, "Asynchronous Event Request Limit Exceeded";
     INVALID_VECTOR = 0x108, "Invalid Interrupt Vector";
     INVALID_LOG_PAGE = 0x109, "Invalid Log Page";
-    INVALID_FORMAT = 0x10a, "Invalid Format";
     INVALID_QUEUE_DELETION = 0x10c, "Invalid Queue Deletion";
     FEATURE_NOT_SAVEABLE = 0x10d, "Feature Identifier Not Saveable";
     FEATURE_NOT_CHANGEABLE = 0x10e, "Feature Not Changeable";

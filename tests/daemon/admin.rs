@@ -37,7 +37,9 @@ fn identify_controller() {
     assert_eq!((b[512], b[513]), (0x66, 0x44), "SQES, CQES");
     assert!(u32_at(&b, 516) >= 1, "NN");
     let oncs = u16_at(&b, 520);
-    for (bit, what) in [(0, "compare"), (2, "DSM"), (3, "write zeroes"), (7, "verify"), (8, "copy")] {
+    for (bit, what) in
+        [(0, "compare"), (2, "DSM"), (3, "write zeroes"), (7, "verify"), (8, "copy"), (9, "NVMCSA")]
+    {
         assert_eq!(oncs >> bit & 1, 1, "ONCS: {what}");
     }
     assert_eq!(oncs >> 10 & 1, 0, "not every copy is a fast one");

@@ -53,7 +53,7 @@ fn namespace_options() {
         ("drive=memory,size=1M,mssrl=65536", &["mssrl", "65536"]),
         ("drive=memory,size=1M,mcl=0", &["mcl", "0"]),
         ("drive=memory,size=1M,mcl=4294967296", &["mcl", "4294967296"]),
-        ("drive=memory,size=1M,msrc=0", &["msrc", "0"]),
+        ("drive=memory,size=1M,msrc=-1", &["msrc", "-1"]),
         ("drive=memory,size=1M,msrc=256", &["msrc", "256"]),
         ("drive=memory,size=1M,msrc=many", &["msrc", "many"]),
         ("drive=memory,size=1M,nsid=257", &["nsid", "257"]),

@@ -320,14 +320,14 @@ fn refused_forms_of_the_command() {
     let ocfs = u16_at(&id, 534);
     for format in (0..16).filter(|f| ![0, 2].contains(f)) {
         // An offered format that needs no enabling is wrong only for a namespace without protection.
-        let want = if format == 1 && ocfs & 2 != 0 { st::INVALID_FORMAT } else { st::INVALID_FIELD };
+        let want = if format == 1 && ocfs & 2 != 0 { st::INVALID_NS } else { st::INVALID_FIELD };
         let c = b.exec_with(copy(1, 0, 1, format), &r, 0);
         b.refused(c, want, &format!("format {format}"));
     }
     if ocfs & 8 != 0 {
         b.h.set_cdfe(0xc).ok();
         let c = b.exec_with(copy(1, 0, 1, 3), &r, 0);
-        b.refused(c, st::INVALID_FORMAT, "format 3, enabled");
+        b.refused(c, st::INVALID_NS, "format 3, enabled");
     }
     for fuse in 1..=3 {
         let c = b.exec_with(copy(1, 0, 1, 0).flags(fuse), &r, 0);

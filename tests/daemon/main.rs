@@ -14,6 +14,7 @@ mod copy_methods;
 mod copying;
 mod doorbells;
 mod dulbe;
+mod health;
 mod interrupts;
 mod life;
 mod peer_faults;

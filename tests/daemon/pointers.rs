@@ -117,11 +117,11 @@ fn prp_errors() {
         ("PRP1 zero", 1, 0, 0, st::DATA_TRANSFER),
         ("PRP1 at the end of the world", 1, !0xfff, 0, st::DATA_TRANSFER),
         ("PRP2 nowhere", 2, p, NOWHERE, st::DATA_TRANSFER),
-        ("PRP2 zero", 2, p, 0, st::DATA_TRANSFER),
+        ("PRP2 zero", 2, p, 0, st::PRP_OFFSET),
         ("list nowhere", 3, p, NOWHERE, st::DATA_TRANSFER),
-        ("list zero", 3, p, 0, st::DATA_TRANSFER),
+        ("list zero", 3, p, 0, st::PRP_OFFSET),
         ("entry nowhere", 8, p, lost_entry, st::DATA_TRANSFER),
-        ("entry zero", 8, p, zero_entry, st::DATA_TRANSFER),
+        ("entry zero", 8, p, zero_entry, st::PRP_OFFSET),
         ("PRP2 just behind memory", 2, last, h.ram.end(), st::DATA_TRANSFER),
         ("PRP2 ignored", 1, p, NOWHERE | 7, st::OK),
         ("last page", 1, last, 0, st::OK),
@@ -135,7 +135,7 @@ fn prp_errors() {
             h.exec(1, Host::rw(op, &ns, 5, blocks).prp(prp1, prp2))
                 .is(want, &format!("opcode {op:#x}: {what}"));
         }
-        for (v, want) in [(NOWHERE, st::DATA_TRANSFER), (p + 16, st::PRP_OFFSET), (0, st::DATA_TRANSFER)] {
+        for (v, want) in [(NOWHERE, st::DATA_TRANSFER), (p + 16, st::PRP_OFFSET), (0, st::PRP_OFFSET)] {
             let good = h.ram.read(link, 8);
             h.ram.write(link, &v.to_le_bytes());
             h.exec(1, Host::rw(op, &ns, 5, 8).prp(p, chained))
@@ -159,6 +159,36 @@ fn prp_errors() {
     let rest = h.ram.read(page, 4096).repeat(127);
     ns.set(0, &[first, rest].concat());
     ns.verify(&mut h, 1);
+}
+
+/// An entry of 0 is one that the host has not set, even where there is memory at 0. PRP1 may be 0: it is always used.
+#[test]
+fn an_unset_entry_is_not_guest_address_0() {
+    let (_d, mut h, mut ns) = setup("--nvme-ns drive=memory,size=1M,logical_block_size=4096");
+    let low = Ram::new(0, 1 << 20);
+    h.client.map_ram(&low);
+    low.write(0, &[0x5a; 2 * PAGE as usize]);
+    let p = h.ram.pages(8);
+    let entries: Vec<u64> = (1..8).map(|i| if i == 3 { 0 } else { p + i * PAGE }).collect();
+    let unset = prp_list(&mut h.ram, &entries, 0);
+    let chained = prp_list(&mut h.ram, &entries, 510);
+    h.ram.write((chained & !0xfff) + 511 * 8, &[0; 8]);
+    for op in [io::READ, io::WRITE, io::COMPARE] {
+        for (what, blocks, prp2) in [
+            ("PRP2", 2, 0),
+            ("list", 3, 0),
+            ("list, 8 pages", 8, 0),
+            ("entry", 8, unset),
+            ("link", 8, chained),
+        ] {
+            h.exec(1, Host::rw(op, &ns, 5, blocks).prp(p, prp2))
+                .is(st::PRP_OFFSET, &format!("{op:#x}: {what}"));
+        }
+    }
+    ns.verify(&mut h, 1);
+    assert!(low.read(0, 2 * PAGE as usize).iter().all(|&byte| byte == 0x5a), "written to");
+    h.exec(1, Host::rw(io::READ, &ns, 5, 1).prp(0, 0)).ok();
+    assert_eq!(low.read(0, PAGE as usize), ns.at(5, 1));
 }
 
 #[test]

@@ -71,6 +71,22 @@ fn read_only_registers_and_odd_accesses() {
     c.w32(reg::INTMC, u32::MAX);
 }
 
+/// CAP.CRMS says that the controller is ready with its media only: CC.CRIME is read-only and 0.
+#[test]
+fn ready_independent_of_media_cannot_be_chosen() {
+    const CRIME: u32 = 1 << 24;
+    let d = Daemon::start("");
+    let mut h = Host::cold(&d.socket());
+    let cap = h.client.r64(reg::CAP);
+    assert_eq!((cap >> 59 & 3, h.client.r32(0x68) >> 16), (1, 0), "CRMS, CRTO.CRIMT");
+    h.admin_queue();
+    h.client.w32(reg::CC, CC_LINUX | CRIME);
+    assert_eq!(h.client.r32(reg::CC), CC_LINUX);
+    h.client.w32(reg::CC, CC_LINUX | CRIME | CC_EN);
+    h.wait_csts(RDY | CFS, RDY);
+    assert_eq!(h.client.r32(reg::CC), CC_LINUX | CC_EN);
+}
+
 #[test]
 fn enable_disable_many_times() {
     let d = Daemon::start("");

@@ -54,7 +54,6 @@ pub mod st {
     pub const AER_LIMIT: u16 = 0x4105;
     pub const VECTOR_INVALID: u16 = 0x4108;
     pub const LOG_PAGE_INVALID: u16 = 0x4109;
-    pub const INVALID_FORMAT: u16 = 0x410a;
     pub const QUEUE_DELETION: u16 = 0x410c;
     pub const READ_ONLY_RANGE: u16 = 0x4182;
     pub const SIZE_LIMIT: u16 = 0x4183;
@@ -128,8 +127,10 @@ pub struct Cqe {
     pub sqhd: u16,
     pub sqid: u16,
     pub cid: u16,
-    /// Without the phase bit, and without M (More): whether an error log entry was made is nobody's business here.
+    /// Without the phase bit, and without M.
     pub status: u16,
+    /// M (More): the Error Information log has an entry of this command.
+    pub more: bool,
 }
 
 impl Cqe {
@@ -141,6 +142,7 @@ impl Cqe {
             sqid: u16_at(b, 10),
             cid: u16_at(b, 12),
             status: (u16_at(b, 14) >> 1) & !0x2000,
+            more: u16_at(b, 14) & 0x4000 != 0,
         }
     }
 

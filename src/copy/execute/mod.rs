@@ -83,7 +83,8 @@ impl CopyTask {
         let ladder = Ladder::new(&plan);
         let pace = Pace::new(options, &plan, &ladder, bounce);
         let stages = Stages::new(&plan, &ladder, &pace).ok_or(Reject {
-            status: Status::INSUFFICIENT_RESOURCES,
+            // DNR: the budget does not change.
+            status: Status::INSUFFICIENT_RESOURCES.dnr(),
             range: None,
             what: "sources and destination overlap in cycles beyond the bounce budget",
         })?;

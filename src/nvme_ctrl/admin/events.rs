@@ -32,6 +32,8 @@ impl Event {
     pub const INVALID_DOORBELL: Self = Self { kind: Kind::Error, info: 0, log: lid::ERROR };
     /// Invalid Doorbell Write Value.
     pub const INVALID_DOORBELL_VALUE: Self = Self { kind: Kind::Error, info: 1, log: lid::ERROR };
+    /// NVM Subsystem Reliability: all media is read-only.
+    pub const READ_ONLY: Self = Self { kind: Kind::Smart, info: 0, log: lid::SMART };
     /// Temperature Threshold.
     pub const TEMPERATURE: Self = Self { kind: Kind::Smart, info: 1, log: lid::SMART };
 
@@ -116,14 +118,14 @@ impl Controller {
     /// A doorbell of a queue that does not exist was written. The write has no other effect.
     pub(in super::super) fn invalid_doorbell(&mut self) {
         log::warn!("guest rang the doorbell of a queue that does not exist");
-        self.admin.errors.doorbell();
+        self.shared.errors.doorbell();
         self.report(Event::INVALID_DOORBELL);
     }
 
     /// A doorbell was written with a value its queue cannot have. The write has no other effect.
     pub(in super::super) fn invalid_doorbell_value(&mut self) {
         log::warn!("guest rang a doorbell with a value its queue cannot have");
-        self.admin.errors.doorbell();
+        self.shared.errors.doorbell();
         self.report(Event::INVALID_DOORBELL_VALUE);
     }
 

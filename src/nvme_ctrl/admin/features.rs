@@ -14,6 +14,7 @@ use super::{Reply, Then};
 use crate::memory::DmaMap;
 use crate::namespace::Namespace;
 use crate::spec::feature::{self as fid, Select};
+use crate::spec::log_page::warning;
 use crate::spec::{NSID_BROADCAST, Sqe, Status};
 
 /// Composite temperature in kelvin, as SMART reports it: a drive at 37 degrees.
@@ -102,6 +103,11 @@ impl Features {
 
     fn error_recovery(&self, nsid: u32) -> u32 {
         self.error_recovery.get(nsid as usize).copied().unwrap_or(0)
+    }
+
+    /// Is the temperature at or beyond one of its thresholds?
+    fn temperature_warns(&self) -> bool {
+        TEMPERATURE >= self.threshold_over || TEMPERATURE <= self.threshold_under
     }
 
     fn host_cdfe(&self) -> u16 {
@@ -196,6 +202,9 @@ impl Controller {
                 if feature == fid::KEEP_ALIVE {
                     self.admin.keep_alive.set(cdw11);
                 }
+                if feature == fid::ASYNC_EVENT {
+                    self.report_warnings();
+                }
                 self.apply_features();
             }
         }
@@ -269,22 +278,39 @@ impl Controller {
     fn set_temperature(&mut self, cdw11: u32) -> Result<Reply, Status> {
         let features = &mut self.admin.features;
         let value = cdw11 as u16;
-        let crossed = match threshold_selectors(cdw11) {
+        match threshold_selectors(cdw11) {
             // 0 is the composite temperature, Fh all that are implemented, which is the same here.
-            (0 | 0xf, 0) => {
-                features.threshold_over = value;
-                TEMPERATURE >= value
-            }
-            (0 | 0xf, 1) => {
-                features.threshold_under = value;
-                TEMPERATURE <= value
-            }
+            (0 | 0xf, 0) => features.threshold_over = value,
+            (0 | 0xf, 1) => features.threshold_under = value,
             _ => return Err(Status::INVALID_FIELD.dnr()),
-        };
-        if crossed && features.async_event & 1 << 1 != 0 {
-            self.report(Event::TEMPERATURE);
         }
+        self.report_warnings();
         Ok(Status::SUCCESS.into())
+    }
+
+    /// Critical Warning of the SMART log.
+    ///
+    /// The media is read-only when each namespace's is, whatever the reason. The specification leaves out the states of
+    /// Namespace Write Protection, which is not offered.
+    pub(super) fn critical_warning(&self) -> u8 {
+        let namespaces = self.shared.namespaces.load();
+        let mut all = namespaces.iter().peekable();
+        let read_only = all.peek().is_some() && all.all(|ns| ns.facts.read_only);
+        let bit = |warns: bool, bit: u8| if warns { bit } else { 0 };
+        bit(self.admin.features.temperature_warns(), warning::TEMPERATURE)
+            | bit(read_only, warning::READ_ONLY)
+    }
+
+    /// Reports the warnings that there are and whose events are wanted. Asked when either may have changed.
+    fn report_warnings(&mut self) {
+        let wanted = self.critical_warning() & self.admin.features.async_event as u8;
+        for (bit, event) in
+            [(warning::TEMPERATURE, Event::TEMPERATURE), (warning::READ_ONLY, Event::READ_ONLY)]
+        {
+            if wanted & bit != 0 {
+                self.report(event);
+            }
+        }
     }
 
     fn set_error_recovery(&mut self, nsid: u32, cdw11: u32) -> Result<Reply, Status> {

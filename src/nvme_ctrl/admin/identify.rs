@@ -3,10 +3,10 @@
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::super::controller::Controller;
+use super::super::error_log::ELPE;
 use super::Reply;
 use super::abort::ACL;
 use super::features::WCTEMP;
-use super::log_pages::ELPE;
 use crate::memory::DmaMap;
 use crate::namespace::Namespace;
 use crate::spec::identify::{
@@ -108,7 +108,9 @@ impl Controller {
             | oncs::SAVE_SELECT
             | oncs::TIMESTAMP
             | oncs::VERIFY
-            | oncs::COPY)
+            | oncs::COPY
+            // With AWUN 0 that is nothing: no write of more than one block is atomic.
+            | oncs::COPY_SINGLE_ATOMICITY)
             .into();
         // A cache, where there is one; and Flush takes the broadcast NSID.
         id.vwc = u8::from(self.shared.has_volatile_cache()) | 3 << 1;

@@ -1,51 +1,18 @@
 //! Get Log Page (02h).
 
-use std::collections::VecDeque;
-
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::super::controller::Controller;
 use super::Reply;
 use super::features::{SUPPORTED, TEMPERATURE};
 use crate::memory::DmaMap;
 use crate::spec::identify::ascii;
-use crate::spec::log_page::{ErrorEntry, Smart, effect, lid};
+use crate::spec::log_page::{Smart, effect, lid};
 use crate::spec::opcode::{admin, io};
 use crate::spec::{NSID_BROADCAST, Sqe, Status};
 
-/// Error Log Page Entries, 0-based.
-pub(super) const ELPE: u8 = 63;
-
 /// CDW10 bit 15: Retain Asynchronous Event.
 const RAE: u32 = 1 << 15;
-
-/// The Error Information log. It outlives controller resets.
-#[derive(Debug, Default)]
-pub struct ErrorLog {
-    /// Newest first.
-    entries: VecDeque<ErrorEntry>,
-    count: u64,
-}
-
-impl ErrorLog {
-    /// An invalid doorbell write: no queue or command to name.
-    pub fn doorbell(&mut self) {
-        self.count += 1;
-        self.entries.truncate(usize::from(ELPE));
-        let mut entry = ErrorEntry::new_zeroed();
-        entry.count = self.count.into();
-        entry.sqid = 0xffff.into();
-        entry.cid = 0xffff.into();
-        entry.location = 0xffff.into();
-        self.entries.push_front(entry);
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let mut log: Vec<u8> = self.entries.iter().flat_map(|entry| entry.as_bytes().to_vec()).collect();
-        log.resize((usize::from(ELPE) + 1) * size_of::<ErrorEntry>(), 0);
-        log
-    }
-}
 
 impl Controller {
     pub(super) fn get_log_page(&mut self, memory: &DmaMap, sqe: &Sqe) -> Result<Reply, Status> {
@@ -59,7 +26,7 @@ impl Controller {
         }
         let data = match log {
             lid::SUPPORTED => supported(),
-            lid::ERROR => self.admin.errors.bytes(),
+            lid::ERROR => self.shared.errors.bytes(),
             lid::SMART => self.smart(sqe.nsid.get())?,
             lid::FIRMWARE => self.firmware(),
             lid::CHANGED_NS => self.admin.changed.bytes(),
@@ -91,6 +58,7 @@ impl Controller {
         let units = |bytes: u64| u128::from(bytes.div_ceil(512_000)).into();
         let count = |value: u64| u128::from(value).into();
         let mut smart = Smart::default();
+        smart.critical_warning = self.critical_warning();
         smart.temperature = TEMPERATURE.into();
         smart.spare = 100;
         smart.spare_threshold = 10;
@@ -101,7 +69,7 @@ impl Controller {
         smart.power_cycles = count(1);
         smart.power_on_hours = count(self.admin.started.elapsed().as_secs() / 3600);
         smart.media_errors = count(counters.sum(|tally| &tally.media_errors));
-        smart.error_entries = count(self.admin.errors.count);
+        smart.error_entries = count(self.shared.errors.count());
         Ok(smart.as_bytes().to_vec())
     }
 

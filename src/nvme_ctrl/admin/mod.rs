@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use super::controller::{Controller, ControllerConfig};
 use super::doorbells::{Bell, Tick};
+use super::error_log::Failed;
 use super::io::Outcome;
 use super::queue::{CompletionQueue, Post, SubmissionQueue};
 use super::registers::AdminQueues;
@@ -27,7 +28,6 @@ use changed::ChangedNamespaces;
 use events::Events;
 use features::Features;
 use keep_alive::KeepAlive;
-use log_pages::ErrorLog;
 
 /// State of the admin queue and of what admin commands set.
 #[derive(Debug)]
@@ -35,7 +35,6 @@ pub struct Admin {
     rings: Option<Rings>,
     pub(super) features: Features,
     pub(super) events: Events,
-    pub(super) errors: ErrorLog,
     changed: ChangedNamespaces,
     keep_alive: KeepAlive,
     /// When to look at the admin doorbells again, where nobody is told that they change.
@@ -55,8 +54,8 @@ struct Rings {
 /// An admin command that waits for a worker.
 #[derive(Debug)]
 pub struct Pending {
-    /// Its CID.
-    pub cid: u16,
+    /// The command.
+    pub command: Failed,
     /// What is to be done then.
     pub then: Then,
 }
@@ -108,7 +107,6 @@ impl Admin {
             rings: None,
             features: Features::new(config),
             events: Events::new(config.aerl),
-            errors: ErrorLog::default(),
             changed: ChangedNamespaces::default(),
             keep_alive: KeepAlive::default(),
             watch: None,
@@ -133,7 +131,7 @@ impl Admin {
         self.watch = None;
     }
 
-    /// Controller reset: queues, events and current feature values go; the error log stays.
+    /// Controller reset: queues, events and current feature values go.
     pub fn reset(&mut self, config: &ControllerConfig) {
         self.stop();
         self.features = Features::new(config);
@@ -217,13 +215,12 @@ impl Controller {
                 Ok(sqe) => sqe,
                 Err(error) => return self.fatal(&format!("admin submission queue: {error}")),
             };
-            let cid = sqe.cid.get();
             match self.admin_command(&memory, &sqe).unwrap_or_else(Reply::from) {
                 Reply::Done(outcome) => {
                     if !outcome.status.is_success() {
-                        log::debug!("admin {:#04x} cid {cid:#x}: {:?}: {sqe:x?}", sqe.opc, outcome.status);
+                        log::debug!("admin {:#04x}: {:?}: {sqe:x?}", sqe.opc, outcome.status);
                     }
-                    self.admin_complete((cid, outcome));
+                    self.admin_complete(Failed::of(0, &sqe), outcome);
                 }
                 Reply::Later => {}
                 Reply::Parked => {
@@ -236,8 +233,15 @@ impl Controller {
         }
     }
 
-    /// Posts a completion whose entry is reserved.
-    pub(super) fn admin_complete(&mut self, (cid, outcome): (u16, Outcome)) {
+    /// Posts the completion of a command whose entry is reserved.
+    pub(super) fn admin_complete(&mut self, command: Failed, mut outcome: Outcome) {
+        if !outcome.status.is_success() {
+            outcome.status = self.shared.errors.failed(command, outcome.status);
+        }
+        self.admin_post(command.cid, outcome);
+    }
+
+    fn admin_post(&mut self, cid: u16, outcome: Outcome) {
         let memory = self.shared.memory.load_full();
         let Some(rings) = &mut self.admin.rings else { return };
         let post = Post { sqid: 0, sqhd: rings.sq.head(), cid, status: outcome.status, dw0: outcome.dw0 };
@@ -251,13 +255,13 @@ impl Controller {
     fn admin_complete_unreserved(&mut self, cid: u16, outcome: Outcome) -> bool {
         let reserved = self.admin.rings.as_mut().is_some_and(|rings| rings.cq.reserve());
         if reserved {
-            self.admin_complete((cid, outcome));
+            self.admin_post(cid, outcome);
         }
         reserved
     }
 
     /// A worker has done its part of an admin command.
-    pub(super) fn admin_acknowledged(&mut self, pending: Pending, answer: bool) -> (u16, Outcome) {
+    pub(super) fn admin_acknowledged(&mut self, pending: Pending, answer: bool) {
         let outcome = match pending.then {
             Then::DeleteSq(qid) => {
                 self.queues.set_sq(qid, None);
@@ -279,7 +283,7 @@ impl Controller {
                 Outcome::of(Status::WRITE_FAULT)
             }
         };
-        (pending.cid, outcome)
+        self.admin_complete(pending.command, outcome);
     }
 
     fn admin_command(&mut self, memory: &DmaMap, sqe: &Sqe) -> Result<Reply, Status> {

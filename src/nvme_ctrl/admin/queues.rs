@@ -4,6 +4,7 @@
 
 use super::super::controller::{Awaited, Controller};
 use super::super::doorbell_buffers::Buffers;
+use super::super::error_log::Failed;
 use super::super::queue::{CompletionQueue, SubmissionQueue};
 use super::super::queue_table::{CqEntry, SqEntry};
 use super::super::worker::ToWorker;
@@ -82,7 +83,7 @@ impl Controller {
 
     /// A token for a worker's part of the admin command `sqe`.
     pub(super) fn await_admin(&mut self, sqe: &Sqe, then: Then) -> u64 {
-        self.await_ack(Awaited::Admin(Pending { cid: sqe.cid.get(), then }))
+        self.await_ack(Awaited::Admin(Pending { command: Failed::of(0, sqe), then }))
     }
 
     /// Writes to the shadow doorbells, if the host has given any. Should their memory be gone, BAR0 counts.

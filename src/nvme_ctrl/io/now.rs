@@ -5,7 +5,8 @@ use super::{Context, Outcome};
 use crate::backend::{BackendError, TryRead};
 use crate::memory::{self, Transient, prp, sgl};
 use crate::namespace::{Access, ByteRange, Extent, Lbas, Namespace, admit};
-use crate::nvme_ctrl::shared::Tally;
+use crate::nvme_ctrl::error_log::Failed;
+use crate::nvme_ctrl::shared::{Shared, Tally};
 use crate::nvme_ctrl::status::{self, Direction};
 use crate::spec::command::Psdt;
 use crate::spec::opcode::io as opcode;
@@ -89,8 +90,8 @@ impl Now<'_> {
         Some(Outcome::of(Status::SUCCESS))
     }
 
-    /// Does it, and counts it in `tally` if it succeeds.
-    pub fn run(&self, tally: &Tally) -> Outcome {
+    /// Does it, and counts it in `tally` if it succeeds. `shared` and the queue it came from are for the log if not.
+    pub fn run(&self, tally: &Tally, shared: &Shared, sqid: u16) -> Outcome {
         let result = match self.direction {
             Direction::Read => self.ns.backend.read_now(self.range.offset, &self.data),
             Direction::Write => self.ns.backend.write_now(self.range.offset, &self.data),
@@ -107,7 +108,14 @@ impl Now<'_> {
             }
             Err(error) => {
                 log::debug!("{:?} of {:?} failed: {error}", self.direction, self.range);
-                status::backend(&error, self.direction)
+                let failed = Failed {
+                    sqid,
+                    cid: self.cid,
+                    opc: if self.direction == Direction::Read { opcode::READ } else { opcode::WRITE },
+                    nsid: self.ns.nsid,
+                    slba: self.range.offset >> self.ns.facts.lbads,
+                };
+                shared.errors.failed(failed, status::backend(&error, self.direction))
             }
         })
     }

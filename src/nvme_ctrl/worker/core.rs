@@ -396,6 +396,9 @@ impl Core {
         }
         self.feed_starved();
         if !command.orphan {
+            if !outcome.status.is_success() {
+                outcome.status = self.shared.errors.failed(command.failed(), outcome.status);
+            }
             self.post(command.sqid, command.cqid, command.cid, outcome);
             if let Some(sq) = self.sqs.find(command.sqid) {
                 sq.in_flight -= 1;

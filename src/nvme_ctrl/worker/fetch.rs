@@ -8,7 +8,9 @@ use smallvec::SmallVec;
 use super::core::{Core, Cq, Sq};
 use super::slots::{Command, Slots};
 use crate::backend::TryRead;
+use crate::copy::Bounce;
 use crate::memory::{DmaError, DmaMap};
+use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::io::{self, Context, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
 use crate::spec::opcode::io as opcode;
@@ -162,7 +164,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 batch.push(now);
                 continue;
             }
-            let task = io::start(context, bounce, &sqe);
+            let task = start(context, bounce, sqid, &sqe);
             if let Ok(Task::Over { moved }) = task {
                 bytes += moved;
                 post(cq, &sq.ring, sqe.cid.get(), Outcome::of(Status::SUCCESS), memory)?;
@@ -175,7 +177,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         }
         if tried.is_empty() {
             for now in batch.drain(..) {
-                post(cq, &sq.ring, now.cid, now.run(tally), memory)?;
+                post(cq, &sq.ring, now.cid, now.run(tally, shared, sqid), memory)?;
             }
             continue;
         }
@@ -192,11 +194,11 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         for now in batch.drain(..) {
             let end = if now.tries() { ends.next() } else { None };
             let outcome = match end {
-                None => now.run(tally),
+                None => now.run(tally, shared, sqid),
                 Some((sqe, filled)) => match filled.then(|| now.filled(tally)).flatten() {
                     Some(outcome) => outcome,
                     None => {
-                        let task = io::start(context, bounce, &sqe);
+                        let task = start(context, bounce, sqid, &sqe);
                         begin(sq, cq, slots, ready, memory, &sqe, task)?;
                         continue;
                     }
@@ -205,6 +207,12 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             post(cq, &sq.ring, now.cid, outcome, memory)?;
         }
     }
+}
+
+/// Decodes and checks a command. One that is refused is noted in the Error Information log.
+fn start(context: Context<'_>, bounce: &Bounce, sqid: u16, sqe: &Sqe) -> Result<Task, Status> {
+    let errors = &context.shared.errors;
+    io::start(context, bounce, sqe).map_err(|status| errors.failed(Failed::of(sqid, sqe), status))
 }
 
 /// Puts a command into the slot that there is for it, or completes it where it was refused.

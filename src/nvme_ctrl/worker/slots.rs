@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::backend::Tag;
+use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::io::Task;
 
 /// Commands one worker runs at once. More wait in their submission queues.
@@ -31,6 +32,13 @@ pub struct Command {
     pub ready: bool,
     /// Its queue is gone: it runs to its end and posts nothing.
     pub orphan: bool,
+}
+
+impl Command {
+    /// The command as the Error Information log names it.
+    pub fn failed(&self) -> Failed {
+        Failed { sqid: self.sqid, cid: self.cid, opc: self.opc, nsid: self.nsid, slba: self.slba }
+    }
 }
 
 /// The slab.

@@ -156,8 +156,7 @@ fn spdk_fault_6_entries_of_either_length() {
         for bytes in [64, 79, 80, 81, 4096] {
             let data = Data::sgl(&mut h.ram, &[Sgl::Block { len: bytes, offset: 0 }], &[]);
             let c = h.exec(1, copy(1, 0, 2, format).data(&data));
-            let want =
-                if bytes < 80 { [st::SGL_LENGTH, st::INVALID_FORMAT] } else { [st::INVALID_FORMAT; 2] };
+            let want = if bytes < 80 { [st::SGL_LENGTH, st::INVALID_NS] } else { [st::INVALID_NS; 2] };
             assert!(want.contains(&c.status), "format {format}, {bytes} bytes: {c:?}");
         }
     }
