@@ -37,16 +37,15 @@ const BAR0_SIZE: u64 = 16 << 10;
 /// # Errors
 /// What is wrong with the set-up, for a person; a [`ConfigError`] in the chain is their mistake.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
-    let namespaces = images::open(&config)?;
+    let (namespaces, lines) = images::open(&config)?;
     let kind = images::engine_kind(&config)?;
     let engine = workers::factory(&config.nvme, kind)?;
     let signals = Signals::install().context("cannot install signal handlers")?;
-    let ways: Vec<_> = namespaces.iter().map(|ns| (ns.nsid, copy::best_way(ns))).collect();
     let mut server = Server::new(&config, namespaces, &engine)?;
     println!("{}", start_line(&config.socket));
     log::info!("serving with {kind}; Copy formats {:#06x}", copy::OCFS);
-    for (nsid, way) in ways {
-        log::info!("namespace {nsid}: Copy within it by {way}");
+    for line in lines {
+        log::info!("{line}");
     }
     server.serve(&signals);
     Ok(server.farewell())

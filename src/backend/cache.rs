@@ -26,6 +26,11 @@ impl CacheMode {
         ("unsafe", CacheMode::Unsafe),
     ];
 
+    /// As `cache=` calls it.
+    pub fn word(self) -> &'static str {
+        Self::ALL.iter().find(|(_, mode)| *mode == self).map_or("", |(word, _)| word)
+    }
+
     /// Past the page cache?
     pub fn is_direct(self) -> bool {
         matches!(self, CacheMode::None | CacheMode::Directsync)

@@ -29,10 +29,12 @@ struct Permissions {
 }
 
 impl Permissions {
-    const fn of(read_only: bool) -> Self {
+    /// `part`: others may write the rest of the file.
+    const fn of(read_only: bool, part: bool) -> Self {
+        let not_shared = RESIZE | GRAPH_MOD;
         Permissions {
             held: if read_only { CONSISTENT_READ } else { CONSISTENT_READ | WRITE },
-            not_shared: WRITE | RESIZE | GRAPH_MOD,
+            not_shared: if part { not_shared } else { not_shared | WRITE },
         }
     }
 }
@@ -46,9 +48,9 @@ pub(super) enum LockError {
     Io(io::Error),
 }
 
-/// Locks an image for serving it; the locks last as long as `file` is open.
-pub(super) fn lock(file: &File, read_only: bool) -> Result<(), LockError> {
-    let permissions = Permissions::of(read_only);
+/// Locks an image, or the file that it is a `part` of, for serving it; the locks last as long as `file` is open.
+pub(super) fn lock(file: &File, read_only: bool, part: bool) -> Result<(), LockError> {
+    let permissions = Permissions::of(read_only, part);
     take_and_test(file, permissions).inspect_err(|_| release(file))
 }
 

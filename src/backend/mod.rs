@@ -7,12 +7,14 @@
 //! [`Op::Flush`] covers what was *completed* before it was submitted.
 
 mod align;
+mod backing;
 mod buffer;
 mod cache;
 mod copy_steps;
 pub mod engine;
 mod extents;
 mod file_job;
+mod format;
 mod gather;
 mod huge_pages;
 mod image_file;
@@ -53,7 +55,7 @@ pub use huge_pages::HugePages;
 pub use image_file::Tap;
 pub use io_buf::IoBuf;
 pub use memory::MemoryBackend;
-pub use open::{OpenError, RawOptions};
+pub use open::{OpenError, RawOptions, is_same_image};
 pub use page_cache::TryRead;
 pub use raw::RawBackend;
 pub use relay::Pieces;

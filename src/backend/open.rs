@@ -1,6 +1,6 @@
 //! Opens an image, or makes it: what lies at its path, its claim and lock, its length, and how it may be accessed.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::CacheMode;
 use super::align::Alignment;
+use super::backing::{self, Layer};
+use super::format::{self, Remedy};
 use super::image_file::{Direct, Tap};
 use super::lock::{self, LockError};
 
@@ -34,9 +36,11 @@ pub struct RawOptions {
     pub cache: CacheMode,
     /// Give back the blocks of discarded ranges, and of zeroes where that is allowed.
     pub unmap: bool,
-    /// Offsets and lengths of operations are multiples of this, in bytes. A block of O_DIRECT that is no larger needs
-    /// no watching for parts of it that are written at once.
+    /// Offsets and lengths of operations are multiples of this, in bytes, and so is the length of the image. A block of
+    /// O_DIRECT that is no larger needs no watching for parts of it that are written at once.
     pub unit: u64,
+    /// Its bytes are served as they are, even if they look like another format.
+    pub raw: bool,
 }
 
 impl RawOptions {
@@ -51,6 +55,7 @@ impl RawOptions {
             cache: CacheMode::default(),
             unmap: true,
             unit: 1,
+            raw: false,
         }
     }
 }
@@ -73,6 +78,8 @@ pub enum OpenError {
     DeniedReadOnly { path: PathBuf },
     #[error("{}: the medium can only be read; use readonly=on", .path.display())]
     ReadOnlyMedium { path: PathBuf },
+    #[error("{}: lies on a file system that takes no writes; move it, or use drive=memory or readonly=on", .path.display())]
+    NoWrites { path: PathBuf },
     #[error("{}: the device is in use, mounted perhaps; release it, or use locking=off at your own risk", .path.display())]
     DeviceBusy { path: PathBuf },
     #[error("{}: another process uses it ({why}); end that, or use locking=off at your own risk", .path.display())]
@@ -81,11 +88,13 @@ pub enum OpenError {
     CannotLock { path: PathBuf, source: io::Error },
     #[error("{}: is {is} bytes long, but size= says {wanted}; an image is never resized: leave size= out, or name another file", .path.display())]
     SizeDiffers { path: PathBuf, is: u64, wanted: u64 },
-    #[error("{}: its length of {len} bytes is no multiple of {SECTOR}; lengthen it, for instance with truncate", .path.display())]
-    UnevenLength { path: PathBuf, len: u64 },
+    #[error("{}: looks like {name}, and a guest would see and overwrite its raw bytes; {remedy}, or give format=raw if that is wanted", .path.display())]
+    Format { path: PathBuf, name: &'static str, remedy: Remedy },
+    #[error("{}: its length of {len} bytes is no multiple of {block}, and its last {} bytes would be hidden; {remedy}", .path.display(), len % block)]
+    UnevenLength { path: PathBuf, len: u64, block: u64, remedy: String },
     #[error("{}: size= of {size} bytes is not possible; give a positive multiple of {SECTOR}", .path.display())]
     BadSize { path: PathBuf, size: u64 },
-    #[error("{}: is empty; remove it and give size=, or lengthen it", .path.display())]
+    #[error("{}: is empty; give size= and it gets that length, unless it has readonly=on", .path.display())]
     Empty { path: PathBuf },
     #[error("{}: its file system has no direct access (O_DIRECT); use cache=writeback, or move it to one that has", .path.display())]
     NoDirect { path: PathBuf },
@@ -102,8 +111,12 @@ pub(super) struct Opened {
     pub(super) file: File,
     /// Bytes.
     pub(super) len: u64,
+    /// It was made, or was empty and was given its length.
+    pub(super) created: bool,
     /// How it is accessed past the page cache, where the options ask for that.
     pub(super) direct: Option<Direct>,
+    /// What is under it: claimed and locked as long as these are open.
+    pub(super) beneath: Vec<File>,
 }
 
 /// Opens the image of `options`.
@@ -117,55 +130,28 @@ pub(super) fn open(options: &RawOptions) -> Result<Opened, OpenError> {
     {
         return Err(OpenError::BadSize { path: path.clone(), size });
     }
-    let existing = kind_of(path)?;
-    let file = match existing {
-        Some(kind) => patiently(|| open_existing(options, kind))?,
-        None => create(options)?,
+    let Some(kind) = kind_at(path)? else {
+        let (held, size) = create(options)?;
+        return make(options, held, size).inspect_err(|_| {
+            let _ = std::fs::remove_file(path);
+        });
     };
-    let opened = check(options, file);
-    if opened.is_err() && existing.is_none() {
-        let _ = std::fs::remove_file(path);
-    }
-    opened
-}
-
-/// What was opened and locked, if it can be an image.
-fn check(options: &RawOptions, file: File) -> Result<Opened, OpenError> {
-    let path = &options.path;
-    let len = (&file).seek(io::SeekFrom::End(0)).map_err(|e| io_error(path, "find its length", e))?;
+    let held = patiently(|| open_existing(options, kind))?;
     match options.size {
-        Some(wanted) if wanted != len => {
-            return Err(OpenError::SizeDiffers { path: path.clone(), is: len, wanted });
+        Some(size) if kind == Kind::Regular && !options.read_only && length(options, &held.file)? == 0 => {
+            make(options, held, size).inspect_err(|_| {
+                // A name for nothing, as it was.
+                let _ = OpenOptions::new().write(true).truncate(true).open(path);
+            })
         }
-        _ if len == 0 => return Err(OpenError::Empty { path: path.clone() }),
-        _ if len % SECTOR != 0 => {
-            return Err(OpenError::UnevenLength { path: path.clone(), len });
-        }
-        _ => {}
+        _ => check(options, held, false),
     }
-    if let Some(tap) = &options.tap {
-        tap.opened(&file, len).map_err(|e| io_error(path, "read it for its tap", e))?;
-    }
-    let direct = options.cache.is_direct().then(|| make_direct(options, &file, len)).transpose()?;
-    Ok(Opened { file, len, direct })
 }
 
-/// Turns to O_DIRECT what was opened, checked and locked without.
-fn make_direct(options: &RawOptions, file: &File, len: u64) -> Result<Direct, OpenError> {
-    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-    let path = || options.path.clone();
-    let refused = |e: rustix::io::Errno| match e {
-        rustix::io::Errno::INVAL => OpenError::NoDirect { path: path() },
-        e => io_error(&options.path, "open it past the page cache", e.into()),
-    };
-    let align = Alignment::of(file).ok_or_else(|| OpenError::NoDirect { path: path() })?;
-    let flags = fcntl_getfl(file).map_err(refused)?;
-    fcntl_setfl(file, flags | OFlags::DIRECT).map_err(refused)?;
-    let block = align.block;
-    if !len.is_multiple_of(block) {
-        return Err(OpenError::UnevenForDirect { path: path(), len, block });
-    }
-    Ok(Direct { align, parts: !options.unit.is_multiple_of(block) })
+/// Do both paths lead to the bytes of one image? For the images of one process, of which one could not be locked.
+pub fn is_same_image(one: &Path, other: &Path) -> bool {
+    let open = |path| kind_at(path).is_ok_and(|kind| kind.is_some()).then(|| File::open(path).ok()).flatten();
+    open(one).zip(open(other)).is_some_and(|(one, other)| backing::is_same(&one, &other))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,17 +160,29 @@ enum Kind {
     Block,
 }
 
+/// An image that nobody else can open, unless locking is off.
+#[derive(Debug)]
+struct Held {
+    file: File,
+    kind: Kind,
+    beneath: Vec<File>,
+}
+
 /// What lies at `path`, asked before it is opened: opening a FIFO would wait for its other end.
-fn kind_of(path: &Path) -> Result<Option<Kind>, OpenError> {
-    let kind = match std::fs::metadata(path) {
-        Ok(meta) => meta.file_type(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io_error(path, "look at it", e)),
-    };
+fn kind_at(path: &Path) -> Result<Option<Kind>, OpenError> {
+    match std::fs::metadata(path) {
+        Ok(meta) => kind_of(path, &meta).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io_error(path, "look at it", e)),
+    }
+}
+
+fn kind_of(path: &Path, meta: &Metadata) -> Result<Kind, OpenError> {
+    let kind = meta.file_type();
     let what = if kind.is_file() {
-        return Ok(Some(Kind::Regular));
+        return Ok(Kind::Regular);
     } else if kind.is_block_device() {
-        return Ok(Some(Kind::Block));
+        return Ok(Kind::Block);
     } else if kind.is_dir() {
         "a folder"
     } else if kind.is_char_device() {
@@ -209,29 +207,32 @@ fn patiently<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError>
     }
 }
 
-fn open_existing(options: &RawOptions, kind: Kind) -> Result<File, OpenError> {
+fn open_existing(options: &RawOptions, kind: Kind) -> Result<Held, OpenError> {
     let path = &options.path;
-    let open = |exclusive: bool| {
-        OpenOptions::new()
-            .read(true)
-            .write(!options.read_only)
-            // Without O_CREAT this claims a block device: EBUSY when it is mounted or claimed.
-            .custom_flags(if exclusive { libc::O_EXCL } else { 0 })
-            .open(path)
-            .map_err(|e| open_error(options, e))
-    };
     let claim = kind == Kind::Block && options.locking;
-    let mut file = open(claim)?;
+    let mut file = open_file(path, !options.read_only, claim).map_err(|e| open_error(options, e))?;
     if claim && options.read_only {
         // The claim has shown that nobody uses the device; kept, it would shut out other readers.
         drop(file);
-        file = open(false)?;
+        file = open_file(path, false, false).map_err(|e| open_error(options, e))?;
     }
-    take_lock(options, &file)?;
-    Ok(file)
+    let meta = file.metadata().map_err(|e| io_error(path, "look at it", e))?;
+    if kind_of(path, &meta)? != kind {
+        return Err(io_error(path, "open it", io::Error::other("it was replaced at that moment; try again")));
+    }
+    let beneath = lock_image(options, &file)?;
+    Ok(Held { file, kind, beneath })
 }
 
-fn create(options: &RawOptions) -> Result<File, OpenError> {
+/// `claim`: of a block device (EBUSY when it is mounted or claimed).
+fn open_file(path: &Path, write: bool, claim: bool) -> io::Result<File> {
+    // O_EXCL without O_CREAT is the claim.
+    let flags = if claim { libc::O_EXCL } else { 0 };
+    OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)
+}
+
+/// An empty file, and the length it is to have.
+fn create(options: &RawOptions) -> Result<(Held, u64), OpenError> {
     let path = &options.path;
     let size = match options.size {
         Some(_) if options.read_only => {
@@ -246,32 +247,134 @@ fn create(options: &RawOptions) -> Result<File, OpenError> {
             _ => open_error(options, e),
         },
     )?;
-    take_lock(options, &file)?;
-    let sized = file.set_len(size).and_then(|()| {
+    let beneath = lock_image(options, &file)?;
+    Ok((Held { file, kind: Kind::Regular, beneath }, size))
+}
+
+/// Gives an empty file its length.
+fn make(options: &RawOptions, held: Held, size: u64) -> Result<Opened, OpenError> {
+    let path = &options.path;
+    let durably = || {
+        held.file.set_len(size)?;
         // Data made durable in a file whose name is not would be lost with the name.
-        file.sync_all()?;
+        held.file.sync_all()?;
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
         File::open(folder)?.sync_all()
-    });
-    if let Err(e) = sized {
-        let _ = std::fs::remove_file(path);
-        return Err(io_error(path, "create it with this size", e));
-    }
-    Ok(file)
+    };
+    durably().map_err(|e| io_error(path, "create it with this size", e))?;
+    check(options, held, true)
 }
 
-fn take_lock(options: &RawOptions, file: &File) -> Result<(), OpenError> {
-    if !options.locking {
-        return Ok(());
+/// What is locked, if it can be an image.
+fn check(options: &RawOptions, held: Held, created: bool) -> Result<Opened, OpenError> {
+    let path = || options.path.clone();
+    let Held { file, kind, beneath } = held;
+    let len = length(options, &file)?;
+    if !created && !options.raw {
+        let harmless = |remedy| options.read_only && remedy == Remedy::ReadOnly;
+        if let Some(format) = format::of(&file, len).filter(|format| !harmless(format.remedy)) {
+            return Err(OpenError::Format { path: path(), name: format.name, remedy: format.remedy });
+        }
     }
+    match options.size {
+        _ if len == 0 => return Err(OpenError::Empty { path: path() }),
+        Some(wanted) if wanted != len => {
+            return Err(OpenError::SizeDiffers { path: path(), is: len, wanted });
+        }
+        _ => {}
+    }
+    let block = options.unit.max(SECTOR);
+    if !len.is_multiple_of(block) {
+        let remedy = tail_remedy(len, block, kind);
+        return Err(OpenError::UnevenLength { path: path(), len, block, remedy });
+    }
+    if !options.read_only {
+        takes_writes(options, &file)?;
+    }
+    if let Some(tap) = &options.tap {
+        tap.opened(&file, len).map_err(|e| io_error(&options.path, "read it for its tap", e))?;
+    }
+    let direct = options.cache.is_direct().then(|| make_direct(options, &file, len)).transpose()?;
+    Ok(Opened { file, len, created, direct, beneath })
+}
+
+fn length(options: &RawOptions, mut file: &File) -> Result<u64, OpenError> {
+    file.seek(io::SeekFrom::End(0)).map_err(|e| io_error(&options.path, "find its length", e))
+}
+
+/// What to do about a part of a block at the end, which is never hidden: it may be what is wanted most.
+fn tail_remedy(len: u64, block: u64, kind: Kind) -> String {
+    let mut remedies = Vec::new();
+    if kind == Kind::Regular {
+        remedies.push(format!("lengthen it (truncate --size={})", len.next_multiple_of(block)));
+    }
+    if len.is_multiple_of(SECTOR) {
+        remedies.push(format!("use logical_block_size={SECTOR}"));
+    }
+    remedies.join(", or ")
+}
+
+/// A write of nothing is refused where any write would be: by a device or a file system that is only read.
+fn takes_writes(options: &RawOptions, file: &File) -> Result<(), OpenError> {
+    use rustix::io::Errno;
+    let path = || options.path.clone();
+    match rustix::io::pwrite(file, &[], 0) {
+        Ok(_) => Ok(()),
+        Err(Errno::PERM | Errno::ROFS) => Err(OpenError::ReadOnlyMedium { path: path() }),
+        Err(Errno::INVAL) => Err(OpenError::NoWrites { path: path() }),
+        Err(e) => Err(io_error(&options.path, "write to it", e.into())),
+    }
+}
+
+/// Locks an image and what is under it.
+fn lock_image(options: &RawOptions, file: &File) -> Result<Vec<File>, OpenError> {
+    let mut beneath = Vec::new();
+    if !options.locking {
+        return Ok(beneath);
+    }
+    take_lock(options, file, false)?;
+    for Layer { path, file, part } in backing::layers(file) {
+        take_lock(options, &file, part)?;
+        let is_device = file.metadata().is_ok_and(|meta| meta.file_type().is_block_device());
+        if is_device && !part {
+            match open_file(&path, false, true) {
+                Ok(claim) if !options.read_only => beneath.push(claim),
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => return Err(open_error(options, e)),
+                _ => {}
+            }
+        }
+        beneath.push(file);
+    }
+    Ok(beneath)
+}
+
+fn take_lock(options: &RawOptions, file: &File, part: bool) -> Result<(), OpenError> {
     let path = options.path.clone();
-    lock::lock(file, options.read_only).map_err(|e| match e {
+    lock::lock(file, options.read_only, part).map_err(|e| match e {
         LockError::Conflict(why) => OpenError::Locked { path, why },
         LockError::Io(source) => OpenError::CannotLock { path, source },
     })
+}
+
+/// Turns to O_DIRECT what was opened, checked and locked without.
+fn make_direct(options: &RawOptions, file: &File, len: u64) -> Result<Direct, OpenError> {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let path = || options.path.clone();
+    let refused = |e: rustix::io::Errno| match e {
+        rustix::io::Errno::INVAL => OpenError::NoDirect { path: path() },
+        e => io_error(&options.path, "open it past the page cache", e.into()),
+    };
+    let align = Alignment::of(file).ok_or_else(|| OpenError::NoDirect { path: path() })?;
+    let flags = fcntl_getfl(file).map_err(refused)?;
+    fcntl_setfl(file, flags | OFlags::DIRECT).map_err(refused)?;
+    let block = align.block;
+    if !len.is_multiple_of(block) {
+        return Err(OpenError::UnevenForDirect { path: path(), len, block });
+    }
+    Ok(Direct { align, parts: !options.unit.is_multiple_of(block) })
 }
 
 fn open_error(options: &RawOptions, error: io::Error) -> OpenError {
@@ -345,7 +448,6 @@ mod tests {
         refused(&even, Some(2048), "never resized");
         refused(&uneven, None, "multiple of 512");
         refused(&empty, None, "is empty");
-        refused(&empty, Some(512), "never resized");
         refused(&below_file, None, "Not a directory");
         refused(folder.path(), None, "is a folder");
         refused(Path::new("/dev/null"), None, "character device");
@@ -447,5 +549,172 @@ mod tests {
         });
         open(&path, None).expect("it opens a moment later");
         letting_go.join().expect("no panic");
+    }
+
+    #[test]
+    fn an_empty_file_is_a_new_image() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        File::create(&path).expect("it is made");
+        let image = open(&path, Some(1 << 20)).expect("it is grown");
+        assert!(image.len == 1 << 20 && image.created);
+        drop(image);
+        let image = open(&path, Some(1 << 20)).expect("it opens");
+        assert!(!image.created);
+        // Whoever may only read it does not grow it, and what fails leaves it empty.
+        for (name, options) in [
+            ("read only", RawOptions { read_only: true, ..RawOptions::new("") }),
+            ("too large", RawOptions { size: Some((1 << 63) - 512), ..RawOptions::new("") }),
+        ] {
+            let path = folder.path().join(name);
+            File::create(&path).expect("it is made");
+            let size = options.size.or(Some(512));
+            super::open(&RawOptions { path: path.clone(), size, ..options }).expect_err("refused");
+            assert_eq!(std::fs::metadata(&path).expect("it is there").len(), 0, "{name}");
+        }
+    }
+
+    /// Each with what to do; a new image is never one, nor is one that is said to be raw.
+    #[test]
+    fn other_formats_are_refused() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        for (magic, at, words) in [
+            (&b"QFI\xfb\0\0\0\x03"[..], 0, &["qcow2", "qemu-img convert"][..]),
+            (b"\x1f\x8b\x08\0", 0, &["gzip", "unpack"]),
+            (b"conectix", 65536 - 512, &["vpc", "qemu-img convert"]),
+            (b"CD001", 32769, &["ISO 9660", "readonly=on"]),
+        ] {
+            // One that is too short or has an odd length is the same.
+            for len in [65536, at + magic.len()] {
+                let mut bytes = vec![0; len.max(at + magic.len())];
+                bytes[at..at + magic.len()].copy_from_slice(magic);
+                std::fs::write(&path, &bytes).expect("it is written");
+                if len == 65536 || at == 0 {
+                    let message = open(&path, None).expect_err("refused").to_string();
+                    for word in words.iter().chain(&["format=raw"]) {
+                        assert!(message.contains(word), "{word}: {message}");
+                    }
+                    assert!(!message.contains("lengthen"), "{message}");
+                }
+                if len == 65536 {
+                    let options = RawOptions::new(&path);
+                    super::open(&RawOptions { raw: true, ..options.clone() }).expect("it opens");
+                    let reader = super::open(&RawOptions { read_only: true, ..options });
+                    assert_eq!(reader.is_ok(), words.contains(&"ISO 9660"));
+                }
+                assert!(std::fs::read(&path).expect("it is there") == bytes);
+            }
+        }
+    }
+
+    /// The same for blocks of 512 and of 4096 bytes: no byte is hidden.
+    #[test]
+    fn an_odd_tail_is_refused_whatever_the_block() {
+        let folder = folder();
+        let path = folder.path().join("image");
+        let refusal = |len, unit| {
+            File::create(&path).and_then(|file| file.set_len(len)).expect("it has a length");
+            super::open(&RawOptions { unit, ..RawOptions::new(&path) }).err().map(|e| e.to_string())
+        };
+        for (len, unit) in [(1024, 512), (8192, 4096), (512, 1)] {
+            assert_eq!(refusal(len, unit), None, "{len} {unit}");
+        }
+        for (len, unit, words) in [
+            (1000, 512, &["last 488 bytes", "--size=1024"][..]),
+            (4096 + 512, 4096, &["last 512 bytes", "--size=8192", "logical_block_size=512"]),
+            (4096 + 1, 4096, &["last 1 bytes", "--size=8192"]),
+        ] {
+            let message = refusal(len, unit).expect("refused");
+            for word in words {
+                assert!(message.contains(word), "{word}: {message}");
+            }
+            assert_eq!(message.contains("logical_block_size=512"), words.len() == 3, "{message}");
+        }
+        let image = folder.path().join("device");
+        File::create(&image).and_then(|file| file.set_len((1 << 20) + 512)).expect("it has a length");
+        let Some(device) = LoopDevice::new(&image) else { return };
+        let options = RawOptions { unit: 4096, ..RawOptions::new(device.path()) };
+        let message = super::open(&options).expect_err("refused").to_string();
+        assert!(message.contains("logical_block_size=512") && !message.contains("truncate"), "{message}");
+        super::open(&RawOptions { unit: 512, ..options }).expect("it opens");
+    }
+
+    #[test]
+    fn a_device_that_takes_no_writes_is_refused() {
+        let folder = folder();
+        let image = folder.path().join("image");
+        File::create(&image).and_then(|file| file.set_len(1 << 20)).expect("it has a length");
+        let Some(device) = LoopDevice::with(&["--read-only"], &image) else { return };
+        let options = RawOptions::new(device.path());
+        let refused = super::open(&options).expect_err("refused");
+        assert!(matches!(refused, OpenError::ReadOnlyMedium { .. }), "{refused}");
+        assert!(refused.to_string().contains("readonly=on"), "{refused}");
+        super::open(&RawOptions { read_only: true, ..options }).expect("it opens for reading");
+    }
+
+    #[test]
+    fn a_file_system_that_takes_no_writes_is_refused() {
+        let folder = folder();
+        let Some(_mount) = Mount::new(&["-t", "hugetlbfs", "none"], folder.path()) else { return };
+        let path = folder.path().join("image");
+        let refused = open(&path, Some(16 << 20)).expect_err("refused").to_string();
+        assert!(refused.contains("takes no writes") && refused.contains("drive=memory"), "{refused}");
+        assert!(!path.exists(), "it was created, and goes");
+    }
+
+    /// A loop device and its file, whichever is first; two parts of a file get on with each other.
+    #[test]
+    fn a_loop_device_and_its_file_exclude_each_other() {
+        let folder = folder();
+        let image = folder.path().join("image");
+        File::create(&image).and_then(|file| file.set_len(4 << 20)).expect("it has a length");
+        let (Some(one), Some(two)) = (LoopDevice::new(&image), LoopDevice::new(&image)) else { return };
+        let part = |words: &[&str]| LoopDevice::with(words, &image).expect("one more");
+        let first = part(&["--sizelimit", "1M"]);
+        let second = part(&["--offset", "1M", "--sizelimit", "1M"]);
+        let opened = |path: &Path, read_only| super::open(&RawOptions { read_only, ..RawOptions::new(path) });
+        for (held, other) in [(&*image, one.path()), (one.path(), &*image), (one.path(), two.path())] {
+            let held = opened(held, false).expect("it opens");
+            for read_only in [false, true] {
+                let refused = opened(other, read_only).expect_err("refused");
+                assert!(matches!(refused, OpenError::Locked { .. }), "{refused}");
+            }
+            drop(held);
+            let _reader = opened(other, true).expect("it opens");
+            opened(&image, true).expect("readers share");
+        }
+        let part = opened(first.path(), false).expect("it opens");
+        let other = opened(second.path(), false).expect("another part");
+        opened(&image, false).expect_err("the whole is refused");
+        drop((part, other));
+        let _whole = opened(&image, false).expect("it opens");
+        opened(first.path(), false).expect_err("a part is refused");
+    }
+
+    #[test]
+    fn an_overlay_and_its_upper_file_exclude_each_other() {
+        let folder = folder();
+        let place = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir(&path).expect("a folder is made");
+            path
+        };
+        let (lower, upper, work, point) = (place("lower"), place("up per"), place("work"), place("point"));
+        std::fs::create_dir(lower.join("sub")).expect("a folder is made");
+        std::fs::write(lower.join("sub/image"), [0; 4096]).expect("it is written");
+        let words =
+            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        let Some(_mount) = Mount::new(&["-t", "overlay", "overlay", "-o", &words], &point) else { return };
+        let (over, under) = (point.join("sub/image"), upper.join("sub/image"));
+        for turned in [false, true] {
+            let (one, other) = if turned { (&under, &over) } else { (&over, &under) };
+            let held = open(one, None).expect("it opens");
+            let refused = open(other, None).expect_err("refused");
+            assert!(matches!(refused, OpenError::Locked { .. }), "{refused}");
+            drop(held);
+            open(other, None).expect("it is free");
+        }
+        assert!(is_same_image(&over, &under) && !is_same_image(&over, &lower.join("sub/image")));
     }
 }

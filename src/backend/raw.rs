@@ -1,5 +1,6 @@
 //! An image in a regular file or a block device, byte for byte.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use super::copy_steps::CopySteps;
@@ -21,13 +22,16 @@ pub struct RawBackend {
     read_only: bool,
     unit: Option<u64>,
     unmaps: bool,
+    created: bool,
     file: Arc<ImageFile>,
+    /// Locks and claims on what is under it.
+    _beneath: Vec<File>,
 }
 
 impl RawBackend {
     /// Opens an image, or creates it.
     pub fn open(options: RawOptions) -> Result<Self, OpenError> {
-        let Opened { file, len, direct } = open::open(&options)?;
+        let Opened { file, len, direct, created, beneath } = open::open(&options)?;
         let path = &options.path;
         ignore_access_time(&file);
         let unit = extents::unit(&file, path, len, options.read_only);
@@ -41,8 +45,17 @@ impl RawBackend {
             len,
             read_only: options.read_only,
             unit,
+            created,
             file: Arc::new(image),
+            _beneath: beneath,
         })
+    }
+}
+
+impl RawBackend {
+    /// Its file was made when it was opened, or was empty and got its length.
+    pub fn is_created(&self) -> bool {
+        self.created
     }
 }
 
@@ -208,7 +221,6 @@ impl RawBackend {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::path::Path;
 
     use super::super::conformance::{folder, guest, pool};

@@ -69,6 +69,8 @@ pub struct NsConfig {
     pub cache: CacheMode,
     /// Deallocated blocks are given back; of no meaning for memory, which always does.
     pub discard: bool,
+    /// The image is served as it is even if it looks like another format than raw; of no meaning for memory.
+    pub raw: bool,
 }
 
 /// What one `--nvme-ns` said so far; `None` where the default depends on something else.
@@ -92,6 +94,7 @@ pub(super) struct NsDraft {
     hugepages: Option<HugePages>,
     cache: CacheMode,
     discard: bool,
+    raw: bool,
 }
 
 impl Default for NsDraft {
@@ -117,6 +120,7 @@ impl Default for NsDraft {
             cache: CacheMode::default(),
             // Not QEMU's ignore: images are created sparse here, and what a guest gives back is to be given back.
             discard: true,
+            raw: false,
         }
     }
 }
@@ -172,13 +176,14 @@ impl NsDraft {
                 let reason = "is for files and devices, not for drive=memory";
                 Err(TABLE.refuse(name, value, Reject::with(reason, "leave it out")))
             };
-            if let Some((word, _)) =
-                CacheMode::ALL.iter().find(|(_, mode)| *mode == self.cache && *mode != CacheMode::default())
-            {
-                return of_files("cache", word);
+            if self.cache != CacheMode::default() {
+                return of_files("cache", self.cache.word());
             }
             if !self.discard {
                 return of_files("discard", "ignore");
+            }
+            if self.raw {
+                return of_files("format", "raw");
             }
         }
         let serial = &nvme.serial;
@@ -199,6 +204,7 @@ impl NsDraft {
             hugepages: self.hugepages.unwrap_or_default(),
             cache: self.cache,
             discard: self.discard,
+            raw: self.raw,
         })
     }
 }
@@ -286,6 +292,16 @@ fn discard(given: &OsStr) -> Result<bool, Reject> {
     }
 }
 
+fn format(given: &OsStr) -> Result<(), Reject> {
+    match given.to_str() {
+        Some("raw") => Ok(()),
+        _ => Err(Reject::with(
+            "must be raw: other formats are not served",
+            "convert the image (qemu-img convert -O raw)",
+        )),
+    }
+}
+
 /// `auto` or an id.
 fn or_auto<T>(given: &OsStr, parse: impl Fn(&OsStr) -> Option<T>, shape: &str) -> Result<Option<T>, Reject> {
     if given == "auto" {
@@ -370,6 +386,9 @@ pub(super) const TABLE: Table<NsDraft> = Table {
         "discard" = "unmap|ignore", Def::Value("unmap"), "ignore",
             "What becomes of deallocated blocks: given back to the file system, or kept as they are",
             |d, v| { d.discard = discard(v)?; Ok(()) };
+        "format" = "raw", Def::Derived("raw, and refused if it looks like another format"), "raw",
+            "Serve the image's bytes as they are, whatever they look like",
+            |d, v| { format(v)?; d.raw = true; Ok(()) };
     },
     not_ours: &[
         ("eui64-default", "leave it out: an eui64 is made unless eui64=0"),
@@ -465,6 +484,7 @@ mod tests {
                 hugepages: HugePages::Auto,
                 cache: CacheMode::Writeback,
                 discard: true,
+                raw: false,
             }
         );
         assert_eq!(config("drive=a.img").notes(), Vec::<String>::new());
@@ -476,7 +496,7 @@ mod tests {
         let uuid = "7d444840-9dc0-11d1-b245-5ffdce74fad2";
         assert_eq!(
             config(&format!(
-                "drive=a.img,cache=directsync,discard=ignore,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
+                "drive=a.img,cache=directsync,discard=ignore,format=raw,size=4K,logical_block_size=4096,mssrl=65535,mcl=4294967295,msrc=255,uuid={uuid},\
                  copy_overlap=in-order,copy_method=offload,\
                  nguid=00112233-4455-6677-8899-aabbccddeeff,eui64=0,readonly=on,locking=off,aio=io_uring"
             )),
@@ -497,6 +517,7 @@ mod tests {
                 hugepages: HugePages::Auto,
                 cache: CacheMode::Directsync,
                 discard: false,
+                raw: true,
             }
         );
         assert_eq!(config("drive=memory,size=4K").drive, Drive::Memory { size: 4096 });
@@ -573,6 +594,14 @@ mod tests {
                 "drive=a,cache=on",
                 "--nvme-ns cache=on: must be writeback, none, writethrough, directsync or unsafe; leave it out for writeback",
             ),
+            (
+                "drive=a,format=qcow2",
+                "--nvme-ns format=qcow2: must be raw: other formats are not served; convert the image (qemu-img convert -O raw)",
+            ),
+            (
+                "drive=memory,size=1M,format=raw",
+                "--nvme-ns format=raw: is for files and devices, not for drive=memory; leave it out",
+            ),
             ("drive=a,discard=on", "--nvme-ns discard=on: must be unmap or ignore; leave it out for unmap"),
             (
                 "drive=memory,size=1M,cache=none",
@@ -602,11 +631,11 @@ mod tests {
             ),
             (
                 "disk.img",
-                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages, cache, discard",
+                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages, cache, discard, format",
             ),
             (
                 "read-only=on",
-                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages, cache, discard",
+                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages, cache, discard, format",
             ),
         ] {
             assert_eq!(error(list), message);

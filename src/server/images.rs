@@ -1,19 +1,28 @@
 //! Opens what the namespaces are made of.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::backend::engine::EngineKind;
-use crate::backend::{MemoryBackend, OpenError, RawBackend, RawOptions, SharedBackend};
+use crate::backend::{MemoryBackend, OpenError, RawBackend, RawOptions, SharedBackend, is_same_image};
 use crate::config::{Aio, Config, ConfigError, Drive, NsConfig};
+use crate::copy;
 use crate::namespace::{CopyLimits, Identity, Namespace, Namespaces};
 
-/// All namespaces of the configuration.
+/// All namespaces of the configuration, and a line about each for the log.
 ///
 /// # Errors
 /// An image that cannot be used.
-pub fn open(config: &Config) -> Result<Namespaces, ConfigError> {
-    let list = config.namespaces.iter().map(namespace).collect::<Result<Vec<_>, _>>()?;
-    Ok(Namespaces::new(list, crate::config::NSID_MAX))
+pub fn open(config: &Config) -> Result<(Namespaces, Vec<String>), ConfigError> {
+    let mut list = Vec::new();
+    let mut lines = Vec::new();
+    for (at, ns) in config.namespaces.iter().enumerate() {
+        let (backend, created) = image(ns, &config.namespaces[..at])?;
+        let namespace = namespace(ns, backend);
+        lines.push(line(ns, &namespace, created));
+        list.push(namespace);
+    }
+    Ok((Namespaces::new(list, crate::config::NSID_MAX), lines))
 }
 
 /// The engine all workers use. A worker sleeps in its engine, so there is one for all namespaces.
@@ -40,8 +49,9 @@ pub fn engine_kind(config: &Config) -> Result<EngineKind, ConfigError> {
     .resolve())
 }
 
-fn namespace(config: &NsConfig) -> Result<Namespace, ConfigError> {
-    let backend: SharedBackend = match &config.drive {
+/// The image of a namespace, and whether it was made. `others` are those that are open.
+fn image(config: &NsConfig, others: &[NsConfig]) -> Result<(SharedBackend, bool), ConfigError> {
+    match &config.drive {
         Drive::Memory { size } => {
             let image = MemoryBackend::with_huge_pages(*size, config.hugepages).map_err(|error| {
                 ConfigError::bad_value(
@@ -52,7 +62,7 @@ fn namespace(config: &NsConfig) -> Result<Namespace, ConfigError> {
                     "give a smaller size",
                 )
             })?;
-            Arc::new(image.protected(config.readonly))
+            Ok((Arc::new(image.protected(config.readonly)), false))
         }
         Drive::File { path, size } => {
             let options = RawOptions {
@@ -62,11 +72,17 @@ fn namespace(config: &NsConfig) -> Result<Namespace, ConfigError> {
                 cache: config.cache,
                 unmap: config.discard,
                 unit: config.logical_block_size.into(),
+                raw: config.raw,
                 ..RawOptions::new(path)
             };
-            Arc::new(RawBackend::open(options).map_err(|error| unusable(&error))?)
+            let image = RawBackend::open(options).map_err(|error| unusable(&error, path, others))?;
+            let created = image.is_created();
+            Ok((Arc::new(image), created))
         }
-    };
+    }
+}
+
+fn namespace(config: &NsConfig, backend: SharedBackend) -> Namespace {
     let limits = CopyLimits { mssrl: config.mssrl, mcl: config.mcl, msrc: config.msrc };
     let identity = Identity {
         eui64: u64::from_be_bytes(config.eui64),
@@ -74,10 +90,39 @@ fn namespace(config: &NsConfig) -> Result<Namespace, ConfigError> {
         uuid: config.uuid.into_bytes(),
     };
     let lbads = config.logical_block_size.trailing_zeros() as u8;
-    Ok(Namespace::new(config.nsid, backend, lbads, limits, identity).with_policy(config.copy))
+    Namespace::new(config.nsid, backend, lbads, limits, identity).with_policy(config.copy)
 }
 
-/// The image's own message names path, fault and remedy.
-fn unusable(error: &OpenError) -> ConfigError {
-    ConfigError::Unusable { prefix: "--nvme-ns drive=", text: error.to_string() }
+/// What a namespace is, in the words of its properties.
+fn line(config: &NsConfig, namespace: &Namespace, created: bool) -> String {
+    let NsConfig { nsid, logical_block_size: block, mssrl, mcl, msrc, .. } = config;
+    let (name, len) = (namespace.backend.name(), namespace.backend.len());
+    let created = if created { " (created)" } else { "" };
+    let readonly = if config.readonly { ", readonly=on" } else { "" };
+    let cache = match &config.drive {
+        Drive::Memory { .. } => String::new(),
+        Drive::File { .. } => format!(", cache={}", config.cache.word()),
+    };
+    let way = copy::best_way(namespace);
+    format!(
+        "namespace {nsid}: {name}{created}, {len} bytes in blocks of {block}{readonly}{cache}, mssrl={mssrl}, mcl={mcl}, \
+         msrc={msrc}; Copy within it by {way}"
+    )
+}
+
+/// The image's own message names path, fault and remedy; but whose lock it met it cannot know.
+fn unusable(error: &OpenError, path: &Path, others: &[NsConfig]) -> ConfigError {
+    let twin = others.iter().find_map(|other| match &other.drive {
+        Drive::File { path: held, .. } if is_same_image(path, held) => Some((other.nsid, held)),
+        _ => None,
+    });
+    let text = match (error, twin) {
+        (OpenError::Locked { .. } | OpenError::DeviceBusy { .. }, Some((nsid, held))) => format!(
+            "{}: is the image of namespace {nsid} too (drive={}); name another one, or give both readonly=on",
+            path.display(),
+            held.display()
+        ),
+        _ => error.to_string(),
+    };
+    ConfigError::Unusable { prefix: "--nvme-ns drive=", text }
 }

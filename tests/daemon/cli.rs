@@ -37,6 +37,7 @@ fn namespace_options() {
     std::fs::write(d.join("odd.img"), vec![0; 1000]).unwrap();
     std::fs::write(d.join("m.img"), vec![0; 1 << 20]).unwrap();
     std::fs::write(d.join("empty.img"), b"").unwrap();
+    std::fs::write(d.join("tail.img"), vec![0; 4608]).unwrap();
     for (args, names) in [
         ("drive=memory,sise=1M", &["--nvme-ns", "sise"][..]),
         ("drive=memory,size=1M,frobnicate=on", &["frobnicate"]),
@@ -66,7 +67,12 @@ fn namespace_options() {
         ("drive={}/no/such/folder/x.img,size=1M", &["no/such/folder/x.img"]),
         ("drive={}/m.img,size=2M", &["m.img", "size"]),
         ("drive={}/odd.img", &["odd.img"]),
-        ("drive={}/empty.img", &["empty.img"]),
+        ("drive={}/empty.img", &["empty.img", "size="]),
+        ("drive={}/empty.img,size=1M,readonly=on", &["empty.img", "readonly=on"]),
+        (
+            "drive={}/tail.img,logical_block_size=4096",
+            &["tail.img", "last 512 bytes", "logical_block_size=512"],
+        ),
         ("drive={}", &["drive"]),
         ("drive=/dev/null", &["/dev/null"]),
     ] {
@@ -75,7 +81,66 @@ fn namespace_options() {
     assert_eq!(std::fs::metadata(d.join("m.img")).unwrap().len(), 1 << 20);
     assert!(!d.join("none.img").exists());
     fails(d, "--nvme-ns drive=memory,size=1M,nsid=2 --nvme-ns drive=memory,size=1M,nsid=2", &["nsid", "2"]);
-    fails(d, "--nvme-ns drive={}/m.img --nvme-ns drive={}/m.img", &["m.img"]);
+    // Both are named: no other process has it.
+    std::os::unix::fs::symlink(d.join("m.img"), d.join("link.img")).unwrap();
+    fails(
+        d,
+        "--nvme-ns drive={}/m.img,nsid=7 --nvme-ns drive={}/link.img,nsid=8",
+        &["link.img: ", "namespace 7", "/m.img", "readonly=on"],
+    );
+}
+
+/// Served as raw by mistake it would be destroyed; said to be raw it is served as it is.
+#[test]
+fn an_image_of_another_format() {
+    let t = tempfile::tempdir().unwrap();
+    let image = t.path().join("x.qcow2");
+    let bytes = [b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 1016]].concat();
+    std::fs::write(&image, &bytes).unwrap();
+    let named = ["x.qcow2", "qcow2", "format=raw", "qemu-img convert"];
+    fails(t.path(), "--nvme-ns drive={}/x.qcow2", &named);
+    fails(t.path(), "--nvme-ns drive={}/x.qcow2,readonly=on,size=1M", &named);
+    fails(t.path(), "--nvme-ns drive={}/x.qcow2,format=qcow2", &["format=qcow2", "raw", "qemu-img convert"]);
+    assert_eq!(std::fs::read(&image).unwrap(), bytes);
+    let d = Daemon::start(&format!("--nvme-ns drive={},format=raw", image.display()));
+    let mut h = Host::attach(&d);
+    assert_eq!(Ns::facts(&mut h, 1).nsze, 2);
+}
+
+/// Who looks at the log of a device sees what it is made of.
+#[test]
+fn the_log_names_each_namespace() {
+    let t = tempfile::tempdir().unwrap();
+    std::fs::write(t.path().join("old.img"), vec![0; 1 << 20]).unwrap();
+    std::fs::write(t.path().join("empty.img"), b"").unwrap();
+    let d = Daemon::start_in(
+        t,
+        "--nvme-ns drive={}/new.img,size=1M,mssrl=7,mcl=70,msrc=3,cache=writethrough \
+         --nvme-ns drive={}/old.img,readonly=on,logical_block_size=4096 \
+         --nvme-ns drive={}/empty.img,size=2M --nvme-ns drive=memory,size=64K",
+    );
+    let log = d.log();
+    let line = |nsid| {
+        let mut lines = log.lines().filter(|line| line.contains(&format!("namespace {nsid}: ")));
+        let line = lines.next().unwrap_or_else(|| panic!("namespace {nsid} is not in {log}"));
+        assert_eq!(lines.next(), None, "one line each");
+        line
+    };
+    for (nsid, words) in [
+        (
+            1,
+            &["/new.img", "created", "1048576 bytes", "512", "mssrl=7", "mcl=70", "msrc=3", "writethrough"][..],
+        ),
+        (2, &["/old.img", "1048576 bytes", "4096", "readonly=on", "mssrl=32768", "cache=writeback"]),
+        (3, &["/empty.img", "created", "2097152 bytes"]),
+        (4, &["memory", "65536 bytes", "Copy"]),
+    ] {
+        for word in words {
+            assert!(line(nsid).contains(word), "{word} is not in {}", line(nsid));
+        }
+        assert_eq!(line(nsid).contains("created"), words.contains(&"created"), "{}", line(nsid));
+        assert_eq!(line(nsid).contains("readonly"), nsid == 2, "{}", line(nsid));
+    }
 }
 
 #[test]
