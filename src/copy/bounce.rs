@@ -1,9 +1,10 @@
-//! Bounce memory: a bound for all Copies of a worker together, a share of it for each, and slabs kept between them.
+//! Bounce memory: a bound for all Copies of a worker together, a share of it for each, and slabs kept between
+//! them. Beside it, as much again for Copies that overwrite their own sources and have to hold some of them.
 //!
-//! Buffers are not cleared: what an older Copy read lies in them until a read of the next one overwrites it. None of it
-//! gets out, because a segment is written only after successful reads have filled all of its buffer, which the executor
-//! sees to (as it must anyway: no write before its reads). Clearing would cost a tenth of a Copy of short ranges, and
-//! allocating anew the page faults besides.
+//! Buffers are not cleared: what an older Copy read lies in them until a read of the next one overwrites it.
+//! None of it gets out, because a segment is written only after successful reads have filled all of its
+//! buffer, which the executor sees to (as it must anyway: no write before its reads). Clearing would cost a
+//! tenth of a Copy of short ranges, and allocating anew the page faults besides.
 //!
 //! What nobody has used for a second goes back to the system: a worker that is about to sleep asks for that.
 
@@ -17,6 +18,7 @@ use crate::backend::{Buffer, Slab};
 #[derive(Clone, Debug)]
 pub struct Bounce {
     total: u64,
+    hold: u64,
     shelf: Arc<Mutex<Shelf>>,
     /// Segments that still go one at a time.
     crowd: Arc<AtomicU32>,
@@ -30,6 +32,8 @@ const CROWD: u32 = 16;
 struct Shelf {
     /// Bytes that no Copy holds.
     left: u64,
+    /// Bytes that no Copy holds of those for sources that are read long before they are written.
+    hold_left: u64,
     /// What buffers are lent from; those that have no room there are allocated.
     slabs: Vec<Arc<Slab>>,
     /// When somebody who was about to sleep first saw that no buffer had been lent since the last time.
@@ -40,20 +44,33 @@ struct Shelf {
 const REST: Duration = Duration::from_secs(1);
 
 impl Default for Bounce {
-    /// 32 MiB: eight long Copies at full speed. More of them wait.
+    /// 32 MiB for segments: eight long Copies at full speed; more of them wait. And 32 MiB for sources that
+    /// are held: half of the longest Copy that the default limits allow with blocks of 512 bytes, so that
+    /// none of these is refused.
     fn default() -> Self {
         Self::new(32 << 20)
     }
 }
 
 impl Bounce {
-    /// At most `total` bytes in buffers at any time; 64 KiB at least, so that the largest block fits. Slabs have no more
-    /// than that together, so where buffers of many lengths leave room in them that no other fits, twice as much is in
-    /// use at worst.
+    /// At most `total` bytes in buffers at any time; 64 KiB at least, so that the largest block fits. Slabs
+    /// have no more than that together, so where buffers of many lengths leave room in them that no other
+    /// fits, twice as much is in use at worst. As much again may be [held](Self::holding).
     pub fn new(total: u64) -> Self {
         let total = total.max(64 << 10);
-        let shelf = Shelf { left: total, slabs: Vec::new(), resting: None };
-        Self { total, shelf: Arc::new(Mutex::new(shelf)), crowd: Arc::default() }
+        Self::holding(total, total)
+    }
+
+    /// The same, and `hold` bytes more for Copies that overwrite what they have yet to read: they hold it
+    /// until all is read. Kept apart, so that who waits for one kind holds none that the other waits for.
+    pub fn holding(total: u64, hold: u64) -> Self {
+        let shelf = Shelf { left: total, hold_left: hold, slabs: Vec::new(), resting: None };
+        Self { total, hold, shelf: Arc::new(Mutex::new(shelf)), crowd: Arc::default() }
+    }
+
+    /// Bytes of sources that one Copy may hold.
+    pub(super) fn most_held(&self) -> u64 {
+        self.hold
     }
 
     /// The worker has commands that are no Copies.
@@ -83,8 +100,8 @@ impl Bounce {
         self.shelf().left
     }
 
-    /// Gives slabs back to the system if none has been used for a second; else how long that is from `now` on. `None`:
-    /// there are none, or buffers of them are still in use.
+    /// Gives slabs back to the system if none has been used for a second; else how long that is from `now`
+    /// on. `None`: there are none, or buffers of them are still in use.
     pub fn rest(&self, now: Instant) -> Option<Duration> {
         let mut shelf = self.shelf();
         if shelf.slabs.is_empty() {
@@ -96,6 +113,13 @@ impl Bounce {
         }
         shelf.slabs.retain(|slab| !slab.is_idle());
         None
+    }
+
+    /// Bytes of both kinds that Copies have.
+    #[cfg(test)]
+    pub fn in_use(&self) -> u64 {
+        let shelf = self.shelf();
+        self.total - shelf.left + self.hold - shelf.hold_left
     }
 
     /// Bytes of slabs, lent or not.
@@ -143,11 +167,13 @@ pub(super) struct Pool {
     bounce: Bounce,
     share: u64,
     reserved: u64,
+    /// Bytes of sources that are held.
+    sources: u64,
 }
 
 impl Pool {
     pub fn new(bounce: &Bounce, share: u64) -> Self {
-        Self { bounce: bounce.clone(), share, reserved: 0 }
+        Self { bounce: bounce.clone(), share, reserved: 0, sources: 0 }
     }
 
     /// As [`Bounce::is_crowded`].
@@ -155,9 +181,14 @@ impl Pool {
         self.bounce.is_crowded()
     }
 
-    /// Bytes reserved.
+    /// Bytes reserved for segments.
     pub fn held(&self) -> u64 {
         self.reserved
+    }
+
+    /// Bytes of both kinds.
+    pub fn in_use(&self) -> u64 {
+        self.reserved + self.sources
     }
 
     /// Bytes that all Copies have reserved together.
@@ -178,16 +209,23 @@ impl Pool {
         Some(self.bounce.buffer(bytes))
     }
 
-    /// Reserves `bytes` without a buffer. `false`: not now.
-    pub fn claim(&mut self, bytes: u64) -> bool {
-        if self.reserved.saturating_add(bytes) > self.share || !self.bounce.take(bytes) {
-            return false;
-        }
-        self.reserved += bytes;
+    /// Reserves `bytes` for sources that are held, without buffers. `false`: not now.
+    pub fn hold(&mut self, bytes: u64) -> bool {
+        let mut shelf = self.bounce.shelf();
+        let Some(left) = shelf.hold_left.checked_sub(bytes) else { return false };
+        shelf.hold_left = left;
+        self.sources += bytes;
         true
     }
 
-    /// A buffer out of what has been claimed; it may hold what an older Copy left.
+    /// So many of them are held no more.
+    pub fn let_go(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.sources);
+        self.sources -= bytes;
+        self.bounce.shelf().hold_left += bytes;
+    }
+
+    /// A buffer out of what is [held](Self::hold); it may hold what an older Copy left.
     pub fn buffer(&self, bytes: u64) -> Buffer {
         self.bounce.buffer(bytes)
     }
@@ -200,13 +238,14 @@ impl Pool {
 
     /// No segment has anything reserved?
     pub fn is_idle(&self) -> bool {
-        self.reserved == 0
+        self.reserved == 0 && self.sources == 0
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.bounce.give(self.held());
+        self.bounce.give(self.reserved);
+        self.let_go(self.sources);
     }
 }
 
@@ -243,18 +282,19 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_all_or_nothing() {
-        let bounce = Bounce::new(100 * KIB);
+    fn sources_are_held_all_or_none_and_beside_segments() {
+        let bounce = Bounce::holding(100 * KIB, 90 * KIB);
         let (mut one, mut two) = (Pool::new(&bounce, 80 * KIB), Pool::new(&bounce, 80 * KIB));
         assert!(one.reserve(60 * KIB).is_some());
-        assert!(!two.claim(41 * KIB) && !one.claim(21 * KIB));
+        assert!(one.hold(90 * KIB) && !two.hold(1));
+        assert_eq!((one.held(), one.in_use(), bounce.left()), (60 * KIB, 150 * KIB, 40 * KIB));
+        assert_eq!(one.buffer(30 * KIB).len(), 30 << 10, "out of what is held");
+        one.let_go(50 * KIB);
+        assert!(!two.hold(51 * KIB) && two.hold(50 * KIB));
         one.release(60 * KIB);
-        assert!(one.claim(80 * KIB));
-        assert_eq!((one.held(), bounce.left()), (80 * KIB, 20 * KIB));
-        assert_eq!(one.buffer(30 * KIB).len(), 30 << 10, "out of the claim");
-        assert_eq!((one.held(), bounce.left()), (80 * KIB, 20 * KIB));
-        one.release(80 * KIB);
-        assert!(one.is_idle() && two.claim(80 * KIB));
+        assert!(!one.is_idle());
+        drop((one, two));
+        assert!(Pool::new(&bounce, 0).hold(90 * KIB));
     }
 
     #[test]

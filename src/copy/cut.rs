@@ -23,6 +23,11 @@ impl Stretch {
         Self { start: self.start, end: self.end.min(self.start.saturating_add(max)) }
     }
 
+    /// At most `max` bytes of it, up to its end.
+    pub fn last(self, max: u64) -> Self {
+        Self { start: self.start.max(self.end.saturating_sub(max)), end: self.end }
+    }
+
     pub fn meets(self, other: Self) -> bool {
         self.start < other.end && other.start < self.end
     }

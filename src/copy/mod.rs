@@ -5,13 +5,13 @@
 //! 3. [`Checked::decode`], then [`plan`]: all the other checks. A refused command has changed nothing.
 //! 4. [`CopyTask`]: a state machine without I/O. `poll` hands out operations, `done` takes completions.
 //!
-//! Which way the bytes go is decided for each run of ranges (ladder.rs), how large the segments are that go there and how
-//! many at once in one place (execute/pace.rs), and what must wait for what when sources and destination overlap
-//! (order.rs).
+//! Which way the bytes go is decided for each run of ranges (ladder.rs), how large the segments are that go
+//! there and how many at once in one place (execute/pace.rs), and what must wait for what when sources and
+//! destination overlap (order.rs, which knows from the list alone what must be held in memory meanwhile).
 //!
-//! All Copies of a worker share one [`Bounce`]; a task that finds it empty waits ([`CopyTask::is_starved`]) and is to be
-//! polled again when another one has got further. A worker drives a task like this; what a backend completes at once
-//! (memory) is fed back after the poll:
+//! All Copies of a worker share one [`Bounce`]; a task that finds it empty waits ([`CopyTask::is_starved`])
+//! and is to be polled again when another one has got further. A worker drives a task like this; what a
+//! backend completes at once (memory) is fed back after the poll:
 //!
 //! ```text
 //! loop {

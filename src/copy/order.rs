@@ -1,28 +1,49 @@
-//! In which order an overlapping Copy is done, so that no source is read after it was overwritten.
+//! In which order a Copy is done whose sources overlap its destination, so that no source is read after it
+//! was overwritten.
 //!
-//! A segment may be written when every read of what it overwrites is done. Read as a graph (an edge from each segment to
-//! those it reads), a segment comes after its readers; segments that read each other in a circle are a true cycle, of
-//! which some must be held in memory. The destination is contiguous, so what a piece reads is a run of neighbouring
-//! segments, and as a piece is no longer than a segment, the edges are about as many as the segments.
+//! Where every range reads at its own place or behind it, going through the destination from front to back
+//! does that: what is overwritten has been read. Where every range reads at its own place or before it, going
+//! from back to front does. Of a list that has both kinds, the one of fewer bytes is read into memory before
+//! anything is written, and written last. So a list of 256 ranges is put in order by looking at each of them
+//! once, and what must be held in memory is known before anything is moved.
 
 use std::collections::VecDeque;
 
-use super::cut::{Piece, Stretch, piece, pieces};
+use super::cut::Stretch;
 use super::plan::{CopyPlan, PlannedRange};
 use crate::namespace::Overlap;
 
 /// Part of a Copy that is done before the next one begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stage {
     pub to: Stretch,
-    /// Some of it is a source of it.
-    pub ordered: bool,
+    /// The order it is done in; `None`: any, for none of it is a source of it.
+    pub order: Option<Order>,
+}
+
+/// Which end of a stage comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Ascending,
+    Descending,
+}
+
+/// How a stage is done that overwrites some of its sources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    /// Read before anything is written, and written last. Ascending, without neighbours.
+    pub held: VecDeque<Stretch>,
+    /// All else, in ascending order, no stretch with more than one range. Each part is written when all that
+    /// comes before it in `direction` has been read.
+    pub rest: VecDeque<Stretch>,
+    pub direction: Direction,
 }
 
 /// The plan in stages: one, but for ranges that must follow each other and do not fit into one.
 ///
-/// Under [`Overlap::InOrder`] a range begins a new stage when it reads what an earlier one of its stage writes. Within a
-/// stage no range does, so that to the stage a snapshot of the sources is what they hold in list order.
+/// Under [`Overlap::InOrder`] a range begins a new stage when it reads what an earlier one of its stage
+/// writes. Within a stage no range does, so that to the stage a snapshot of the sources is what they hold in
+/// list order.
 pub(super) fn stages(plan: &CopyPlan) -> Vec<Stage> {
     let source = |range: &PlannedRange| plan.in_dst(&range.ns, range.src.offset, range.src.len);
     let mut stretches = Vec::new();
@@ -37,348 +58,104 @@ pub(super) fn stages(plan: &CopyPlan) -> Vec<Stage> {
         to.end = range.at + range.src.len;
     }
     stretches.push(to);
-    let ordered = |to| plan.ranges_in(to).filter_map(source).any(|read| read.meets(to));
-    stretches.into_iter().map(|to| Stage { to, ordered: ordered(to) }).collect()
+    stretches.into_iter().map(|to| Stage { to, order: Order::of(plan, to) }).collect()
 }
 
-/// How finely and with how much memory a stage may be done.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    /// Bytes of a segment at most.
-    pub segment: u64,
-    /// Every segment is one piece: for ways that read and write at once.
-    pub one_piece: bool,
-    /// Bytes of a block: no segment is cut finer.
-    pub block: u64,
-    /// Bytes of memory for a group.
-    pub budget: u64,
-}
-
-/// Segments that are done together: first all of `held` are read, then `rest` follows in its order, and each of them is
-/// written as soon as it may be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Group {
-    pub held: Vec<Stretch>,
-    pub rest: Vec<Stretch>,
-    /// Bytes of memory that must be there before anything is read, so that the group never waits for memory while it
-    /// holds some; 0 when nothing is held.
-    pub need: u64,
-    held_bytes: u64,
-    /// Bytes of the largest segment.
-    largest: u64,
-}
-
-impl Group {
-    /// A group that holds some of a cycle.
-    fn cycle(held: Vec<Stretch>, rest: Vec<Stretch>) -> Self {
-        let largest = held.iter().chain(&rest).map(|segment| segment.len()).max().unwrap_or(0);
-        let held_bytes = held.iter().map(|segment| segment.len()).sum();
-        Self { held, rest, need: 0, held_bytes, largest }
-    }
-
-    /// The least memory it is done with: what is held, and room for one segment to be read while another is written.
-    fn least(&self) -> u64 {
-        self.held_bytes + 2 * self.largest
-    }
-
-    pub fn get(&self, index: usize) -> Option<Stretch> {
-        self.held.iter().chain(&self.rest).nth(index).copied()
-    }
-
-    pub fn len(&self) -> usize {
-        self.held.len() + self.rest.len()
-    }
-
-    fn all(&self) -> impl Iterator<Item = Stretch> {
-        self.held.iter().chain(&self.rest).copied()
-    }
-}
-
-/// A cycle is cut no finer than into so many segments: 64 MiB in blocks of 512. That is 20 ms of a worker's time, and
-/// only for a host that asks for it.
-const FINEST: usize = 1 << 17;
-
-/// The order of an ordered stage. `None`: its cycles need more memory than there is.
-pub(super) fn schedule(plan: &CopyPlan, to: Stretch, bounds: Bounds) -> Option<VecDeque<Group>> {
-    let mut segments = Vec::new();
-    let mut rest = to;
-    while rest.start < rest.end {
-        let mut segment = rest.first(bounds.segment);
-        if bounds.one_piece {
-            segment = piece(plan, segment.start, segment.end)?.to;
-        }
-        rest.start = segment.end;
-        segments.push(segment);
-    }
-    let mut order = Order { plan, bounds, groups: VecDeque::new() };
-    match piece(plan, to.start, to.end) {
-        // One run: a memmove.
-        Some(run) if run.to == to => {
-            if run.offset < plan.dst.offset + to.start {
-                segments.reverse();
-            }
-            order.groups.push_back(Group { rest: segments, ..Group::default() });
-        }
-        _ => order.sort(&segments)?,
-    }
-    Some(order.groups)
-}
-
-struct Order<'a> {
-    plan: &'a CopyPlan,
-    bounds: Bounds,
-    groups: VecDeque<Group>,
-}
-
-impl Order<'_> {
-    /// Appends `segments` (ascending) in an order that works, cut finer where that saves memory.
-    fn sort(&mut self, segments: &[Stretch]) -> Option<()> {
-        let graph = Graph::new(self.plan, segments);
-        let mut search = vec![Seen::default(); segments.len()];
-        for component in graph.components() {
-            if let [one] = component[..] {
-                self.push(segments[one as usize]);
-                continue;
-            }
-            let (held, rest) = graph.untangle(&component, segments, &mut search);
-            let stretches = |nodes: Vec<u32>| nodes.into_iter().map(|n| segments[n as usize]).collect();
-            let group = Group::cycle(stretches(held), stretches(rest));
-            if group.least() <= self.bounds.budget {
-                self.push_group(group);
-                continue;
-            }
-            let mut finer: Vec<Stretch> = group.all().flat_map(|segment| self.halves(segment)).collect();
-            finer.sort_unstable_by_key(|segment| segment.start);
-            if finer.len() == component.len() || finer.len() > FINEST {
-                return None;
-            }
-            self.sort(&finer)?;
-        }
-        Some(())
-    }
-
-    fn halves(&self, segment: Stretch) -> impl Iterator<Item = Stretch> + use<> {
-        let blocks = segment.len() / self.bounds.block;
-        let middle = segment.start + blocks.div_ceil(2) * self.bounds.block;
-        let halves = [Stretch { end: middle, ..segment }, Stretch { start: middle, ..segment }];
-        halves.into_iter().filter(|half| half.start < half.end)
-    }
-
-    fn push(&mut self, segment: Stretch) {
-        match self.groups.back_mut() {
-            Some(last) if last.held.is_empty() => last.rest.push(segment),
-            _ => self.groups.push_back(Group { rest: vec![segment], ..Group::default() }),
-        }
-    }
-
-    /// Cycles that fit into memory together are done together.
-    fn push_group(&mut self, mut group: Group) {
-        let budget = self.bounds.budget;
-        match self.groups.back_mut().filter(|last| !last.held.is_empty()) {
-            Some(last)
-                if last.held_bytes + group.held_bytes + 2 * last.largest.max(group.largest) <= budget =>
-            {
-                last.held.append(&mut group.held);
-                last.rest.append(&mut group.rest);
-                last.held_bytes += group.held_bytes;
-                last.largest = last.largest.max(group.largest);
-            }
-            _ => self.groups.push_back(group),
-        }
-        if let Some(last) = self.groups.back_mut() {
-            last.need = budget.min(last.held_bytes + 8 * last.largest);
-        }
-    }
-}
-
-/// The segments that overlap a stretch, as indices; `segments` ascend and do not overlap.
-fn covering(segments: &[Stretch], read: Stretch) -> std::ops::Range<usize> {
-    let first = segments.partition_point(|segment| segment.end <= read.start);
-    let end = segments.partition_point(|segment| segment.start < read.end);
-    first..end.max(first)
-}
-
-/// Edges from each segment to the others that it reads.
-struct Graph {
-    /// By segment: where its edges begin in `targets`; one entry more, for the end.
-    first: Vec<u32>,
-    targets: Vec<u32>,
-}
-
-impl Graph {
-    fn new(plan: &CopyPlan, segments: &[Stretch]) -> Self {
-        let (mut first, mut targets) = (Vec::with_capacity(segments.len() + 1), Vec::new());
-        for (index, segment) in segments.iter().enumerate() {
-            first.push(targets.len() as u32);
-            for piece in pieces(plan, *segment) {
-                if let Some(read) = plan.in_dst(piece.ns, piece.offset, piece.to.len()) {
-                    targets.extend(
-                        covering(segments, read).filter(|&other| other != index).map(|other| other as u32),
-                    );
-                }
+impl Order {
+    /// The order of a stage, whose ranges lie in it as a whole.
+    fn of(plan: &CopyPlan, to: Stretch) -> Option<Self> {
+        let (mut ahead, mut behind, mut any) = (Vec::new(), Vec::new(), false);
+        for range in plan.ranges_in(to) {
+            let Some((read, place)) = overlapped(plan, range, to) else { continue };
+            any = true;
+            match read.start.cmp(&place.start) {
+                std::cmp::Ordering::Greater => ahead.push(place),
+                std::cmp::Ordering::Less => behind.push(place),
+                std::cmp::Ordering::Equal => {}
             }
         }
-        first.push(targets.len() as u32);
-        Self { first, targets }
-    }
-
-    /// The `edge`th target of `node`.
-    fn target(&self, node: u32, edge: u32) -> Option<u32> {
-        let at = self.first[node as usize] + edge;
-        (at < self.first[node as usize + 1]).then(|| self.targets[at as usize])
-    }
-
-    /// The strongly connected components (Tarjan), readers before what they read.
-    fn components(&self) -> Vec<Vec<u32>> {
-        const NEW: u32 = u32::MAX;
-        let nodes = self.first.len() - 1;
-        let mut number = vec![NEW; nodes];
-        let mut low = vec![0; nodes];
-        let mut on_stack = vec![false; nodes];
-        let (mut stack, mut path) = (Vec::new(), Vec::<(u32, u32)>::new());
-        let (mut count, mut components) = (0, Vec::new());
-        for root in 0..nodes as u32 {
-            if number[root as usize] == NEW {
-                path.push((root, 0));
-            }
-            while let Some((node, edge)) = path.last_mut() {
-                let (node, at) = (*node, *node as usize);
-                if *edge == 0 {
-                    (number[at], low[at], on_stack[at]) = (count, count, true);
-                    count += 1;
-                    stack.push(node);
-                }
-                let target = self.target(node, *edge);
-                *edge += 1;
-                match target.map(|target| target as usize) {
-                    Some(target) if number[target] == NEW => path.push((target as u32, 0)),
-                    Some(target) if on_stack[target] => low[at] = low[at].min(number[target]),
-                    Some(_) => {}
-                    None => {
-                        path.pop();
-                        if let Some((parent, _)) = path.last() {
-                            low[*parent as usize] = low[*parent as usize].min(low[at]);
-                        }
-                        if low[at] == number[at] {
-                            let mut component = Vec::new();
-                            while let Some(member) = stack.pop() {
-                                on_stack[member as usize] = false;
-                                component.push(member);
-                                if member == node {
-                                    break;
-                                }
-                            }
-                            components.push(component);
-                        }
-                    }
-                }
-            }
+        if !any {
+            return None;
         }
-        components.reverse();
-        components
-    }
-
-    /// Which segments of a component to hold so that the others can be ordered, and that order.
-    ///
-    /// Every cycle has an edge that leads back to where a depth-first search came from. To hold either end of all such
-    /// edges breaks all cycles; the cheaper ends are taken. (The least set is hard to find. Runs, rotations and
-    /// exchanges, which are what hosts do, have one such edge for each cycle.)
-    fn untangle(&self, component: &[u32], segments: &[Stretch], seen: &mut [Seen]) -> (Vec<u32>, Vec<u32>) {
-        component.iter().for_each(|&n| seen[n as usize].state = State::New);
-        let mut order = Vec::with_capacity(component.len());
-        let root = component.iter().copied().min().unwrap_or(0);
-        let mut path = vec![(root, 0)];
-        while let Some((node, edge)) = path.last_mut() {
-            let node = *node;
-            seen[node as usize].state = State::OnPath;
-            let target = self.target(node, *edge);
-            *edge += 1;
-            match target {
-                Some(target) => match seen[target as usize].state {
-                    State::New => path.push((target, 0)),
-                    State::OnPath => {
-                        seen[node as usize].leads_back = true;
-                        seen[target as usize].led_back_to = true;
-                    }
-                    State::Elsewhere => {}
-                },
-                None => {
-                    seen[node as usize].state = State::Elsewhere;
-                    order.push(node);
-                    path.pop();
-                }
-            }
-        }
-        order.reverse();
-        let cost = |held: fn(&Seen) -> bool| -> u64 {
-            let held = order.iter().filter(|&&n| held(&seen[n as usize]));
-            held.map(|&n| segments[n as usize].len()).sum()
-        };
-        let held: fn(&Seen) -> bool = if cost(|seen| seen.leads_back) < cost(|seen| seen.led_back_to) {
-            |seen| seen.leads_back
+        let bytes = |stretches: &[Stretch]| stretches.iter().map(|stretch| stretch.len()).sum::<u64>();
+        let (held, direction) = if bytes(&behind) <= bytes(&ahead) {
+            (behind, Direction::Ascending)
         } else {
-            |seen| seen.led_back_to
+            (ahead, Direction::Descending)
         };
-        order.into_iter().partition(|&node| held(&seen[node as usize]))
-    }
-}
-
-/// What a depth-first search knows of a segment.
-#[derive(Clone, Copy, Default)]
-struct Seen {
-    state: State,
-    leads_back: bool,
-    led_back_to: bool,
-}
-
-#[derive(Clone, Copy, Default)]
-enum State {
-    /// In another component, or done with.
-    #[default]
-    Elsewhere,
-    New,
-    OnPath,
-}
-
-/// Which segments may be written: for each, how many pieces that read it are still to be read.
-#[derive(Debug)]
-pub(super) struct Gates {
-    segments: Vec<Stretch>,
-    waiting: Vec<u32>,
-}
-
-impl Gates {
-    pub fn new(plan: &CopyPlan, groups: &VecDeque<Group>) -> Self {
-        let mut segments: Vec<Stretch> = groups.iter().flat_map(Group::all).collect();
-        segments.sort_unstable_by_key(|segment| segment.start);
-        let mut gates = Self { waiting: vec![0; segments.len()], segments };
-        for at in 0..gates.segments.len() {
-            let segment = gates.segments[at];
-            for piece in pieces(plan, segment) {
-                gates.each(plan, segment, &piece, |waiting| *waiting += 1);
+        let mut rest = VecDeque::new();
+        let mut skip = held.iter().peekable();
+        for range in plan.ranges_in(to) {
+            let mut start = range.at;
+            let end = range.at + range.src.len;
+            if let Some(held) = skip.next_if(|held| held.start < end) {
+                rest.push_back(Stretch { start, end: held.start });
+                start = held.end;
             }
+            rest.push_back(Stretch { start, end });
         }
-        gates
+        rest.retain(|stretch| stretch.len() > 0);
+        let mut merged = VecDeque::new();
+        held.into_iter().for_each(|stretch| append(&mut merged, stretch));
+        Some(Self { held: merged, rest, direction })
     }
 
-    /// May the segment be written?
-    pub fn is_open(&self, segment: Stretch) -> bool {
-        let at = self.segments.partition_point(|other| other.start < segment.start);
-        self.waiting.get(at) == Some(&0)
+    /// Bytes that are held in memory.
+    pub fn held_bytes(&self) -> u64 {
+        self.held.iter().map(|stretch| stretch.len()).sum()
     }
 
-    /// A piece of a segment has been read.
-    pub fn read(&mut self, plan: &CopyPlan, segment: Stretch, piece: &Piece<'_>) {
-        self.each(plan, segment, piece, |waiting| *waiting = waiting.saturating_sub(1));
+    /// Neighbours of the rest as one stretch: for who gathers several ranges in one buffer.
+    pub fn merge(&mut self) {
+        let mut merged = VecDeque::new();
+        self.rest.drain(..).for_each(|stretch| append(&mut merged, stretch));
+        self.rest = merged;
     }
 
-    fn each(&mut self, plan: &CopyPlan, segment: Stretch, piece: &Piece<'_>, change: impl Fn(&mut u32)) {
-        let Some(read) = plan.in_dst(piece.ns, piece.offset, piece.to.len()) else { return };
-        for at in covering(&self.segments, read) {
-            if self.segments[at] != segment {
-                change(&mut self.waiting[at]);
-            }
+    /// At most `max` bytes that come next of the rest.
+    pub fn next(&self, max: u64) -> Option<Stretch> {
+        match self.direction {
+            Direction::Ascending => Some(self.rest.front()?.first(max)),
+            Direction::Descending => Some(self.rest.back()?.last(max)),
         }
+    }
+
+    /// What [`Self::next`] gave is under way.
+    pub fn take(&mut self, next: Stretch) {
+        let Self { rest, direction, .. } = self;
+        let of = match direction {
+            Direction::Ascending => rest.front_mut(),
+            Direction::Descending => rest.back_mut(),
+        };
+        let Some(of) = of else { return };
+        match direction {
+            Direction::Ascending => of.start = next.end,
+            Direction::Descending => of.end = next.start,
+        }
+        if of.start >= of.end {
+            match direction {
+                Direction::Ascending => rest.pop_front(),
+                Direction::Descending => rest.pop_back(),
+            };
+        }
+    }
+}
+
+/// The part of a range's source that `to` overwrites, and the place it goes to.
+fn overlapped(plan: &CopyPlan, range: &PlannedRange, to: Stretch) -> Option<(Stretch, Stretch)> {
+    let read = plan.in_dst(&range.ns, range.src.offset, range.src.len)?;
+    let read = Stretch { start: read.start.max(to.start), end: read.end.min(to.end) };
+    if read.start >= read.end {
+        return None;
+    }
+    let start = range.at + (plan.dst.offset + read.start - range.src.offset);
+    Some((read, Stretch { start, end: start + read.len() }))
+}
+
+fn append(stretches: &mut VecDeque<Stretch>, stretch: Stretch) {
+    match stretches.back_mut() {
+        Some(last) if last.end == stretch.start => last.end = stretch.end,
+        _ => stretches.push_back(stretch),
     }
 }
 
@@ -413,13 +190,14 @@ mod tests {
         CopyPlan { dst_ns, dst, ranges, fua: false }
     }
 
-    /// In list order a stage ends where one reads what another has written, and nowhere else: not where they touch.
+    /// In list order a stage ends where one reads what another has written, and nowhere else: not where they
+    /// touch.
     #[test]
     fn stages_end_where_they_must() {
         let stages = |ranges: &[(u64, u64)]| -> Vec<_> {
             let policy = CopyPolicy { overlap: Overlap::InOrder, ..CopyPolicy::default() };
             let plan = planned(special(1, 400, 9, Shortcuts::default(), policy), 100, ranges);
-            stages(&plan).into_iter().map(|stage| (stage.to, stage.ordered)).collect()
+            stages(&plan).into_iter().map(|stage| (stage.to, stage.order.is_some())).collect()
         };
         assert_eq!(stages(&[(0, 8), (20, 8)]), [(bytes(0, 16), false)]);
         assert_eq!(stages(&[(0, 8), (100, 8)]), [(bytes(0, 8), false), (bytes(8, 16), false)]);
@@ -437,70 +215,65 @@ mod tests {
         );
     }
 
-    /// Segments of `segment` blocks, `budget` blocks of memory; of each group what is held, the rest, and the need.
-    fn groups(ranges: &[(u64, u64)], segment: u64, budget: u64) -> Option<Vec<(usize, usize, u64)>> {
-        let plan = planned(namespace(1, 1 << 20, 9), 0, ranges);
-        let bounds =
-            Bounds { segment: segment * BLOCK, one_piece: false, block: BLOCK, budget: budget * BLOCK };
-        let groups = schedule(&plan, Stretch { start: 0, end: plan.dst.len }, bounds)?;
-        let mut all: Vec<_> = groups.iter().flat_map(Group::all).collect();
-        all.sort_unstable_by_key(|segment| segment.start);
-        assert!(all.windows(2).all(|pair| pair[0].end == pair[1].start), "{all:?}");
-        for group in &groups {
-            assert!((0..group.len()).all(|index| group.get(index).is_some()), "{group:?}");
-            assert_eq!(group.get(group.len()), None);
-            // What is held, one segment that is read and one that is written.
-            let held: u64 = group.held.iter().map(|segment| segment.len()).sum();
-            let largest = group.all().map(Stretch::len).max().unwrap_or(0);
-            let least = if held == 0 { 0 } else { held + 2 * largest };
-            assert!(least <= group.need && group.need <= bounds.budget, "{least} {group:?}");
-        }
-        let sizes = groups.iter().map(|group| (group.held.len(), group.rest.len(), group.need / BLOCK));
-        Some(sizes.collect())
+    /// What is held, the rest, and the direction, of a Copy to block 100.
+    fn order(ranges: &[(u64, u64)]) -> Option<(Vec<Stretch>, Vec<Stretch>, Direction)> {
+        let plan = planned(namespace(1, 1 << 20, 9), 100, ranges);
+        let [Stage { order, .. }] = &stages(&plan)[..] else { panic!("one stage") };
+        let Order { held, rest, direction } = order.clone()?;
+        Some((held.into(), rest.into(), direction))
     }
 
-    /// Each two that exchange places are a cycle. As many as fit are held at once, with memory to go on in parallel.
     #[test]
-    fn cycles_share_memory() {
-        let exchanges = [(4, 4), (0, 4), (12, 4), (8, 4), (20, 4), (16, 4)];
-        let groups = |budget| groups(&exchanges, 4, budget).expect("there is enough");
-        assert_eq!(groups(100), [(3, 3, 3 * 4 + 8 * 4)]);
-        assert_eq!(groups(20), [(3, 3, 20)]);
-        assert_eq!(groups(19), [(2, 2, 19), (1, 1, 19)]);
-        assert_eq!(groups(16), [(2, 2, 16), (1, 1, 16)]);
-        assert_eq!(groups(15), [(1, 1, 15), (1, 1, 15), (1, 1, 15)]);
-        assert_eq!(groups(12), [(1, 1, 12), (1, 1, 12), (1, 1, 12)]);
-        // Cut in halves, with room for three of them at once.
-        assert_eq!(groups(11), [(3, 3, 11), (3, 3, 11)]);
+    fn what_reads_one_way_needs_no_memory() {
+        let ahead = [(101, 4), (110, 2), (130, 8), (106, 1)];
+        let places = [bytes(0, 4), bytes(4, 6), bytes(6, 14), bytes(14, 15)];
+        assert_eq!(order(&ahead[..3]), Some((vec![], places[..3].to_vec(), Direction::Ascending)));
+        // The last one reads before its place, and only it is held.
+        assert_eq!(order(&ahead), Some((vec![bytes(14, 15)], places[..3].to_vec(), Direction::Ascending)));
+        let behind = [(98, 4), (101, 2), (0, 8)];
+        assert_eq!(order(&behind), Some((vec![], places[..3].to_vec(), Direction::Descending)));
+        assert_eq!(order(&[(0, 8), (200, 8)]), None, "nothing overlaps");
+        assert_eq!(order(&[(100, 8)]), Some((vec![], vec![bytes(0, 8)], Direction::Ascending)), "itself");
     }
 
-    /// What is in no cycle waits for none of its memory, and is one group as far as no cycle comes between.
+    /// Of a range that lies half in the destination, that half.
     #[test]
-    fn what_is_free_is_apart_from_cycles() {
-        let ranges = [(4, 4), (0, 4), (1000, 8), (20, 4), (16, 4), (2000, 4)];
-        let budget = 100;
+    fn only_what_is_overwritten_is_held() {
+        // Two halves that change places, where the second one begins before the destination.
         assert_eq!(
-            groups(&ranges, 4, budget),
-            Some(vec![(0, 1, 0), (1, 1, 4 + 8 * 4), (0, 2, 0), (1, 1, 4 + 8 * 4)])
+            order(&[(108, 8), (96, 12)]),
+            Some((vec![bytes(12, 20)], vec![bytes(0, 8), bytes(8, 12)], Direction::Ascending))
+        );
+        assert_eq!(
+            order(&[(101, 15), (98, 3)]),
+            Some((vec![bytes(17, 18)], vec![bytes(0, 15), bytes(15, 17)], Direction::Ascending))
+        );
+        // What ends beyond it.
+        assert_eq!(
+            order(&[(106, 5), (100, 5)]),
+            Some((vec![bytes(0, 4)], vec![bytes(4, 5), bytes(5, 10)], Direction::Descending))
         );
     }
 
-    /// One that many read, or one that reads many: that one is held.
     #[test]
-    fn the_cheaper_ends_are_held() {
-        let read_by_many = [(4, 1), (8, 1), (12, 2), (0, 4), (0, 4), (0, 4)];
-        let reader_of_many = [(4, 12), (0, 1), (5, 1), (10, 2)];
-        for ranges in [&read_by_many[..], &reader_of_many] {
-            assert_eq!(groups(ranges, 4, 100), Some(vec![(1, 3, 4 + 8 * 4)]), "{ranges:?}");
+    fn neighbours_are_merged_and_cut_from_the_end_that_is_due() {
+        let plan = planned(namespace(1, 1 << 20, 9), 100, &[(98, 4), (101, 2), (0, 8)]);
+        let mut order = stages(&plan).remove(0).order.expect("it overlaps");
+        order.merge();
+        assert_eq!(order.rest, [bytes(0, 14)]);
+        let mut cut = Vec::new();
+        while let Some(next) = order.next(6 * BLOCK) {
+            order.take(next);
+            cut.push(next);
         }
+        assert_eq!(cut, [bytes(8, 14), bytes(2, 8), bytes(0, 2)]);
     }
 
-    /// A cycle through everything is cut until it fits, but not for ever.
+    /// The largest list, in which everything depends on everything: each range is looked at once.
     #[test]
-    fn cycles_are_cut_to_an_end() {
-        let rotated = |blocks| groups(&[(1, blocks - 1), (0, 1)], 2048, 3);
-        assert_eq!(rotated(FINEST as u64), Some(vec![(1, FINEST - 1, 3)]));
-        assert_eq!(rotated(2 * FINEST as u64), None);
-        assert_eq!(groups(&[(1, 15), (0, 1)], 4, 2), None, "no block is cut");
+    fn the_order_of_a_list_is_no_longer_than_the_list() {
+        let ranges: Vec<(u64, u64)> = (0..256).map(|n| (100 + (n * 167 + 5) % 256 * 128, 128)).collect();
+        let (held, rest, _) = order(&ranges).expect("it overlaps");
+        assert!(held.len() <= 128 && rest.len() <= 256, "{} and {}", held.len(), rest.len());
     }
 }

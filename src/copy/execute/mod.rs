@@ -32,7 +32,7 @@ use outcome::Verdict;
 use pace::Pace;
 use parts::{Part, Parts};
 use segments::{Broken, Segments};
-use stages::{Next, NoMemory, Stages};
+use stages::{Next, NoMemory, Stages, Writable};
 
 pub use outcome::Outcome;
 pub use pace::ExecOptions;
@@ -43,7 +43,7 @@ pub use pace::ExecOptions;
 /// read (in one piece, or gathered from short ranges into one buffer) and then written at once, or relayed, which is the
 /// same in one operation. Segments run in any order, unless sources overlap the destination: then the order of
 /// [`order`](super::order) holds, only memory is moved directly, and nothing is relayed, because writes wait for the
-/// reads of others.
+/// reads of segments before them.
 ///
 /// A shortcut that is refused changes nothing, and its stretch is copied by the next rung of the ladder. One that fails
 /// does not say whether its source or its destination is at fault: the stretch is bounced, which succeeds or tells.
@@ -77,17 +77,20 @@ impl CopyTask {
     /// memory comes out of `bounce`, which all Copies of a worker share.
     ///
     /// # Errors
-    /// Insufficient Resources: source and destination overlap in cycles which need more memory than the budget. Fast
-    /// Copy Not Possible: it was when the plan was made, and has been refused to another Copy since.
+    /// Insufficient Resources: source and destination overlap in a way that takes more memory than [`Bounce`] has for it,
+    /// now and whenever it is tried again. Fast Copy Not Possible: it was when the plan was made, and has been refused to
+    /// another Copy since.
     pub fn new(plan: CopyPlan, options: ExecOptions, bounce: &Bounce) -> Result<Self, Reject> {
         let ladder = Ladder::new(&plan);
         let pace = Pace::new(options, &plan, &ladder, bounce);
-        let stages = Stages::new(&plan, &ladder, &pace).ok_or(Reject {
-            // DNR: the budget does not change.
-            status: Status::INSUFFICIENT_RESOURCES.dnr(),
-            range: None,
-            what: "sources and destination overlap in cycles beyond the bounce budget",
-        })?;
+        let stages = Stages::new(&plan, &ladder);
+        if stages.most_held() > bounce.most_held() {
+            return Err(Reject {
+                status: Status::INSUFFICIENT_RESOURCES.dnr(),
+                range: None,
+                what: "more sources are overwritten before they are read than memory can hold",
+            });
+        }
         if stages.any_slow_fco(&plan) {
             return Err(Reject {
                 status: Status::FAST_COPY_NOT_POSSIBLE.dnr(),
@@ -149,10 +152,7 @@ impl CopyTask {
             (Part::Read { to, .. }, Err(error)) => self.fail(to.start, status(Side::Source, &error)),
             (Part::Write { slot, to }, Ok(())) => self.write_done(slot, to),
             (Part::Write { to, .. }, Err(error)) => self.fail(to.start, status(Side::Destination, &error)),
-            (Part::Direct { to, .. }, Ok(())) => {
-                self.stages.was_read(&self.plan, to, to);
-                self.verdict.written(&self.plan, to);
-            }
+            (Part::Direct { to, .. }, Ok(())) => self.verdict.written(&self.plan, to),
             (Part::Direct { how, to }, Err(error)) => self.direct_failed(how, to, &error),
             (Part::Relay { nsid, to }, result) => self.relay_done(nsid, to, result),
             (Part::Flush, Ok(())) => self.verdict.end_barrier(),
@@ -176,9 +176,9 @@ impl CopyTask {
         self.starved && self.parts.is_empty()
     }
 
-    /// Bytes of bounce memory held or reserved, at most the budget.
+    /// Bytes of bounce memory held or reserved: at most the budget, and what [`Bounce`] has for held sources.
     pub fn bounce_bytes(&self) -> u64 {
-        self.pool.held()
+        self.pool.in_use()
     }
 
     /// Does a poll spend the poller's own time on moving bytes (some 50 us at most)? Such tasks take turns with all
@@ -227,7 +227,11 @@ impl CopyTask {
     }
 
     fn start_write(&mut self, submit: &mut impl Submit) -> Option<Started> {
-        let (slot, to, buf) = self.segments.next_write(|segment| self.stages.is_open(segment))?;
+        let writable = match self.stages.writable() {
+            Writable::Last if self.parts.any_direct() => Writable::InTurn,
+            writable => writable,
+        };
+        let (slot, to, buf) = self.segments.next_write(writable)?;
         if self.ladder.is_memory(self.plan.dst_ns.nsid, true) {
             self.pace.spend(to.len());
         }
@@ -273,7 +277,7 @@ impl CopyTask {
         }
         match next.way {
             Way::Direct(how) => self.start_direct(how, next, submit),
-            Way::Bounce if !next.grouped && !self.may_bounce(next.to.len()) => None,
+            Way::Bounce if !self.may_bounce(&next) => None,
             Way::Bounce => match self.relayable(next.to) {
                 Some((ns, pieces)) => self.start_relay(next, &ns, pieces, submit),
                 None => {
@@ -293,8 +297,12 @@ impl CopyTask {
         })
     }
 
-    fn may_bounce(&self, bytes: u64) -> bool {
-        self.pace.may_bounce(bytes, self.parts.in_flight(), &self.pool, &self.ladder)
+    fn may_bounce(&self, next: &Next) -> bool {
+        let (bytes, in_flight) = (next.to.len(), self.parts.in_flight());
+        if next.held {
+            return self.pace.may_hold(bytes, in_flight);
+        }
+        self.pace.may_bounce(bytes, in_flight, &self.pool, &self.ladder)
     }
 
     /// In one operation without a buffer.
@@ -302,7 +310,8 @@ impl CopyTask {
         let to = next.to;
         let is_move = how == Shortcut::MemMove;
         let may = is_move || self.pace.may_ask_file_system(self.parts.by_file_system());
-        if !may || !self.stages.is_open(to) {
+        // In an ordered stage one at a time: what was refused is still to be read, and nothing may have overwritten it.
+        if !may || !self.stages.is_free() && !self.parts.is_empty() {
             return None;
         }
         let (ns, pieces) = one_source(&self.plan, to)?;
@@ -356,10 +365,10 @@ impl CopyTask {
 
     /// Opens a segment to be bounced, if there is memory for it.
     fn open(&mut self, next: Next) -> Option<()> {
-        let Next { to, grouped, .. } = next;
+        let Next { to, held, .. } = next;
         let gathered = piece(&self.plan, to.start, to.end).is_none_or(|piece| piece.to != to);
-        let buf = if grouped { self.stages.lend(to.len(), &self.pool) } else { self.memory(to.len()) };
-        self.segments.open(to, buf?, gathered, grouped);
+        let buf = if held { self.pool.buffer(to.len()) } else { self.memory(to.len())? };
+        self.segments.open(to, buf, gathered, held);
         self.stages.take(next);
         Some(())
     }
@@ -381,16 +390,15 @@ impl CopyTask {
     }
 
     fn read_done(&mut self, slot: usize, to: Stretch, buf: Option<IoBuf>) {
-        match self.segments.read_done(slot, to, buf) {
-            Ok(segment) => self.stages.was_read(&self.plan, segment, to),
-            Err(Broken(at)) => self.fail(at, Status::INTERNAL_ERROR),
+        if let Err(Broken(at)) = self.segments.read_done(slot, to, buf) {
+            self.fail(at, Status::INTERNAL_ERROR);
         }
     }
 
     fn write_done(&mut self, slot: usize, to: Stretch) {
         self.verdict.written(&self.plan, to);
         if self.segments.write_done(slot) {
-            self.stages.take_back(to.len());
+            self.pool.let_go(to.len());
         } else {
             self.pool.release(to.len());
         }

@@ -3,7 +3,6 @@
 use crate::backend::Shortcut;
 use crate::copy::bounce::{Bounce, Pool};
 use crate::copy::ladder::{Ladder, Way};
-use crate::copy::order::Bounds;
 use crate::copy::plan::CopyPlan;
 
 /// Bounds of one Copy in execution.
@@ -66,8 +65,7 @@ const REFLINK_SEGMENT: u64 = 256 << 20;
 const OFFLOAD_SEGMENT: u64 = 16 << 20;
 
 /// Bytes of bounced segments in flight. What a ring does at once (a read from the page cache) is done in the worker's
-/// time, between one look at the other queues and the next: 1 MiB is some 250 us. Only cycles, which must be held
-/// whole, use all of the budget.
+/// time, between one look at the other queues and the next: 1 MiB is some 250 us.
 const AHEAD: u64 = 1 << 20;
 
 /// Operations of the file system in flight at most: each may take long and a thread of the engine.
@@ -87,7 +85,6 @@ pub(super) struct Pace {
     segment: u64,
     /// Bytes of one that is relayed.
     relay: u64,
-    block: u64,
     window: u32,
     budget: u64,
     /// The destination is written past the page cache.
@@ -108,7 +105,7 @@ impl Pace {
             segment = segment.max(fitting(DIRECT_SEGMENT, budget, block));
         }
         let relay = segment.max(fitting(RELAY_SEGMENT, budget, block));
-        Self { segment, relay, block, window, budget, is_direct, allowance: 0 }
+        Self { segment, relay, window, budget, is_direct, allowance: 0 }
     }
 
     /// Bytes of bounce buffers in use at most.
@@ -127,9 +124,9 @@ impl Pace {
         }
     }
 
-    /// And where it is not. `one_piece` as [`Bounds::one_piece`].
-    pub fn bounds(&self, one_piece: bool) -> Bounds {
-        Bounds { segment: self.segment, one_piece, block: self.block, budget: self.budget }
+    /// And where it is not.
+    pub fn ordered_segment(&self) -> u64 {
+        self.segment
     }
 
     /// A poll begins.
@@ -150,6 +147,11 @@ impl Pace {
     /// May the file system be asked for one more copy?
     pub fn may_ask_file_system(&self, in_flight: usize) -> bool {
         in_flight < FILE_SYSTEM_WINDOW
+    }
+
+    /// May one more segment of so many bytes be read, to be held? Its memory is there.
+    pub fn may_hold(&self, bytes: u64, in_flight: u32) -> bool {
+        in_flight == 0 || (u64::from(in_flight) * self.segment).saturating_add(bytes) <= AHEAD
     }
 
     /// May one more segment of so many bytes be bounced? Always with nothing in flight, for then no completion would
@@ -205,7 +207,7 @@ mod tests {
     /// More is held, until one more segment of so many bytes may not be bounced; how much may be held.
     fn most(bytes: u64, (pace, ladder): &(Pace, Ladder), bounce: &Bounce) -> u64 {
         let mut pool = Pool::new(bounce, 16 * MIB);
-        while pace.may_bounce(bytes, 1, &pool, ladder) && pool.claim(bytes) {}
+        while pace.may_bounce(bytes, 1, &pool, ladder) && pool.reserve(bytes).is_some() {}
         assert!(pace.may_bounce(bytes, 0, &pool, ladder), "with nothing in flight it may always");
         pool.held()
     }
@@ -263,7 +265,7 @@ mod tests {
         let tight = ExecOptions { budget: 1_000_000, ..ExecOptions::default() };
         let (pace, ladder) = pace(namespace(2, 64, 12), direct(1, 64, 12), tight);
         assert_eq!(pace.segment(Way::Bounce, &ladder), 500_000 / 4096 * 4096);
-        assert_eq!(pace.bounds(false).segment, 500_000 / 4096 * 4096);
+        assert_eq!(pace.ordered_segment(), 500_000 / 4096 * 4096);
     }
 
     #[test]
@@ -290,7 +292,7 @@ mod tests {
         let bounce = Bounce::default();
         for (others, left) in [(0, 4), (1, 3), (3, 1), (4, 0), (20, 0)] {
             let mut pool = Pool::new(&bounce, bounce.total());
-            assert!(pool.claim(others * MIB));
+            assert!((0..others).all(|_| pool.reserve(MIB).is_some()));
             assert_eq!(most(MIB, &one, &bounce), left * MIB, "{others} MiB of others");
         }
     }

@@ -57,6 +57,11 @@ impl Parts {
         self.0.len() as u32
     }
 
+    /// Is any of them done without a buffer of ours? Until it is over it may read its source, or be refused.
+    pub fn any_direct(&self) -> bool {
+        self.0.iter().any(|part| matches!(part, Part::Direct { .. }))
+    }
+
     /// Of these, copies by the file system.
     pub fn by_file_system(&self) -> usize {
         let is = |part: &&Part| matches!(part, Part::Direct { how, .. } if *how != Shortcut::MemMove);

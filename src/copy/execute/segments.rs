@@ -1,6 +1,7 @@
 //! Segments that are being bounced: each is filled by reads, in order, and then written.
 
 use super::slots::Slots;
+use super::stages::Writable;
 use crate::backend::{Buffer, Gather, IoBuf};
 use crate::copy::cut::{Piece, Stretch, piece};
 use crate::copy::plan::CopyPlan;
@@ -11,6 +12,8 @@ pub(super) struct Segments {
     slots: Slots<Segment>,
     /// The slot of the segment that has reads to come, and where the next one starts. There is one such segment at most.
     filling: Option<(usize, u64)>,
+    /// Segments opened so far.
+    opened: u64,
 }
 
 #[derive(Debug)]
@@ -20,8 +23,10 @@ struct Segment {
     buf: Option<Buffer>,
     /// The same while several reads fill it, each its part.
     gather: Option<Gather>,
-    grouped: bool,
+    held: bool,
     reads_in_flight: u32,
+    /// How many were opened before it.
+    number: u64,
 }
 
 /// A segment that is not as it should be: a buffer that did not come back, or another one. Where.
@@ -38,11 +43,13 @@ impl Segments {
         self.filling.is_some()
     }
 
-    /// Begins a segment of `to` in a buffer as long as that. `gathered`: by several reads. `grouped`: its memory is its
-    /// group's.
-    pub fn open(&mut self, to: Stretch, buf: Buffer, gathered: bool, grouped: bool) {
+    /// Begins a segment of `to` in a buffer as long as that. `gathered`: by several reads. `held`: written after all
+    /// others of its stage.
+    pub fn open(&mut self, to: Stretch, buf: Buffer, gathered: bool, held: bool) {
         let (buf, gather) = if gathered { (None, Some(Gather::new(buf))) } else { (Some(buf), None) };
-        let slot = self.slots.insert(Segment { to, buf, gather, grouped, reads_in_flight: 0 });
+        let slot =
+            self.slots.insert(Segment { to, buf, gather, held, reads_in_flight: 0, number: self.opened });
+        self.opened += 1;
         self.filling = Some((slot, to.start));
     }
 
@@ -63,14 +70,14 @@ impl Segments {
         Ok(Some((slot, piece, buf)))
     }
 
-    /// A read of `to` has succeeded; all of its segment.
+    /// A read of `to` has succeeded.
     ///
     /// The buffer may have held another Copy's data, of whatever namespace. What makes that safe: a segment is written
     /// from a buffer all of whose bytes a successful read has overwritten, each of its own. So nothing but a success
     /// leads here, a short buffer or a strange one is refused, and what is gathered comes together of parts that all
     /// came back.
     #[inline]
-    pub fn read_done(&mut self, slot: usize, to: Stretch, buf: Option<IoBuf>) -> Result<Stretch, Broken> {
+    pub fn read_done(&mut self, slot: usize, to: Stretch, buf: Option<IoBuf>) -> Result<(), Broken> {
         let broken = Broken(to.start);
         let buf = buf.filter(|buf| buf.len() as u64 == to.len()).ok_or(broken)?;
         let segment = self.slots.get_mut(slot).ok_or(broken)?;
@@ -91,22 +98,37 @@ impl Segments {
         if let Some(gather) = segment.gather.take_if(|_| complete) {
             segment.buf = Some(gather.whole().ok_or(broken)?);
         }
-        Ok(segment.to)
+        Ok(())
     }
 
-    /// Starts the write of a segment that has been read, if there is one that `may` be written: its slot, and what.
+    /// Starts the write of a segment that has been read, if there is one that may be written: its slot, and what.
     #[inline]
-    pub fn next_write(&mut self, may: impl Fn(Stretch) -> bool) -> Option<(usize, Stretch, Buffer)> {
+    pub fn next_write(&mut self, writable: Writable) -> Option<(usize, Stretch, Buffer)> {
         let filling = self.filling.map(|(slot, _)| slot);
+        let unread = if writable == Writable::All { u64::MAX } else { self.first_unread() };
         self.slots.iter_mut().find_map(|(slot, segment)| {
-            let ready = Some(slot) != filling && segment.reads_in_flight == 0 && may(segment.to);
+            let in_turn = match (writable, segment.held) {
+                (Writable::All, _) => true,
+                (_, false) => segment.number < unread,
+                (Writable::InTurn, true) => false,
+                (Writable::Last, true) => unread == u64::MAX,
+            };
+            let ready = in_turn && Some(slot) != filling && segment.reads_in_flight == 0;
             Some((slot, segment.to, segment.buf.take_if(|_| ready)?))
         })
     }
 
-    /// A segment has been written and is no more. Was its memory its group's?
+    /// The number of the first segment that is not read to its end.
+    fn first_unread(&self) -> u64 {
+        // The one that is being filled was opened last.
+        let filling = self.filling.map_or(u64::MAX, |_| self.opened - 1);
+        let unread = self.slots.iter().filter(|segment| segment.reads_in_flight > 0);
+        unread.map(|segment| segment.number).min().unwrap_or(u64::MAX).min(filling)
+    }
+
+    /// A segment has been written and is no more. Was it held?
     pub fn write_done(&mut self, slot: usize) -> bool {
-        self.slots.remove(slot).is_some_and(|segment| segment.grouped)
+        self.slots.remove(slot).is_some_and(|segment| segment.held)
     }
 }
 
@@ -135,17 +157,46 @@ mod tests {
         segments.open(WHOLE, Buffer::zeroed(1536), true, true);
         let (slot, first, one) = read(&mut segments, &plan).expect("two ranges");
         assert!(segments.is_filling());
-        assert_eq!(segments.read_done(slot, first, Some(one)), Ok(WHOLE));
-        assert!(segments.next_write(|_| true).is_none(), "a read is to come");
+        assert_eq!(segments.read_done(slot, first, Some(one)), Ok(()));
+        assert!(segments.next_write(Writable::All).is_none(), "a read is to come");
         let (_, second, two) = read(&mut segments, &plan).expect("two ranges");
         assert!(!segments.is_filling() && read(&mut segments, &plan).is_none());
-        assert!(segments.next_write(|_| true).is_none(), "a read is in flight");
-        assert_eq!(segments.read_done(slot, second, Some(two)), Ok(WHOLE));
-        assert!(segments.next_write(|_| false).is_none(), "it may not be");
-        let (slot, to, buf) = segments.next_write(|to| to == WHOLE).expect("now");
+        assert!(segments.next_write(Writable::All).is_none(), "a read is in flight");
+        assert_eq!(segments.read_done(slot, second, Some(two)), Ok(()));
+        let (slot, to, buf) = segments.next_write(Writable::All).expect("now");
         assert_eq!((to, buf.len()), (WHOLE, 1536));
-        assert!(segments.next_write(|_| true).is_none() && !segments.is_empty(), "it is being written");
+        assert!(segments.next_write(Writable::All).is_none() && !segments.is_empty(), "it is being written");
         assert!(segments.write_done(slot) && segments.is_empty());
+    }
+
+    /// Of three, the first of which is held: in the order in which they were opened, whenever their reads end.
+    #[test]
+    fn segments_are_written_in_turn_and_what_is_held_last() {
+        let plan = plan();
+        let mut segments = Segments::default();
+        let block = |n: u64| Stretch { start: n * 512, end: (n + 1) * 512 };
+        let mut reads: Vec<_> = (0..3)
+            .map(|n| {
+                segments.open(block(n), Buffer::zeroed(512), false, n == 0);
+                read(&mut segments, &plan)
+            })
+            .collect();
+        let mut end_read = |segments: &mut Segments, n: usize| {
+            let (slot, to, buf) = reads[n].take().expect("in flight");
+            segments.read_done(slot, to, Some(buf)).expect("its own");
+        };
+        let written = |segments: &mut Segments, writable| {
+            segments.next_write(writable).map(|(slot, to, _)| (to.start / 512, segments.write_done(slot)))
+        };
+        end_read(&mut segments, 2);
+        assert_eq!(written(&mut segments, Writable::Last), None, "two before it are not read");
+        end_read(&mut segments, 0);
+        assert_eq!(written(&mut segments, Writable::Last), None, "one before it is not read");
+        end_read(&mut segments, 1);
+        assert_eq!(written(&mut segments, Writable::InTurn), Some((1, false)));
+        assert_eq!(written(&mut segments, Writable::InTurn), Some((2, false)));
+        assert_eq!(written(&mut segments, Writable::InTurn), None);
+        assert_eq!(written(&mut segments, Writable::Last), Some((0, true)));
     }
 
     #[test]
@@ -163,7 +214,7 @@ mod tests {
             );
             let (slot, to, _) = read(&mut segments, &plan).expect("a read");
             assert_eq!(segments.read_done(slot, to, back), Err(Broken(0)));
-            assert!(segments.next_write(|_| true).is_none());
+            assert!(segments.next_write(Writable::All).is_none());
         }
         assert_eq!(Segments::default().read_done(3, to, pool(1024)), Err(Broken(0)));
     }

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use super::pace::Pace;
-use crate::backend::{Buffer, Shortcut};
+use crate::backend::Shortcut;
 use crate::copy::bounce::Pool;
 use crate::copy::cut::{Stretch, piece};
 use crate::copy::ladder::{Ladder, Span, Way};
-use crate::copy::order::{self, Gates, Group};
+use crate::copy::order::{self, Order};
 use crate::copy::plan::CopyPlan;
 
 /// The stages of a Copy that are not complete; the first is under way.
@@ -25,14 +25,11 @@ enum Stage {
 
 #[derive(Debug)]
 struct Ordered {
-    groups: VecDeque<Group>,
-    /// The next segment of the first group.
-    next: usize,
-    gates: Gates,
-    /// What the first group has of its memory; `None` before it was claimed.
-    claimed: Option<u64>,
+    order: Order,
+    /// There is memory for all that the order holds.
+    claimed: bool,
     /// Refused by the shortcut, to be bounced.
-    again: Vec<Stretch>,
+    again: Option<Stretch>,
 }
 
 /// The next segment.
@@ -40,27 +37,47 @@ struct Ordered {
 pub(super) struct Next {
     pub to: Stretch,
     pub way: Way,
-    /// Its memory is its group's.
-    pub grouped: bool,
+    /// It is read now and written when its stage has been read, in memory that was claimed for that.
+    pub held: bool,
 }
 
-/// Other Copies hold it.
+/// Other Copies have it.
 #[derive(Debug)]
 pub(super) struct NoMemory;
 
+/// Which segments may be written, as far as others read what they overwrite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writable {
+    /// All that have been read.
+    All,
+    /// Of those that are not held, each whose predecessors have been read.
+    InTurn,
+    /// The same, and when all has been read, what is held too: all of the stage has been begun.
+    Last,
+}
+
 impl Stages {
-    /// The stages of a plan; `None` when cycles do not fit into the budget.
-    pub fn new(plan: &CopyPlan, ladder: &Ladder, pace: &Pace) -> Option<Self> {
-        let bounds = pace.bounds(moves_memory(plan, ladder));
-        let stage = |stage: order::Stage| {
-            if !stage.ordered {
-                return Some(Stage::Free(ladder.spans(plan, stage.to).into()));
+    /// The stages of a plan.
+    pub fn new(plan: &CopyPlan, ladder: &Ladder) -> Self {
+        let stage = |order::Stage { to, order }| match order {
+            None => Stage::Free(ladder.spans(plan, to).into()),
+            Some(mut order) => {
+                if !moves_memory(plan, ladder) {
+                    order.merge();
+                }
+                Stage::Ordered(Ordered { order, claimed: false, again: None })
             }
-            let groups = order::schedule(plan, stage.to, bounds)?;
-            let gates = Gates::new(plan, &groups);
-            Some(Stage::Ordered(Ordered { groups, next: 0, gates, claimed: None, again: Vec::new() }))
         };
-        order::stages(plan).into_iter().map(stage).collect::<Option<_>>().map(Self)
+        Self(order::stages(plan).into_iter().map(stage).collect())
+    }
+
+    /// Bytes of sources that a stage holds in memory, at most.
+    pub fn most_held(&self) -> u64 {
+        let held = |stage: &Stage| match stage {
+            Stage::Free(_) => 0,
+            Stage::Ordered(ordered) => ordered.order.held_bytes(),
+        };
+        self.0.iter().map(held).max().unwrap_or(0)
     }
 
     /// Is any range that must be shared to go another way?
@@ -82,8 +99,11 @@ impl Stages {
                     && span.way == Way::Bounce
                     && span.to.len() <= pace.segment(Way::Bounce, ladder)
             ),
-            Some(Stage::Ordered(ordered)) => {
-                ordered.groups.iter().map(Group::len).sum::<usize>() == 1 && !ladder.any_memory()
+            Some(Stage::Ordered(Ordered { order, .. })) => {
+                let fits = |to: &Stretch| to.len() <= pace.segment(Way::Bounce, ladder);
+                order.held.len() + order.rest.len() == 1
+                    && order.rest.front().is_some_and(fits)
+                    && !ladder.any_memory()
             }
             None => false,
         }
@@ -102,7 +122,7 @@ impl Stages {
         while let Some(stage) = self.0.front_mut() {
             let next = match stage {
                 Stage::Free(spans) => next_free(spans, plan, ladder, pace),
-                Stage::Ordered(ordered) => ordered.next(moves_memory(plan, ladder), pool, idle)?,
+                Stage::Ordered(ordered) => ordered.next(moves_memory(plan, ladder), pace, pool, idle)?,
             };
             if next.is_some() || !stage.is_begun() || !idle {
                 return Ok(next);
@@ -125,10 +145,16 @@ impl Stages {
                 }
             }
             Some(Stage::Ordered(ordered)) => {
-                if ordered.again.last() == Some(&next.to) {
-                    ordered.again.pop();
-                } else {
-                    ordered.next += 1;
+                let Ordered { order, again, .. } = ordered;
+                match order.held.front_mut() {
+                    _ if again.take_if(|again| *again == next.to).is_some() => {}
+                    Some(held) if next.held => {
+                        held.start = next.to.end;
+                        if held.start >= held.end {
+                            order.held.pop_front();
+                        }
+                    }
+                    _ => order.take(next.to),
                 }
             }
             None => {}
@@ -139,7 +165,7 @@ impl Stages {
     pub fn bounce(&mut self, to: Stretch) {
         match self.0.front_mut() {
             Some(Stage::Free(spans)) => spans.push_front(Span { to, way: Way::Bounce }),
-            Some(Stage::Ordered(ordered)) => ordered.again.push(to),
+            Some(Stage::Ordered(ordered)) => ordered.again = Some(to),
             None => {}
         }
     }
@@ -157,37 +183,12 @@ impl Stages {
         matches!(self.0.front(), Some(Stage::Free(_)))
     }
 
-    /// May a segment be written, as far as others read what it overwrites?
-    pub fn is_open(&self, segment: Stretch) -> bool {
+    /// Which segments may be written.
+    pub fn writable(&self) -> Writable {
         match self.0.front() {
-            Some(Stage::Ordered(ordered)) => ordered.gates.is_open(segment),
-            _ => true,
-        }
-    }
-
-    /// A piece of a segment needs its source no more.
-    #[inline]
-    pub fn was_read(&mut self, plan: &CopyPlan, segment: Stretch, to: Stretch) {
-        if let Some(Stage::Ordered(ordered)) = self.0.front_mut()
-            && let Some(piece) = piece(plan, to.start, to.end)
-        {
-            ordered.gates.read(plan, segment, &piece);
-        }
-    }
-
-    /// Memory for a segment out of what its group has. `None`: not now.
-    pub fn lend(&mut self, bytes: u64, pool: &Pool) -> Option<Buffer> {
-        let Some(Stage::Ordered(Ordered { claimed: Some(claimed), .. })) = self.0.front_mut() else {
-            return None;
-        };
-        *claimed = claimed.checked_sub(bytes)?;
-        Some(pool.buffer(bytes))
-    }
-
-    /// And back.
-    pub fn take_back(&mut self, bytes: u64) {
-        if let Some(Stage::Ordered(Ordered { claimed: Some(claimed), .. })) = self.0.front_mut() {
-            *claimed += bytes;
+            Some(stage @ Stage::Ordered(_)) if stage.is_begun() => Writable::Last,
+            Some(Stage::Ordered(_)) => Writable::InTurn,
+            _ => Writable::All,
         }
     }
 }
@@ -197,7 +198,9 @@ impl Stage {
     fn is_begun(&self) -> bool {
         match self {
             Stage::Free(spans) => spans.is_empty(),
-            Stage::Ordered(ordered) => ordered.groups.is_empty() && ordered.again.is_empty(),
+            Stage::Ordered(Ordered { order, again, .. }) => {
+                order.held.is_empty() && order.rest.is_empty() && again.is_none()
+            }
         }
     }
 }
@@ -232,7 +235,7 @@ fn next_free(spans: &mut VecDeque<Span>, plan: &CopyPlan, ladder: &Ladder, pace:
             put_first(spans, to, plan, ladder);
             continue;
         }
-        return Some(Next { to: to.first(pace.segment(way, ladder)), way, grouped: false });
+        return Some(Next { to: to.first(pace.segment(way, ladder)), way, held: false });
     }
 }
 
@@ -244,36 +247,30 @@ fn put_first(spans: &mut VecDeque<Span>, to: Stretch, plan: &CopyPlan, ladder: &
 
 impl Ordered {
     /// The next segment. `moved`: memory is moved directly. `idle`: nothing is in flight or in memory.
-    fn next(&mut self, moved: bool, pool: &mut Pool, idle: bool) -> Result<Option<Next>, NoMemory> {
-        if let Some(&to) = self.again.last() {
-            return Ok(Some(Next { to, way: Way::Bounce, grouped: self.claimed.is_some() }));
+    fn next(
+        &mut self,
+        moved: bool,
+        pace: &Pace,
+        pool: &mut Pool,
+        idle: bool,
+    ) -> Result<Option<Next>, NoMemory> {
+        let most = pace.ordered_segment();
+        if let Some(to) = self.again {
+            return Ok(Some(Next { to, way: Way::Bounce, held: false }));
         }
-        loop {
-            let Some(group) = self.groups.front() else { return Ok(None) };
-            let holds = !group.held.is_empty();
-            if let Some(to) = group.get(self.next) {
-                if holds && self.claimed.is_none() {
-                    if !idle {
-                        return Ok(None);
-                    }
-                    if !pool.claim(group.need) {
-                        return Err(NoMemory);
-                    }
-                    self.claimed = Some(group.need);
-                }
-                let direct = moved && self.next >= group.held.len();
-                let way = if direct { Way::Direct(Shortcut::MemMove) } else { Way::Bounce };
-                return Ok(Some(Next { to, way, grouped: holds }));
-            }
-            if holds {
+        if let Some(held) = self.order.held.front() {
+            if !self.claimed {
                 if !idle {
                     return Ok(None);
                 }
-                pool.release(group.need);
-                self.claimed = None;
+                self.claimed = pool.hold(self.order.held_bytes());
+                if !self.claimed {
+                    return Err(NoMemory);
+                }
             }
-            self.groups.pop_front();
-            self.next = 0;
+            return Ok(Some(Next { to: held.first(most), way: Way::Bounce, held: true }));
         }
+        let way = if moved { Way::Direct(Shortcut::MemMove) } else { Way::Bounce };
+        Ok(self.order.next(most).map(|to| Next { to, way, held: false }))
     }
 }
