@@ -1,7 +1,7 @@
 //! The device a client sees: PCI function, NVMe controller and guest memory put together.
 //!
-//! Control thread only. What has to wait for commands in flight (unmap, reset) is kept here until it may be
-//! answered, or until its deadline, when memory is taken away from whoever still holds it.
+//! Control thread only. What has to wait for commands in flight (an unmap, a reset, Bus Master Enable cleared) is kept
+//! here until it may be answered, or until its deadline, when memory is taken away from whoever still holds it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX as CONFIG_REGION;
 
-use crate::memory::{DmaSpace, Rights, SharedPage, Unmapping};
+use crate::memory::{DmaSpace, Revoked, Rights, SharedPage, Unmapping};
 use crate::nvme_ctrl::{Controller, InterruptSink};
 use crate::pci::{self, ConfigEvent, Function};
 use crate::spec::registers::offset::DOORBELLS;
@@ -20,6 +20,13 @@ use crate::vfio_user::{
 /// Longest wait for commands in flight before an unmap or reset is answered. QEMU gives up at 5 s, and with it its
 /// guest.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the commands of a client that has left may go on with its memory, while the next one waits at the door.
+/// Nobody wants to know how they end; but what ends by itself ends well.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// While the last transfers are waited for that nobody announces.
+const GLANCE: Duration = Duration::from_millis(1);
 
 /// What clients may map of BAR0, if anything: the doorbells. SPDK's initiator takes exactly one area.
 const MAPPED: [SparseArea; 1] = [SparseArea { offset: DOORBELLS, size: SharedPage::SIZE as u64 }];
@@ -34,8 +41,16 @@ impl InterruptSink for Interrupts {
 enum Wait {
     /// DMA_UNMAP.
     Unmap(Unmapping),
-    /// DEVICE_RESET.
+    /// DEVICE_RESET or a function level reset.
     Reset,
+    /// Bus Master Enable was cleared, or D3hot entered.
+    OffBus,
+}
+
+/// A client that has left, and of whose memory somebody may not know yet that it is gone.
+struct Leaving {
+    memory: Unmapping,
+    since: Instant,
 }
 
 /// See the module docs.
@@ -46,8 +61,10 @@ pub struct NvmeDevice {
     memory: DmaSpace,
     interrupts: Arc<Interrupts>,
     wait: Option<(Wait, Instant)>,
-    /// The last client has left and a worker may not know yet; until when that is waited for.
-    leaving: Option<Instant>,
+    /// An unmap has met its deadline, and what made it wait may not be over yet. Those that follow do not wait again: QEMU
+    /// sends several at once, and gives up 5 s after the first.
+    impatient: bool,
+    leaving: Option<Leaving>,
 }
 
 impl NvmeDevice {
@@ -58,75 +75,150 @@ impl NvmeDevice {
         memory: DmaSpace,
         interrupts: Arc<Interrupts>,
     ) -> Self {
-        Self { function, controller, memory, interrupts, wait: None, leaving: None }
+        Self { function, controller, memory, interrupts, wait: None, impatient: false, leaving: None }
     }
 
     /// The answer the client is owed, once it may be given.
     pub fn poll_answer(&mut self, now: Instant) -> Option<Result<(), Errno>> {
         let (wait, deadline) = self.wait.as_ref()?;
-        let late = now >= *deadline;
+        let fenced = self.controller.is_fenced();
         let done = match wait {
-            Wait::Unmap(unmapping) => self.controller.is_fenced() && unmapping.released(),
+            Wait::Unmap(unmapping) => fenced && unmapping.released(),
             Wait::Reset => self.controller.is_quiet(),
+            Wait::OffBus => fenced && self.memory.is_released(),
         };
-        if !done && !late {
+        if !done && now < *deadline {
             return None;
         }
-        if !done {
-            let revoked = match wait {
-                Wait::Unmap(unmapping) => unmapping.revoke(),
-                Wait::Reset => self.memory.revoke_pinned(),
-            };
-            let pinned = revoked.pinned;
-            self.controller.fatal(&format!(
-                "the image did not answer for {PATIENCE:?}; commands in flight lost {pinned} regions of guest memory"
-            ));
-            if revoked.held {
-                log::error!("the kernel may still write to guest memory, for a direct transfer that hangs");
-                self.wait = None;
-                return Some(Err(Errno::IO));
-            }
+        let (wait, _) = self.wait.take()?;
+        let revoked = if done { Revoked::default() } else { self.revoke(wait, fenced) };
+        if revoked.held {
+            log::error!("the kernel may still write to guest memory, for a direct transfer that hangs");
+            return Some(Err(Errno::IO));
         }
-        self.wait = None;
         Some(Ok(()))
     }
 
-    /// When [`Self::poll_answer`] or the controller has something to do without further notice.
-    pub fn deadline(&self) -> Option<Instant> {
-        let answer = self.wait.as_ref().map(|(_, deadline)| *deadline);
-        [answer, self.leaving, self.controller.deadline()].into_iter().flatten().min()
+    /// At the deadline: takes the memory that `wait` is about from commands in flight, and from workers that are not
+    /// `fenced`.
+    fn revoke(&mut self, wait: Wait, fenced: bool) -> Revoked {
+        let revoked = match &wait {
+            Wait::Unmap(unmapping) => {
+                self.impatient = true;
+                unmapping.revoke()
+            }
+            Wait::Reset => self.memory.take_back(!fenced),
+            Wait::OffBus => {
+                if !fenced {
+                    // In the middle of its turn it would go on with its queues.
+                    self.controller.set_epoch(self.memory.begin_epoch());
+                }
+                self.memory.take_back(!fenced)
+            }
+        };
+        let lost = revoked.pinned;
+        match wait {
+            // The host asked for the end of its commands.
+            Wait::Reset => {
+                log::error!(
+                    "reset after {PATIENCE:?}, with commands in flight that hold {lost} regions of guest memory"
+                );
+            }
+            // No command has lost anything. Should a worker that is late touch the memory, it will say so.
+            Wait::Unmap(_) if lost == 0 => {
+                log::warn!("a worker was busy for {PATIENCE:?} while guest memory was unmapped");
+            }
+            Wait::Unmap(_) | Wait::OffBus => self.controller.fatal(&format!(
+                "commands in flight did not end for {PATIENCE:?} and lost {lost} regions of guest memory"
+            )),
+        }
+        revoked
     }
 
-    /// May another client come? A worker that has not heard of the last one's leaving would take the memory of the
-    /// next one for its queues. Commands in flight do not count: they keep the old memory.
+    /// When [`Self::poll_answer`], [`Self::is_vacant`] or the controller has something to do without further notice.
+    pub fn deadline(&self) -> Option<Instant> {
+        let answer = self.wait.as_ref().map(|(wait, deadline)| match wait {
+            Wait::OffBus => (*deadline).min(Instant::now() + GLANCE),
+            Wait::Unmap(_) | Wait::Reset => *deadline,
+        });
+        let leaving = self.leaving.as_ref().map(|leaving| leaving.since + self.grace(leaving));
+        [answer, leaving, self.controller.deadline()].into_iter().flatten().min()
+    }
+
+    /// May another client come? Not while anybody could still reach the memory of the last one, which the next one may
+    /// have for its own. (Commands in flight go on without it; the controller becomes ready after them.)
     pub fn is_vacant(&mut self, now: Instant) -> bool {
-        if self.leaving.is_some() && self.controller.is_fenced() {
-            // No worker looks at a queue of the last client any more, so none takes the zeroes for a new tail.
-            self.controller.clear_doorbells();
-            self.leaving = None;
+        let Some(leaving) = &self.leaving else { return true };
+        let reached = !self.controller.is_fenced() || !leaving.memory.released();
+        if reached {
+            if now < leaving.since + self.grace(leaving) {
+                return false;
+            }
+            let Revoked { pinned, held } = leaving.memory.revoke();
+            log::warn!(
+                "commands of the client that has gone are still in flight; they held {pinned} regions of its memory"
+            );
+            if held {
+                log::error!("the kernel may still write to its memory, for a direct transfer that hangs");
+            }
         }
-        self.leaving = self.leaving.filter(|until| now < *until);
-        self.leaving.is_none()
+        self.leaving = None;
+        self.controller.clear_doorbells();
+        true
+    }
+
+    /// How long a client that has left is waited for.
+    fn grace(&self, leaving: &Leaving) -> Duration {
+        // What the kernel has, and what a worker does in its turn, ends by itself or not at all.
+        let short = self.controller.is_fenced() && !leaving.memory.is_held();
+        if short { GRACE } else { PATIENCE }
     }
 
     /// The client has gone: no memory, no interrupts, a controller as after power-on. Images stay as they are.
     pub fn disconnect(&mut self) {
-        self.wait = None;
         self.interrupts.release_all();
-        self.controller.reset();
-        let unmapping = self.memory.unmap_all();
-        self.controller.fence();
+        let mut memory = self.memory.unmap_all();
+        if let Some((Wait::Unmap(unmapping), _)) = self.wait.take() {
+            memory.add(unmapping);
+        }
+        self.begin_reset();
         self.controller.renew_doorbells();
-        self.leaving = Some(Instant::now() + PATIENCE);
-        // Nobody is there to hand the pages to others; what is still in flight keeps them mapped until it ends.
-        drop(unmapping);
-        self.function.reset();
+        self.leaving = Some(Leaving { memory, since: Instant::now() });
     }
 
-    fn reset_function(&mut self) {
+    /// The process is about to end: as a reset, but what is in flight still completes into the client's memory.
+    pub fn retire(&mut self) {
+        self.begin_reset();
+    }
+
+    fn begin_reset(&mut self) {
         self.function.reset();
         self.interrupts.clear_pending();
-        self.controller.reset();
+        self.controller.reset(self.memory.begin_epoch());
+    }
+
+    /// As `wait` says, later.
+    fn answer_later(&mut self, wait: Wait) -> Answer {
+        if self.impatient && self.controller.is_quiet() && self.controller.is_fenced() {
+            self.impatient = false;
+        }
+        let patience = match wait {
+            Wait::Unmap(_) if self.impatient => Duration::ZERO,
+            _ => PATIENCE,
+        };
+        self.wait = Some((wait, Instant::now() + patience));
+        Answer::Later
+    }
+
+    fn config_write(&mut self, offset: u64, data: &[u8]) -> Answer {
+        let events = self.function.config_write(offset, data);
+        if events.contains(&ConfigEvent::FunctionLevelReset) {
+            return self.reset();
+        }
+        let before = self.controller.is_bus_master();
+        let now = self.function.config().is_bus_master();
+        self.controller.set_bus_master(now);
+        if before && !now { self.answer_later(Wait::OffBus) } else { Answer::Now(Ok(())) }
     }
 }
 
@@ -158,18 +250,14 @@ impl Device for NvmeDevice {
         }
     }
 
-    fn region_write(&mut self, index: u32, offset: u64, data: &[u8]) {
+    fn region_write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer {
         match index {
             pci::BAR_REGISTERS => self.controller.bar_write(offset, data),
             pci::BAR_MSIX => self.function.msix_write(offset, data),
-            CONFIG_REGION => {
-                let events = self.function.config_write(offset, data);
-                if events.contains(&ConfigEvent::FunctionLevelReset) {
-                    self.reset_function();
-                }
-            }
+            CONFIG_REGION => return self.config_write(offset, data),
             _ => {}
         }
+        Answer::Now(Ok(()))
     }
 
     fn set_irqs(&mut self, request: SetIrqs<'_>) -> Result<(), Errno> {
@@ -195,14 +283,12 @@ impl Device for NvmeDevice {
             }
         };
         self.controller.fence();
-        self.wait = Some((Wait::Unmap(unmapping), Instant::now() + PATIENCE));
-        Answer::Later
+        self.answer_later(Wait::Unmap(unmapping))
     }
 
     fn reset(&mut self) -> Answer {
-        self.reset_function();
-        self.wait = Some((Wait::Reset, Instant::now() + PATIENCE));
-        Answer::Later
+        self.begin_reset();
+        self.answer_later(Wait::Reset)
     }
 }
 

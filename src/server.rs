@@ -108,7 +108,7 @@ impl Server {
         let controller = Controller::new(
             controller_config(nvme, ids),
             seat,
-            memory.shared(),
+            memory.epoch(),
             interrupts.clone(),
             engine,
             waker,
@@ -268,7 +268,7 @@ impl Server {
         let start = Instant::now();
         let deadline = start + FAREWELL;
         // The client is let go last: while commands drain they still complete into its memory.
-        self.device.controller.reset();
+        self.device.retire();
         // What was acknowledged is worth its flush even if another command hangs.
         let clean = self.settle(start + FAREWELL / 2, deadline) || self.settle(deadline, deadline);
         if !clean {

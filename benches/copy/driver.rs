@@ -140,7 +140,7 @@ impl Driver {
             Host::Lone => {
                 let engine = engine::create(engine).expect("engine");
                 let lone =
-                    Lone::new(namespaces, space.shared(), engine, pairs[0].sq(), pairs[0].cq(), ENTRIES);
+                    Lone::new(namespaces, space.epoch(), engine, pairs[0].sq(), pairs[0].cq(), ENTRIES);
                 Device::Lone(Box::new(lone))
             }
             Host::Threaded => threaded(namespaces, &space, engine),
@@ -414,8 +414,9 @@ fn threaded(namespaces: Namespaces, space: &DmaSpace, engine: EngineKind) -> Dev
     let bell = Arc::new(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")));
     let wake = Arc::new(|| {});
     let seat = Subsystem::new(namespaces, false).join(wake.clone()).expect("a seat");
-    let controller =
-        Controller::new(config, seat, space.shared(), bell.clone(), &factory, wake).expect("controller");
+    let mut controller =
+        Controller::new(config, seat, space.epoch(), bell.clone(), &factory, wake).expect("controller");
+    controller.set_bus_master(true);
     Device::Threaded(Box::new(controller), bell)
 }
 

@@ -47,7 +47,7 @@ impl Guest {
     /// The table as it is now.
     #[allow(dead_code, reason = "not every benchmark looks")]
     pub fn map(&self) -> Arc<DmaMap> {
-        self.space.shared().load_full()
+        self.space.epoch().load_full()
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {
@@ -81,7 +81,7 @@ impl Host {
         guest.put(CQ, &[0; 16 * ENTRIES as usize]);
         let engine = engine::create(kind).expect("engine");
         let namespaces = Namespaces::new(vec![ns], 1);
-        let worker = Lone::new(namespaces, guest.space.shared(), engine, SQ, CQ, ENTRIES);
+        let worker = Lone::new(namespaces, guest.space.epoch(), engine, SQ, CQ, ENTRIES);
         Self { guest, worker, blocks, tail: 0, head: 0, phase: 1, dice: 0x9e37_79b9_7f4a_7c15 }
     }
 

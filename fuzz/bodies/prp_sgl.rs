@@ -35,7 +35,7 @@ impl Guest {
         }
         // Memory that exists and cannot be reached.
         space.map(0x24000, 0x1000, Rights::READ_WRITE, 0, None).expect("a good map");
-        Guest { file, map: space.shared().load_full(), _space: space }
+        Guest { file, map: space.epoch().load_full(), _space: space }
     }
 
     fn bytes(&self) -> Vec<u8> {

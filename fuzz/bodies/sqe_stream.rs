@@ -42,7 +42,7 @@ impl InterruptSink for NoInterrupts {
 struct Rig {
     controller: Controller,
     file: OwnedFd,
-    _space: DmaSpace,
+    space: DmaSpace,
     /// Next slot of admin and I/O SQ.
     tails: [u16; 2],
     /// Next slot of the CQs, and the phase expected there.
@@ -96,13 +96,13 @@ impl Rig {
         let controller = Controller::new(
             config,
             seat,
-            space.shared(),
+            space.epoch(),
             Arc::new(NoInterrupts),
             &(Arc::new(|| create(EngineKind::Threads)) as _),
             Arc::new(|| ()),
         )
         .expect("a controller");
-        Rig { controller, file, _space: space, tails: [0; 2], heads: [(0, true); 2] }
+        Rig { controller, file, space, tails: [0; 2], heads: [(0, true); 2] }
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) {
@@ -137,7 +137,9 @@ impl Rig {
 
     /// Function reset, enable, one I/O queue pair.
     fn start(&mut self) {
-        self.controller.reset();
+        let epoch = self.space.begin_epoch();
+        self.controller.reset(epoch);
+        self.controller.set_bus_master(true);
         self.until("reset", |rig| rig.controller.is_quiet());
         self.write(page(0), &[0; 0x4000]);
         self.tails = [0; 2];

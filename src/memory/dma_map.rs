@@ -22,6 +22,8 @@ struct Entry {
 pub struct DmaMap {
     /// Sorted, without overlap.
     entries: Vec<Entry>,
+    /// The last one of its epoch.
+    ended: bool,
 }
 
 /// A part of a guest range that lies in one region.
@@ -65,7 +67,17 @@ impl DmaMap {
     pub(super) fn new(regions: impl Iterator<Item = Arc<Region>>) -> Self {
         let entries =
             regions.map(|region| Entry { first: region.iova(), last: region.last(), region }).collect();
-        Self { entries }
+        Self { entries, ended: false }
+    }
+
+    /// What is left when an epoch is over: no memory, and no newer table.
+    pub(super) fn end() -> Self {
+        Self { entries: Vec::new(), ended: true }
+    }
+
+    /// Is its epoch over? Then nothing of it may reach the host any more, interrupts neither.
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// The regions, by address.

@@ -9,7 +9,10 @@
 //!    no pin can be taken, not even through a stale snapshot.
 //! 2. A fence makes every worker drop its cached snapshot: small unpinned accesses (SQEs, CQEs) are over.
 //! 3. [`Unmapping::released`] says when the last transfer is over; the `on_release` hook announces it.
-//! 4. At the deadline [`Unmapping::revoke`] puts anonymous pages where the client's were.
+//! 4. At the deadline [`Unmapping::revoke`] puts an empty file where the client's was, whoever is late.
+//!
+//! A reset of the function takes nothing out of the table. It ends an [`Epoch`]: the queues of the time before find an
+//! empty table, and [`DmaSpace::take_back`] is for who had looked at it earlier.
 //!
 //! The guest changes its memory while we look at it, and the client may take the pages away: every access is
 //! a volatile copy or an atomic, and a SIGBUS inside a region kills the region, not the process (`sigbus`).
@@ -29,7 +32,7 @@ mod transient;
 mod words;
 
 pub use dma_map::DmaMap;
-pub use dma_space::{DmaLimits, DmaSpace, MapError, Revoked, Unmapping};
+pub use dma_space::{DmaLimits, DmaSpace, Epoch, MapError, Revoked, Unmapping};
 pub use guest_buf::{GuestBuf, MAX_IOVECS};
 pub use prefetch::{LINE, prefetch};
 pub use prp::PrpError;

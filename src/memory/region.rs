@@ -4,9 +4,10 @@
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 use vm_memory::VolatileSlice;
@@ -187,7 +188,9 @@ impl Region {
         }
     }
 
-    /// Anonymous pages take the place of the client's: whoever still holds a pointer reaches only those.
+    /// An empty file takes the place of the client's: whoever still holds a pointer reaches none of its pages. A system
+    /// call fails with EFAULT, so that a late write takes no zeroes to a disk for data. An access of our own goes on with
+    /// anonymous pages, as after any SIGBUS, and finds the region dead when it is done.
     /// A transfer whose pages the kernel pinned (O_DIRECT) is beyond our reach.
     pub(super) fn revoke(&self) -> Result<(), Errno> {
         self.host.as_ref().map_or(Ok(()), Mapping::revoke)
@@ -314,8 +317,14 @@ impl Mapping {
 
     fn revoke(&self) -> Result<(), Errno> {
         self.slot.set_dead();
-        // SAFETY: the range is exactly the mapping this value owns; nobody holds references into it.
-        unsafe { sigbus::replace(self.base as usize, self.map_len) }
+        let Some(empty) = empty_file() else {
+            // SAFETY: the range is exactly the mapping this value owns; nobody holds references into it.
+            return unsafe { sigbus::replace(self.base as usize, self.map_len) };
+        };
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: as above; an access beyond the file's end is caught by the SIGBUS handler, which knows the range.
+        unsafe { rustix::mm::mmap(self.base.cast(), self.map_len, prot, flags, empty, 0) }.map(drop)
     }
 
     pub(super) fn is_dead(&self) -> bool {
@@ -384,6 +393,13 @@ impl Mapping {
             unsafe { AtomicU32::from_ptr(host.cast()) }
         })
     }
+}
+
+/// A file without a byte, which may be mapped all the same; made when it is first needed.
+fn empty_file() -> Option<&'static OwnedFd> {
+    static EMPTY: OnceLock<Option<OwnedFd>> = OnceLock::new();
+    let make = || rustix::fs::memfd_create("revoked", MemfdFlags::CLOEXEC).ok();
+    EMPTY.get_or_init(make).as_ref()
 }
 
 impl Drop for Mapping {

@@ -47,7 +47,7 @@ impl Guest {
 
     /// The table as it is now.
     pub(crate) fn dma(&self) -> Arc<DmaMap> {
-        self.space.shared().load_full()
+        self.space.epoch().load_full()
     }
 
     /// How often `on_release` was called.

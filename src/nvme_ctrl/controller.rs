@@ -11,17 +11,16 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-
 use super::admin::Admin;
 use super::doorbell_buffers::BufferConfig;
 use super::doorbells::Doorbells;
 use super::error_log::ErrorLog;
+use super::flushes::{Asker, Flushes};
 use super::queue_table::QueueTable;
 use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
-use super::worker::{EngineFactory, FromWorker, Mailbox, Poll, ToWorker, Token, Worker};
-use crate::memory::{DmaMap, SharedPage};
+use super::worker::{EngineFactory, Fence, FromWorker, Mailbox, Poll, ToWorker, Token, Worker};
+use crate::memory::{Epoch, SharedPage};
 use crate::spec::registers::{DOORBELL_STRIDE, csts, offset};
 use crate::subsystem::Seat;
 
@@ -68,15 +67,22 @@ pub struct ControllerConfig {
 #[derive(Debug)]
 pub(super) enum Awaited {
     /// One worker's part of a controller reset.
-    Reset,
+    Reset(usize),
     /// One worker's part of a fence.
-    Fence,
-    /// The flush of a shutdown by CC.SHN.
-    Shutdown,
-    /// The flush that ends the process's service.
-    FinalFlush,
+    Fence(usize),
+    /// The flush under way.
+    Flush,
     /// An admin command's.
     Admin(super::admin::Pending),
+}
+
+/// What a worker was sent and has not acknowledged.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unanswered {
+    reset: bool,
+    fence: bool,
+    /// There was reason for another fence since.
+    fence_again: bool,
 }
 
 /// See the module docs.
@@ -93,13 +99,16 @@ pub struct Controller {
     pub(super) buffers: Option<BufferConfig>,
     /// The file of the doorbells' page, if clients may map it.
     doorbell_file: Option<OwnedFd>,
+    /// Guest memory of the queues that are created from now on, and of the admin queue.
+    pub(super) memory: Epoch,
+    /// Guest memory may be read and written, and interrupts raised.
+    pub(super) bus_master: bool,
     messages: Receiver<FromWorker>,
     awaited: HashMap<Token, Awaited>,
     last_token: Token,
-    /// Workers that have not yet drained after the last reset.
-    draining: usize,
-    /// Workers that have not yet seen the newest DMA table.
-    fencing: usize,
+    /// By worker.
+    unanswered: Vec<Unanswered>,
+    flushes: Flushes,
     /// EN was set while workers still drained.
     enable_when_quiet: bool,
     /// The host's CC.EN 1 to 0 is being carried out.
@@ -108,7 +117,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A disabled controller with its workers running.
+    /// A disabled controller with its workers running, off the bus.
     ///
     /// `wake` wakes the control thread, which then calls [`Self::on_messages`].
     ///
@@ -117,7 +126,7 @@ impl Controller {
     pub fn new(
         config: ControllerConfig,
         seat: Seat,
-        memory: Arc<ArcSwap<DmaMap>>,
+        memory: Epoch,
         interrupts: Arc<dyn InterruptSink>,
         engine: &EngineFactory,
         wake: Arc<dyn Fn() + Send + Sync>,
@@ -130,7 +139,6 @@ impl Controller {
             (Doorbells::new(usize::from(config.max_ioqpairs) + 1), None)
         };
         let shared = Arc::new(Shared {
-            memory,
             doorbells,
             cntlid: seat.cntlid(),
             namespaces: seat.table().clone(),
@@ -151,8 +159,12 @@ impl Controller {
             .map(|index| {
                 Worker::spawn(index, Arc::clone(&shared), Arc::clone(engine), config.poll, out.clone())
             })
-            .collect::<io::Result<_>>()?;
+            .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
+            unanswered: vec![Unanswered::default(); workers.len()],
+            flushes: Flushes::default(),
+            memory,
+            bus_master: false,
             regs: Registers::new(config.mqes),
             queues: QueueTable::new(config.max_ioqpairs),
             admin: Admin::new(&config),
@@ -165,8 +177,6 @@ impl Controller {
             messages,
             awaited: HashMap::new(),
             last_token: 0,
-            draining: 0,
-            fencing: 0,
             enable_when_quiet: false,
             disabling: false,
             final_flush: None,
@@ -202,9 +212,11 @@ impl Controller {
     }
 
     /// Guest memory was added.
-    pub fn memory_added(&self) {
-        // The page with the shadow doorbells may be back.
-        self.tell_buffers();
+    pub fn memory_added(&mut self) {
+        // The page with the shadow doorbells may be back. Whatever a worker finds there then, it has seen before it sleeps.
+        if self.buffers.is_some() {
+            self.fence();
+        }
     }
 
     /// Writes BAR0.
@@ -215,6 +227,10 @@ impl Controller {
         }
         let Requests { enable, disable, shutdown } = self.regs.write(at, data);
         if disable {
+            if self.regs.csts & csts::RDY == 0 {
+                // It never was ready, or is being reset already: the host has nothing to wait for, and does not.
+                self.regs.csts &= !csts::CFS;
+            }
             self.disabling = true;
             self.enable_when_quiet = false;
             self.drain();
@@ -225,37 +241,71 @@ impl Controller {
         if shutdown {
             // A disabled controller is flushed all the same: the host is about to cut the power.
             self.regs.csts = self.regs.csts & !csts::SHST | csts::SHST_OCCURRING;
-            let token = self.await_ack(Awaited::Shutdown);
-            self.send(0, ToWorker::Flush(token));
+            self.flush_for(Asker::Shutdown);
         }
     }
 
     /// Forgets all queues and commands and returns registers and features to their power-on values. Transfers in
-    /// flight go on until [`Self::is_quiet`].
-    pub fn reset(&mut self) {
+    /// flight go on until [`Self::is_quiet`]. Queues of the time to come belong to `epoch`; it is off the bus until
+    /// [`Self::set_bus_master`].
+    pub fn reset(&mut self, epoch: Epoch) {
         self.regs.reset();
+        self.memory = epoch;
+        self.bus_master = false;
         self.disabling = false;
         self.enable_when_quiet = false;
         self.drain();
+        self.fence();
+    }
+
+    /// May the device read and write guest memory and raise interrupts? When it may not, that is true once the workers
+    /// are fenced and no transfer in flight touches guest memory; what is asked of it meanwhile is done afterwards.
+    pub fn set_bus_master(&mut self, on: bool) {
+        if std::mem::replace(&mut self.bus_master, on) != on {
+            self.fence();
+            if on {
+                self.resume_admin();
+            }
+        }
+    }
+
+    /// As [`Self::set_bus_master`] said last.
+    pub fn is_bus_master(&self) -> bool {
+        self.bus_master
+    }
+
+    /// Queues that are created from now on belong to `epoch`. Those that exist have lost theirs, so the caller goes on to
+    /// [`Self::fatal`].
+    pub fn set_epoch(&mut self, epoch: Epoch) {
+        self.memory = epoch;
     }
 
     /// Is no command in flight since the last reset?
     pub fn is_quiet(&self) -> bool {
-        self.draining == 0
+        self.unanswered.iter().all(|worker| !worker.reset)
     }
 
-    /// Makes all workers look at the DMA table anew; see [`Self::is_fenced`].
+    /// Makes all workers look at the DMA table anew, and at the rest of [`Fence`]; see [`Self::is_fenced`].
     pub fn fence(&mut self) {
         for worker in 0..self.workers.len() {
-            let token = self.await_ack(Awaited::Fence);
-            self.fencing += 1;
-            self.send(worker, ToWorker::Fence(token));
+            match self.unanswered.get_mut(worker) {
+                Some(unanswered) if unanswered.fence => unanswered.fence_again = true,
+                _ => self.fence_worker(worker),
+            }
         }
+    }
+
+    fn fence_worker(&mut self, worker: usize) {
+        let Some(unanswered) = self.unanswered.get_mut(worker) else { return };
+        *unanswered = Unanswered { fence: true, fence_again: false, ..*unanswered };
+        let fence = Fence { bus_master: self.bus_master, buffers: self.buffers };
+        let token = self.await_ack(Awaited::Fence(worker));
+        self.send(worker, ToWorker::Fence(token, fence));
     }
 
     /// Has every worker seen the DMA table as it was at the last [`Self::fence`]?
     pub fn is_fenced(&self) -> bool {
-        self.fencing == 0
+        self.unanswered.iter().all(|worker| !worker.fence)
     }
 
     /// Controller Fatal Status: nothing is processed until the host resets the controller.
@@ -271,7 +321,17 @@ impl Controller {
     /// Starts a flush of all namespaces for the end of service; see [`Self::flushed`].
     pub fn flush(&mut self) {
         self.final_flush = None;
-        let token = self.await_ack(Awaited::FinalFlush);
+        self.flush_for(Asker::Farewell);
+    }
+
+    pub(super) fn flush_for(&mut self, asker: Asker) {
+        if self.flushes.ask(asker) {
+            self.begin_flush();
+        }
+    }
+
+    fn begin_flush(&mut self) {
+        let token = self.await_ack(Awaited::Flush);
         self.send(0, ToWorker::Flush(token));
     }
 
@@ -299,11 +359,11 @@ impl Controller {
                 },
                 // Before the acknowledgement of a reset comes only what the worker met before it: the queues it speaks
                 // of are gone, with their client perhaps.
-                FromWorker::InvalidDoorbell if self.draining > 0 => {
+                FromWorker::InvalidDoorbell if !self.is_quiet() => {
                     self.shared.invalid_doorbell.store(false, Ordering::Release);
                     log::debug!("a queue that is gone had a doorbell value it could not have");
                 }
-                FromWorker::Fatal(why) if self.draining > 0 => {
+                FromWorker::Fatal(why) if !self.is_quiet() => {
                     log::info!("on the way to a reset: {why}");
                 }
                 FromWorker::InvalidDoorbell => {
@@ -333,12 +393,7 @@ impl Controller {
     pub fn dump(&self) {
         log::info!("{}", self.regs);
         log::info!("{}", self.admin);
-        log::info!(
-            "workers draining {}, fencing {}; awaited {:?}",
-            self.draining,
-            self.fencing,
-            self.awaited
-        );
+        log::info!("unanswered {:?}, awaited {:?}; {:?}", self.unanswered, self.awaited, self.flushes);
         for worker in &self.workers {
             worker.send(ToWorker::Dump);
         }
@@ -363,23 +418,25 @@ impl Controller {
 
     fn acknowledged(&mut self, awaited: Awaited, answer: bool) {
         match awaited {
-            Awaited::Reset => {
-                self.draining -= 1;
-                if self.draining == 0 {
+            Awaited::Reset(worker) => {
+                self.unanswered.iter_mut().skip(worker).take(1).for_each(|worker| worker.reset = false);
+                if self.is_quiet() {
                     self.drained();
                 }
             }
-            Awaited::Fence => self.fencing -= 1,
-            Awaited::Shutdown => {
-                // Whether the flush succeeded or not: the host has no other sign to wait for. A failure is logged.
-                if !answer {
-                    log::error!("flush at shutdown failed");
+            Awaited::Fence(worker) => match self.unanswered.get_mut(worker) {
+                Some(unanswered) if !unanswered.fence_again => unanswered.fence = false,
+                _ => self.fence_worker(worker),
+            },
+            Awaited::Flush => {
+                let (answered, again) = self.flushes.ended();
+                if again {
+                    self.begin_flush();
                 }
-                if self.regs.csts & csts::SHST == csts::SHST_OCCURRING {
-                    self.regs.csts = self.regs.csts & !csts::SHST | csts::SHST_COMPLETE;
+                for asker in answered {
+                    self.flushed_for(asker, answer);
                 }
             }
-            Awaited::FinalFlush => self.final_flush = Some(answer),
             Awaited::Admin(pending) => {
                 self.admin_acknowledged(pending, answer);
                 self.run_admin();
@@ -387,18 +444,39 @@ impl Controller {
         }
     }
 
+    fn flushed_for(&mut self, asker: Asker, success: bool) {
+        match asker {
+            Asker::Shutdown => {
+                // Whether the flush succeeded or not: the host has no other sign to wait for. A failure is logged.
+                if !success {
+                    log::error!("flush at shutdown failed");
+                }
+                if self.regs.csts & csts::SHST == csts::SHST_OCCURRING {
+                    self.regs.csts = self.regs.csts & !csts::SHST | csts::SHST_COMPLETE;
+                }
+            }
+            Asker::Farewell => self.final_flush = Some(success),
+            Asker::Admin(pending) => self.acknowledged(Awaited::Admin(pending), success),
+        }
+    }
+
     /// Forgets queues, features and events, and asks every worker to end what it runs.
     fn drain(&mut self) {
         // Admin commands whose worker part is under way vanish with their queue.
         self.awaited.retain(|_, awaited| !matches!(awaited, Awaited::Admin(_)));
+        self.flushes.forget_admin();
         self.admin.reset(&self.config);
         self.apply_features();
         self.queues.clear();
         self.buffers = None;
         for worker in 0..self.workers.len() {
-            let token = self.await_ack(Awaited::Reset);
-            self.draining += 1;
-            self.send(worker, ToWorker::Reset(token));
+            // One that is under way is good for this too: until all are over there is no new queue.
+            let asked =
+                self.unanswered.get_mut(worker).map(|worker| std::mem::replace(&mut worker.reset, true));
+            if asked == Some(false) {
+                let token = self.await_ack(Awaited::Reset(worker));
+                self.send(worker, ToWorker::Reset(token));
+            }
         }
     }
 
@@ -419,7 +497,8 @@ impl Controller {
         // Not before: until now a worker may have failed a command of the time before.
         self.shared.errors.clear();
         if std::mem::take(&mut self.disabling) {
-            self.regs.csts = 0;
+            // A shutdown that was asked for with the reset, or during it, goes on.
+            self.regs.csts &= if self.regs.cc.shn() == 0 { 0 } else { csts::SHST };
         } else if !self.regs.cc.en() {
             // It became fatal while it was reset, and that reset is over now. A host that finds EN clear already does
             // not reset again.
@@ -431,7 +510,7 @@ impl Controller {
     }
 
     fn enable(&mut self) {
-        if self.draining > 0 {
+        if !self.is_quiet() {
             // No command of the time before may meet the new queues, however long a disk keeps it.
             self.enable_when_quiet = true;
             return;
@@ -441,6 +520,9 @@ impl Controller {
                 self.shared.mps.store(self.regs.cc.mps().into(), Ordering::Relaxed);
                 // Not while a worker still had queues: it would have taken a zero for a tail.
                 self.clear_doorbells();
+                for worker in &self.workers {
+                    worker.send(ToWorker::Begin(Arc::clone(&self.memory)));
+                }
                 self.admin.start(&queues);
                 self.begin_watch();
                 // EN went from 0 to 1: what was fatal before is over.

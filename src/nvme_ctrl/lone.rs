@@ -6,15 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
 use super::doorbells::Doorbells;
 use super::error_log::ErrorLog;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
 use super::worker::{Core, FromWorker, Look, Mailbox, Park, Poll, ToWorker};
 use crate::backend::engine::Engine;
-use crate::memory::DmaMap;
+use crate::memory::Epoch;
 use crate::namespace::{Cntlid, Namespaces, Table};
 
 /// Interrupts that nobody waits for.
@@ -25,9 +23,8 @@ impl InterruptSink for Nobody {
 }
 
 /// What a controller shares with its workers that was given all this, and has as many I/O queue pairs.
-pub(super) fn shared(namespaces: Namespaces, memory: Arc<ArcSwap<DmaMap>>, queues: usize) -> Arc<Shared> {
+pub(super) fn shared(namespaces: Namespaces, queues: usize) -> Arc<Shared> {
     Arc::new(Shared {
-        memory,
         doorbells: Doorbells::new(1 + queues),
         cntlid: Cntlid::default(),
         namespaces: Table::new(namespaces),
@@ -57,15 +54,16 @@ impl Lone {
     /// finds guest memory in `memory`.
     pub fn new(
         namespaces: Namespaces,
-        memory: Arc<ArcSwap<DmaMap>>,
+        memory: Epoch,
         engine: Box<dyn Engine>,
         sq: u64,
         cq: u64,
         entries: u16,
     ) -> Self {
-        let shared = shared(namespaces, memory, 1);
+        let shared = shared(namespaces, 1);
         let (sender, messages) = channel();
         let mut core = Core::new(Arc::clone(&shared), engine, Mailbox { sender, wake: Arc::new(|| {}) });
+        core.message(ToWorker::Begin(memory));
         core.message(ToWorker::CreateCq(CompletionQueue::new(1, Some(1), cq, entries.into())));
         core.message(ToWorker::CreateSq(SubmissionQueue::new(1, 1, sq, entries.into())));
         Self { core, park: Park::new(Poll::Adaptive, false), shared, messages }

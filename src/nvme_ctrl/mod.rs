@@ -8,6 +8,7 @@ mod controller;
 mod doorbell_buffers;
 mod doorbells;
 mod error_log;
+mod flushes;
 mod io;
 mod lone;
 mod queue;

@@ -3,11 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
-
 use super::doorbells::Doorbells;
 use super::error_log::ErrorLog;
-use crate::memory::DmaMap;
 use crate::namespace::{Cntlid, Table};
 
 /// Raises MSI-X vectors. Lock-free; called from any thread.
@@ -18,8 +15,6 @@ pub trait InterruptSink: Send + Sync {
 
 /// State of one controller shared by its threads.
 pub struct Shared {
-    /// Guest memory as it is mapped now.
-    pub memory: Arc<ArcSwap<DmaMap>>,
     /// Doorbell values.
     pub doorbells: Doorbells,
     /// Which controller this is to its namespaces.

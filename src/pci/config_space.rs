@@ -135,9 +135,10 @@ impl ConfigSpace {
         self.switches().memory
     }
 
-    /// Bus Master Enable.
-    pub fn bus_master_enabled(&self) -> bool {
-        self.switches().bus_master
+    /// May the function read and write memory and send interrupts: Bus Master Enable, and not in D3hot?
+    pub fn is_bus_master(&self) -> bool {
+        let Switches { bus_master, power, .. } = self.switches();
+        bus_master && power
     }
 
     fn switches(&self) -> Switches {
@@ -346,7 +347,7 @@ mod tests {
             space.write(4, &[0x06, 0x04]).as_slice(),
             &[ConfigEvent::Memory(true), ConfigEvent::BusMaster(true)]
         );
-        assert!(space.memory_enabled() && space.bus_master_enabled());
+        assert!(space.memory_enabled() && space.is_bus_master());
         assert_eq!(space.write(4, &[0x06, 0x04]).as_slice(), &[]);
         assert_eq!(space.write(4, &[0x02]).as_slice(), &[ConfigEvent::BusMaster(false)]);
         let _ = space.write(4, &[0xff; 4]);

@@ -35,8 +35,8 @@ impl Device for Guarded<'_> {
         guard(self.0, |device| device.region_read(index, offset, data));
     }
 
-    fn region_write(&mut self, index: u32, offset: u64, data: &[u8]) {
-        guard(self.0, |device| device.region_write(index, offset, data));
+    fn region_write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer {
+        guard(self.0, |device| device.region_write(index, offset, data)).unwrap_or(Answer::Now(Ok(())))
     }
 
     fn set_irqs(&mut self, request: SetIrqs<'_>) -> Result<(), Errno> {

@@ -25,8 +25,9 @@ pub trait Device {
     fn region_read(&mut self, index: u32, offset: u64, data: &mut [u8]);
 
     /// Writes `data` at `offset` of a region. The session has checked that the access lies in the
-    /// region. Also called for posted writes.
-    fn region_write(&mut self, index: u32, offset: u64, data: &[u8]);
+    /// region. Also called for posted writes. A write never fails: the client is told when it is
+    /// done, and no more.
+    fn region_write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer;
 
     /// Binds, releases or triggers interrupts; [`Interrupts::set`](super::Interrupts::set) is the
     /// usual answer.

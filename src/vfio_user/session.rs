@@ -75,8 +75,16 @@ struct State {
 /// A request whose answer the device owes.
 struct Pending {
     header: Header,
-    /// The request, when it is a DMA_UNMAP, whose reply repeats it.
-    unmap: Option<DmaUnmap>,
+    repeated: Repeated,
+}
+
+/// What a reply that says success repeats of its request.
+#[derive(Clone, Copy)]
+enum Repeated {
+    Nothing,
+    Unmap(DmaUnmap),
+    /// A region write. It has no reply that says failure: see [`State::region_read`].
+    Access(RegionAccess),
 }
 
 impl Session {
@@ -158,7 +166,7 @@ impl Session {
     ) -> Result<Pumped, SessionError> {
         match self.state.pending.take() {
             Some(pending) => {
-                let sent = self.state.answer(&self.socket, &pending.header, pending.unmap, result);
+                let sent = self.state.answer(&self.socket, &pending.header, pending.repeated, result);
                 match sent {
                     Err(SessionError::Gone) => return Ok(Pumped::Closed),
                     other => other?,
@@ -275,11 +283,11 @@ impl State {
             Request::DmaMap(map) => {
                 let result = device.dma_map(map, fds.into_iter().next());
                 self.mapped |= result.is_ok();
-                self.answer(socket, header, None, result)
+                self.answer(socket, header, Repeated::Nothing, result)
             }
             Request::DmaUnmap(unmap) => {
                 let answer = device.dma_unmap(unmap);
-                self.answer_or_wait(socket, header, Some(unmap), answer)
+                self.answer_or_wait(socket, header, Repeated::Unmap(unmap), answer)
             }
             Request::GetInfo => self.reply(socket, header, codec::append_device_info),
             Request::GetRegionInfo { index, argsz } => {
@@ -293,7 +301,7 @@ impl State {
             }
             Request::SetIrqs(set) => {
                 let result = device.set_irqs(join(set, fds));
-                self.answer(socket, header, None, result)
+                self.answer(socket, header, Repeated::Nothing, result)
             }
             Request::RegionRead(access) => {
                 self.touched = true;
@@ -301,14 +309,15 @@ impl State {
             }
             Request::RegionWrite(access, data) => {
                 self.touched = true;
-                if self.is_inside(&access, device) {
-                    device.region_write(access.region, access.offset, data);
-                }
-                self.reply(socket, header, |out| codec::append_access(out, &access))
+                let answer = match self.is_inside(&access, device) {
+                    true => device.region_write(access.region, access.offset, data),
+                    false => Answer::Now(Ok(())),
+                };
+                self.answer_or_wait(socket, header, Repeated::Access(access), answer)
             }
             Request::Reset => {
                 let answer = device.reset();
-                self.answer_or_wait(socket, header, None, answer)
+                self.answer_or_wait(socket, header, Repeated::Nothing, answer)
             }
         }
     }
@@ -378,13 +387,13 @@ impl State {
         &mut self,
         socket: &UnixStream,
         header: &Header,
-        unmap: Option<DmaUnmap>,
+        repeated: Repeated,
         answer: Answer,
     ) -> Result<(), SessionError> {
         match answer {
-            Answer::Now(result) => self.answer(socket, header, unmap, result),
+            Answer::Now(result) => self.answer(socket, header, repeated, result),
             Answer::Later => {
-                self.pending = Some(Pending { header: *header, unmap });
+                self.pending = Some(Pending { header: *header, repeated });
                 Ok(())
             }
         }
@@ -394,16 +403,18 @@ impl State {
         &mut self,
         socket: &UnixStream,
         header: &Header,
-        unmap: Option<DmaUnmap>,
+        repeated: Repeated,
         result: Result<(), Errno>,
     ) -> Result<(), SessionError> {
-        match result {
-            Ok(()) => self.reply(socket, header, |out| {
-                if let Some(unmap) = unmap {
-                    codec::append_unmap(out, &unmap);
-                }
-            }),
-            Err(errno) => {
+        match (result, repeated) {
+            (_, Repeated::Access(access)) => {
+                self.reply(socket, header, |out| codec::append_access(out, &access))
+            }
+            (Ok(()), Repeated::Unmap(unmap)) => {
+                self.reply(socket, header, |out| codec::append_unmap(out, &unmap))
+            }
+            (Ok(()), Repeated::Nothing) => self.reply(socket, header, |_| {}),
+            (Err(errno), _) => {
                 self.complain(format_args!("command {} failed: {errno}", header.command));
                 self.refuse(socket, header, errno)
             }

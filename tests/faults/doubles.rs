@@ -1,11 +1,15 @@
 //! Engines and backends that misbehave on demand.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use vfio_user_nvme::backend::engine::{Engine, EngineKind, Waker, create};
-use vfio_user_nvme::backend::{Backend, Call, Completion, FileJob, Gate, Op, RawBackend, StallEngine, Tag};
+use vfio_user_nvme::backend::{
+    Backend, BackendError, Call, Completion, FileJob, Gate, MemoryBackend, Op, RawBackend, SharedBackend,
+    StallEngine, Tag,
+};
+use vfio_user_nvme::memory::Transient;
 use vfio_user_nvme::nvme_ctrl::EngineFactory;
 
 use crate::host::DEADLINE;
@@ -267,5 +271,142 @@ impl Backend for Unsynced {
 
     fn name(&self) -> &str {
         self.image.name()
+    }
+}
+
+/// Holds up a thread of the device at a point of its way, once, until it is let go.
+#[derive(Clone, Default)]
+pub struct Halt(Arc<(Mutex<Halting>, Condvar)>);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Halting {
+    /// Nobody is held.
+    #[default]
+    Idle,
+    /// Who comes next is.
+    Armed,
+    /// Somebody is.
+    Held,
+}
+
+impl Halt {
+    pub fn arm(&self) {
+        self.set(Halting::Armed);
+    }
+
+    /// The point.
+    fn pass(&self) {
+        let (state, changed) = &*self.0;
+        let mut state = state.lock().expect("no panic");
+        if *state == Halting::Armed {
+            *state = Halting::Held;
+            changed.notify_all();
+            drop(changed.wait_while(state, |state| *state == Halting::Held).expect("no panic"));
+        }
+    }
+
+    pub fn wait_held(&self) {
+        let (state, changed) = &*self.0;
+        let state = state.lock().expect("no panic");
+        let waited = changed.wait_timeout_while(state, DEADLINE, |state| *state != Halting::Held);
+        assert!(!waited.expect("no panic").1.timed_out(), "nobody came");
+    }
+
+    pub fn let_go(&self) {
+        self.set(Halting::Idle);
+    }
+
+    fn set(&self, to: Halting) {
+        *self.0.0.lock().expect("no panic") = to;
+        self.0.1.notify_all();
+    }
+
+    /// An engine whose worker is held in the middle of a turn: before it looks at its queues, and `with` completions that
+    /// it has not posted yet, or whatever it has.
+    pub fn engine(&self, inner: EngineFactory, with: bool) -> EngineFactory {
+        let halt = self.clone();
+        Arc::new(move || Ok(Box::new(HaltEngine { inner: inner()?, halt: halt.clone(), with })))
+    }
+
+    /// Memory whose reads are held before they move anything.
+    pub fn memory(&self, len: u64) -> SharedBackend {
+        Arc::new(HaltMemory {
+            inner: MemoryBackend::new(len).expect("the memory is there"),
+            halt: self.clone(),
+        })
+    }
+}
+
+struct HaltEngine {
+    inner: Box<dyn Engine>,
+    halt: Halt,
+    with: bool,
+}
+
+impl Engine for HaltEngine {
+    fn submit(&mut self, tag: Tag, job: FileJob) {
+        self.inner.submit(tag, job);
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        self.inner.reap(out);
+        if !self.with || !out.is_empty() {
+            self.halt.pass();
+        }
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        self.inner.wait(timeout);
+    }
+
+    fn waker(&self) -> Waker {
+        self.inner.waker()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight()
+    }
+}
+
+#[derive(Debug)]
+struct HaltMemory {
+    inner: MemoryBackend,
+    halt: Halt,
+}
+
+impl std::fmt::Debug for Halt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Halt")
+    }
+}
+
+impl Backend for HaltMemory {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn submit(&self, tag: Tag, op: Op, engine: &mut dyn Engine) -> Option<Completion> {
+        self.inner.submit(tag, op, engine)
+    }
+
+    fn is_immediate(&self) -> bool {
+        true
+    }
+
+    fn read_now(&self, offset: u64, to: &Transient<'_>) -> Result<(), BackendError> {
+        self.halt.pass();
+        self.inner.read_now(offset, to)
+    }
+
+    fn write_now(&self, offset: u64, from: &Transient<'_>) -> Result<(), BackendError> {
+        self.inner.write_now(offset, from)
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
     }
 }

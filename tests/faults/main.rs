@@ -9,6 +9,7 @@ mod host;
 mod device;
 mod doubles;
 mod durability;
+mod epochs;
 mod medium;
 mod panics;
 mod stall;

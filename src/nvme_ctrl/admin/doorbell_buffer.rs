@@ -2,7 +2,6 @@
 
 use super::super::controller::Controller;
 use super::super::doorbell_buffers::BufferConfig;
-use super::super::worker::ToWorker;
 use super::Reply;
 use crate::memory::DmaMap;
 use crate::spec::command::Psdt;
@@ -45,17 +44,7 @@ impl Controller {
             }
         }
         self.buffers = Some(config);
-        self.tell_buffers();
+        self.fence();
         Ok(Status::SUCCESS.into())
-    }
-
-    /// Makes the workers look for the buffers of Doorbell Buffer Config, if there are any: they are new, or memory was
-    /// mapped that may hold them again. Whatever a worker finds there then, it has seen before it sleeps.
-    pub(in super::super) fn tell_buffers(&self) {
-        if let Some(config) = self.buffers {
-            for worker in 0..self.workers.len() {
-                self.send(worker, ToWorker::Buffers(config));
-            }
-        }
     }
 }

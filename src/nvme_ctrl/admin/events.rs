@@ -136,6 +136,9 @@ impl Controller {
 
     /// Completes requests with events while there are both and the queue has room.
     pub(super) fn deliver_events(&mut self) {
+        if !self.bus_master {
+            return;
+        }
         while let Some((cid, event)) = self.admin.events.deliverable() {
             let outcome = Outcome { status: Status::SUCCESS, dw0: event.dw0() };
             if !self.admin_complete_unreserved(cid, outcome) {

@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::super::controller::{Controller, ControllerConfig};
+use super::super::error_log::Failed;
+use super::super::flushes::Asker;
 use super::super::io::Outcome;
-use super::super::worker::ToWorker;
 use super::events::Event;
-use super::{Reply, Then};
+use super::{Pending, Reply, Then};
 use crate::memory::DmaMap;
 use crate::namespace::Namespace;
 use crate::spec::feature::{self as fid, Select};
@@ -344,8 +345,7 @@ impl Controller {
             return Ok(Status::SUCCESS.into());
         }
         // Even where it was off before: the flush of that may not have ended yet.
-        let token = self.await_admin(sqe, Then::CacheFlushed);
-        self.send(0, ToWorker::Flush(token));
+        self.flush_for(Asker::Admin(Pending { command: Failed::of(0, sqe), then: Then::CacheFlushed }));
         Ok(Reply::Later)
     }
 }

@@ -41,6 +41,8 @@ pub struct Admin {
     watch: Option<(Instant, Tick)>,
     started: Instant,
     aborts: u8,
+    /// Completions whose entries are reserved, for when the device is on the bus again.
+    unposted: Vec<(u16, Outcome)>,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,7 @@ impl Admin {
             watch: None,
             started: Instant::now(),
             aborts: 0,
+            unposted: Vec::new(),
         }
     }
 
@@ -129,6 +132,7 @@ impl Admin {
     pub fn stop(&mut self) {
         self.rings = None;
         self.watch = None;
+        self.unposted.clear();
     }
 
     /// Controller reset: queues, events and current feature values go.
@@ -205,7 +209,10 @@ impl Controller {
     /// Takes admin commands while there are any and their completions have room.
     pub(super) fn run_admin(&mut self) {
         self.look_at_admin();
-        let memory = self.shared.memory.load_full();
+        if !self.bus_master {
+            return;
+        }
+        let memory = self.memory.load_full();
         self.deliver_events();
         while let Some(rings) = &mut self.admin.rings {
             if rings.sq.is_empty(rings.tail.value()) || !rings.cq.reserve() {
@@ -242,13 +249,25 @@ impl Controller {
     }
 
     fn admin_post(&mut self, cid: u16, outcome: Outcome) {
-        let memory = self.shared.memory.load_full();
+        if !self.bus_master {
+            self.admin.unposted.push((cid, outcome));
+            return;
+        }
+        let memory = self.memory.load_full();
         let Some(rings) = &mut self.admin.rings else { return };
         let post = Post { sqid: 0, sqhd: rings.sq.head(), cid, status: outcome.status, dw0: outcome.dw0 };
         match rings.cq.post(&memory, &post) {
             Ok(()) => self.shared.interrupts.raise(0),
             Err(error) => self.fatal(&format!("admin completion queue: {error}")),
         }
+    }
+
+    /// The device is on the bus again: posts what ended and takes what was asked meanwhile.
+    pub(super) fn resume_admin(&mut self) {
+        for (cid, outcome) in std::mem::take(&mut self.admin.unposted) {
+            self.admin_post(cid, outcome);
+        }
+        self.run_admin();
     }
 
     /// Posts a completion whose entry is not reserved; false when there is no room.

@@ -89,7 +89,7 @@ impl Controller {
     /// Writes to the shadow doorbells, if the host has given any. Should their memory be gone, BAR0 counts.
     fn shadow(&self, write: impl FnOnce(&Buffers) -> Result<(), DmaError>) {
         if let Some(config) = self.buffers
-            && let Err(error) = config.find(&self.shared.memory.load()).and_then(|buffers| write(&buffers))
+            && let Err(error) = config.find(&self.memory.load()).and_then(|buffers| write(&buffers))
         {
             log::debug!("shadow doorbells: {error}");
         }

@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Cache};
+use arc_swap::Cache;
 
 use super::by_id::ById;
 use super::interrupt::{Coalescing, Owed, Verdict};
 use super::rotation::Rotation;
 use super::shadow::Shadow;
 use super::slots::{Slots, untag};
-use super::{FromWorker, Mailbox, ToWorker, Token, fetch};
+use super::{Fence, FromWorker, Mailbox, ToWorker, Token, fetch};
 use crate::backend::engine::Engine;
 use crate::backend::{Completion, Op};
 use crate::copy::Bounce;
-use crate::memory::DmaMap;
+use crate::memory::{DmaMap, Epoch};
 use crate::namespace::Cached;
 use crate::nvme_ctrl::doorbells::Bell;
-use crate::nvme_ctrl::io::{Issue, Outcome};
+use crate::nvme_ctrl::io::{Issue, Outcome, Task};
 use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
 use crate::nvme_ctrl::shared::{Shared, Tally};
 use crate::spec::{Status, opcode};
@@ -56,7 +56,8 @@ pub(super) struct Cq {
 /// See the module docs.
 pub struct Core {
     pub(super) shared: Arc<Shared>,
-    pub(super) memory: Cache<Arc<ArcSwap<DmaMap>>, Arc<DmaMap>>,
+    /// Of the epoch that the queues belong to.
+    pub(super) memory: Cache<Epoch, Arc<DmaMap>>,
     pub(super) namespaces: Cached,
     pub(super) engine: Box<dyn Engine>,
     pub(super) shadow: Shadow,
@@ -82,10 +83,14 @@ pub struct Core {
     /// Aborts that the command in a slot has been told of. They are answered when it is over, for only then is it known
     /// whether it was aborted; and a host that hears so must not find the command still at work.
     told: Vec<(u32, Token)>,
-    /// Resets to acknowledge; a second one may come while the first still waits for a slow disk.
-    resetting: Vec<Token>,
-    flushing: Vec<Flushing>,
+    /// The reset to acknowledge.
+    resetting: Option<Token>,
+    flushing: Option<Flushing>,
     flushes: u32,
+    /// Bus Master Enable is clear: no command is fetched or completed, no interrupt raised.
+    pub(super) off_bus: bool,
+    /// Commands that ended meanwhile. They are over to the host when they are posted.
+    unposted: Vec<(u32, Outcome)>,
     stopping: bool,
     /// From a panic to the end of the reset that follows it.
     failed: bool,
@@ -123,13 +128,12 @@ const FLUSH_SLOTS: u32 = 1 << 31;
 impl Core {
     /// A worker without queues.
     pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, out: Mailbox) -> Self {
-        let memory = Cache::new(Arc::clone(&shared.memory));
         let namespaces = shared.namespaces.cached();
         let tally = shared.counters.tally();
         Self {
             tally,
             shared,
-            memory,
+            memory: Cache::new(Epoch::default()),
             namespaces,
             engine,
             shadow: Shadow::default(),
@@ -145,9 +149,11 @@ impl Core {
             aborts: Vec::new(),
             told: Vec::new(),
             bounce: Bounce::default(),
-            resetting: Vec::new(),
-            flushing: Vec::new(),
+            resetting: None,
+            flushing: None,
             flushes: 0,
+            off_bus: false,
+            unposted: Vec::new(),
             stopping: false,
             failed: false,
         }
@@ -156,6 +162,7 @@ impl Core {
     /// Takes one message of the control thread.
     pub fn message(&mut self, message: ToWorker) {
         match message {
+            ToWorker::Begin(epoch) => self.memory = Cache::new(epoch),
             ToWorker::CreateCq(ring) => {
                 self.cqs.push(Cq {
                     ring,
@@ -183,15 +190,16 @@ impl Core {
                 self.ack(token, true);
             }
             ToWorker::Abort(sqid, cid, token) => self.abort(sqid, cid, token),
-            ToWorker::Fence(token) => {
-                self.memory.load();
-                self.find_buffers();
+            ToWorker::Fence(token, fence) => {
+                self.fence(fence);
                 self.ack(token, true);
             }
-            ToWorker::Buffers(config) => self.set_buffers(config),
             ToWorker::Reset(token) => {
                 self.forget_queues();
-                self.resetting.push(token);
+                self.memory = Cache::new(Epoch::default());
+                self.off_bus = false;
+                self.resetting = Some(token);
+                self.post_unposted();
                 self.abort_matching(|_, _| true);
                 self.end_reset();
             }
@@ -213,7 +221,7 @@ impl Core {
         if self.done.is_empty() {
             self.done = done; // keep the allocation
         }
-        if !self.failed {
+        if self.may_fetch() {
             busy |= fetch::fetch(self);
             self.settle_aborts();
         }
@@ -255,12 +263,37 @@ impl Core {
 
     /// Has the thread nothing left to do?
     pub fn ended(&self) -> bool {
-        self.stopping && self.slots.len() == 0 && self.flushing.is_empty() && self.engine.in_flight() == 0
+        self.stopping && self.slots.len() == 0 && self.flushing.is_none() && self.engine.in_flight() == 0
     }
 
     /// Has it failed, and is not reset yet?
     pub fn has_failed(&self) -> bool {
         self.failed
+    }
+
+    /// May it look at its submission queues?
+    pub(super) fn may_fetch(&self) -> bool {
+        !self.failed && !self.off_bus
+    }
+
+    fn fence(&mut self, fence: Fence) {
+        self.memory.load();
+        self.shadow.configure(fence.buffers);
+        if !fence.bus_master {
+            self.off_bus = true;
+            self.leave_buffers();
+            return;
+        }
+        self.find_buffers();
+        self.off_bus = false;
+        self.post_unposted();
+    }
+
+    /// Completes what ended off the bus.
+    fn post_unposted(&mut self) {
+        for (index, outcome) in std::mem::take(&mut self.unposted) {
+            self.end(index, outcome);
+        }
     }
 
     /// After a panic: no queue is touched until a reset, which ends when the engine has done all that it was given;
@@ -276,7 +309,8 @@ impl Core {
         self.moving.clear();
         self.starved.clear();
         self.done.clear();
-        for flushing in std::mem::take(&mut self.flushing) {
+        self.unposted.clear();
+        if let Some(flushing) = self.flushing.take() {
             self.ack(flushing.token, false);
         }
     }
@@ -367,6 +401,11 @@ impl Core {
             done.extend(ns.backend.submit(tag, op, engine.as_mut()));
         };
         match command.task.poll(&self.shared, issue) {
+            Some(outcome) if self.off_bus && !command.orphan => {
+                // With its task go its pins.
+                command.task = Task::Over { moved: 0 };
+                self.unposted.push((index, outcome));
+            }
             Some(outcome) => self.end(index, outcome),
             None if command.task.is_starved() => self.starved.push_back(index),
             None => {}
@@ -498,11 +537,11 @@ impl Core {
         // After a failure the slots do not know what is in flight. Not only would its memory be given up too early:
         // its completions would be taken for those of new commands.
         let abandoned = if self.failed { self.engine.in_flight() } else { 0 };
-        if self.resetting.is_empty() || self.slots.len() > 0 || abandoned > 0 {
+        if self.resetting.is_none() || self.slots.len() > 0 || abandoned > 0 {
             return;
         }
         self.failed = false;
-        for token in std::mem::take(&mut self.resetting) {
+        if let Some(token) = self.resetting.take() {
             self.ack(token, true);
         }
     }
@@ -520,7 +559,7 @@ impl Core {
             return self.ack(token, true);
         }
         // Known before anything is submitted: should that panic, it is still acknowledged.
-        self.flushing.push(Flushing { id, token, left, ok: true });
+        self.flushing = Some(Flushing { id, token, left, ok: true });
         for (part, ns) in (0..).zip(namespaces.iter()) {
             let tag = super::slots::tag(id, part);
             self.done.extend(ns.backend.submit(tag, Op::Flush, self.engine.as_mut()));
@@ -528,18 +567,21 @@ impl Core {
     }
 
     fn flushed(&mut self, id: u32, ok: bool) {
-        let Some(at) = self.flushing.iter().position(|flushing| flushing.id == id) else { return };
-        let flushing = &mut self.flushing[at];
+        let Some(flushing) = self.flushing.as_mut().filter(|flushing| flushing.id == id) else { return };
         flushing.left -= 1;
         flushing.ok &= ok;
         if flushing.left == 0 {
-            let flushing = self.flushing.swap_remove(at);
-            self.ack(flushing.token, flushing.ok);
+            let (token, ok) = (flushing.token, flushing.ok);
+            self.flushing = None;
+            self.ack(token, ok);
         }
     }
 
     /// Raises what is owed and not put off; see [`super::interrupt`]. How long the rest can wait.
     fn interrupt(&mut self, asleep: bool) -> Option<Duration> {
+        if self.off_bus {
+            return None;
+        }
         let mut clock = None;
         let mut rest: Option<Duration> = None;
         for at in 0..self.cqs.len() {
@@ -560,6 +602,8 @@ impl Core {
             let now = || *clock.get_or_insert_with(Instant::now);
             match owed.verdict(ring.head(), ring.all_seen(), coalescing, asleep, now) {
                 Verdict::Nothing => {}
+                // A worker that is late raises none for a host that has reset the device.
+                Verdict::Raise if self.memory.load().has_ended() => {}
                 Verdict::Raise => self.shared.interrupts.raise(vector),
                 Verdict::Later(wait) => rest = Some(rest.map_or(wait, |rest| rest.min(wait))),
             }
@@ -580,7 +624,7 @@ impl Core {
     /// Looks at the doorbells alone, a few times, where nothing else could happen. A turn follows.
     pub fn glance(&self) {
         // With something in flight the engine is to be asked as well.
-        let alone = self.slots.len() == 0 && self.flushing.is_empty();
+        let alone = self.slots.len() == 0 && self.flushing.is_none();
         for _ in 0..GLANCES {
             if !alone || self.sqs.iter().any(|sq| self.has_rung(sq)) {
                 return;

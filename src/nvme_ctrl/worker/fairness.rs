@@ -41,10 +41,11 @@ impl Machine {
         let backend = Arc::new(MemoryBackend::new(1 << 20).expect("memory"));
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
         let ns = Namespace::new(1, backend, 12, limits, Identity::default());
-        let shared = lone::shared(Namespaces::new(vec![ns], 1), guest.space.shared(), 8);
+        let shared = lone::shared(Namespaces::new(vec![ns], 1), 8);
         let (sender, messages) = channel();
         let engine = create(EngineKind::Threads).expect("an engine");
-        let core = Core::new(Arc::clone(&shared), engine, Mailbox { sender, wake: Arc::new(|| {}) });
+        let mut core = Core::new(Arc::clone(&shared), engine, Mailbox { sender, wake: Arc::new(|| {}) });
+        core.message(ToWorker::Begin(guest.space.epoch()));
         let (sqs, cqs) = (BTreeMap::new(), BTreeMap::new());
         Self { guest, shared, core, _messages: messages, sqs, cqs }
     }

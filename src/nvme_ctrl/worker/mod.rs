@@ -28,6 +28,7 @@ use super::doorbell_buffers::BufferConfig;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::Shared;
 use crate::backend::engine::{Engine, Waker};
+use crate::memory::Epoch;
 
 pub use self::core::Core;
 pub use self::park::{Look, Park, Poll};
@@ -42,8 +43,14 @@ mod sync {
 pub type Token = u64;
 
 /// Control thread to worker.
+///
+/// Who makes the control thread send the same again and again does not fill the mailbox of a worker that is late: of
+/// Fence, Reset and Flush the next one is sent when the last one is acknowledged, and the others answer an admin command
+/// or come after a Reset that is acknowledged.
 #[derive(Debug)]
 pub enum ToWorker {
+    /// Queues that are created from now on, until the next Reset, belong to this epoch.
+    Begin(Epoch),
     /// Own this completion queue from now on.
     CreateCq(CompletionQueue),
     /// Own this submission queue, whose completion queue is yours.
@@ -54,11 +61,10 @@ pub enum ToWorker {
     DeleteCq(u16, Token),
     /// Abort a command (SQID, CID); acknowledge with whether it will end aborted.
     Abort(u16, u16, Token),
-    /// Look at the DMA table anew; acknowledge at once: no new transfer uses an older table.
-    Fence(Token),
-    /// Doorbell Buffer Config: your queues use these buffers, if they can be found in guest memory; look for them anew.
-    Buffers(BufferConfig),
-    /// Forget all queues; acknowledge when no command is in flight. Nothing is posted from now on.
+    /// Go by this from now on; acknowledge at once.
+    Fence(Token, Fence),
+    /// Forget all queues; acknowledge when no command is in flight. Nothing is posted, and no guest memory found, from now
+    /// on.
     Reset(Token),
     /// Make everything completed durable; acknowledge with whether that succeeded.
     Flush(Token),
@@ -66,6 +72,18 @@ pub enum ToWorker {
     Dump,
     /// End the thread once nothing is in flight.
     Stop,
+}
+
+/// What a worker is to know as soon as it can; what it knew before is over when it acknowledges.
+#[derive(Clone, Copy, Debug)]
+pub struct Fence {
+    /// The device may read and write guest memory and raise interrupts. Commands in flight go on in any case; while it is
+    /// false, none is fetched and none completes.
+    ///
+    /// And always: look at the DMA table anew. No new transfer uses an older one.
+    pub bus_master: bool,
+    /// Doorbell Buffer Config: queues use these buffers, if they can be found in guest memory.
+    pub buffers: Option<BufferConfig>,
 }
 
 /// Worker to control thread.

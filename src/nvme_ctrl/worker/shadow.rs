@@ -23,15 +23,14 @@ impl Shadow {
     pub fn clear(&mut self) {
         *self = Self::default();
     }
+
+    /// Where the host says that they are; they have to be found there.
+    pub fn configure(&mut self, config: Option<BufferConfig>) {
+        self.config = config;
+    }
 }
 
 impl Core {
-    /// Uses the buffers at `config` from now on.
-    pub(super) fn set_buffers(&mut self, config: BufferConfig) {
-        self.shadow.config = Some(config);
-        self.find_buffers();
-    }
-
     /// Looks the buffers up in the newest table: theirs may be another region now, or none.
     pub(super) fn find_buffers(&mut self) {
         let Some(config) = self.shadow.config else { return };
@@ -52,8 +51,15 @@ impl Core {
     /// now: an unmap is answered, and the next message read, only after this. When its pages are gone (the client
     /// shrank the file), they get what was seen last, unless a write was trapped since.
     fn lose_buffers(&mut self, error: DmaError) {
+        if self.shadow.buffers.is_some() {
+            log::warn!("shadow doorbells are gone ({error}); doorbells in BAR0 count until they are back");
+            self.leave_buffers();
+        }
+    }
+
+    /// Goes back to BAR0, as when their memory is gone: until they are found again no guest memory is looked at.
+    pub(super) fn leave_buffers(&mut self) {
         let Some(buffers) = self.shadow.buffers.take() else { return };
-        log::warn!("shadow doorbells are gone ({error}); doorbells in BAR0 count until they are back");
         let doorbells = &self.shared.doorbells;
         let mut invalid = false;
         for Sq { ring, tail, register, .. } in self.sqs.iter_mut() {
@@ -182,6 +188,6 @@ impl sleeper::Doorbells for Core {
     }
 
     fn look(&mut self) -> bool {
-        !self.has_failed() && fetch::has_work(self)
+        self.may_fetch() && fetch::has_work(self)
     }
 }

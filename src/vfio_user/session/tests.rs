@@ -100,10 +100,13 @@ impl Device for Fake {
         data.copy_from_slice(&self.region(index)[from..from + data.len()]);
     }
 
-    fn region_write(&mut self, index: u32, offset: u64, data: &[u8]) {
+    fn region_write(&mut self, index: u32, offset: u64, data: &[u8]) -> Answer {
         self.calls.push(Call::Write(index, offset, data.to_vec()));
         let from = offset as usize;
         self.region(index)[from..from + data.len()].copy_from_slice(data);
+        // Only what goes to the configuration space may have to wait.
+        let answer = if index == CONFIG { self.answers.pop_front() } else { None };
+        answer.unwrap_or(Answer::Now(Ok(())))
     }
 
     fn set_irqs(&mut self, request: SetIrqs<'_>) -> Result<(), Errno> {
