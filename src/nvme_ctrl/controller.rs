@@ -569,3 +569,6 @@ impl Controller {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 
+use super::aborts::Aborting;
 use super::by_id::ById;
 use super::interrupt::{Coalescing, Owed, Verdict};
 use super::rotation::Rotation;
@@ -79,10 +80,10 @@ pub struct Core {
     /// This worker's part of the SMART log.
     pub(super) tally: Arc<Tally>,
     /// Aborts of commands that may still lie in their queues.
-    aborts: Vec<Aborting>,
+    pub(super) aborts: Vec<Aborting>,
     /// Aborts that the command in a slot has been told of. They are answered when it is over, for only then is it known
     /// whether it was aborted; and a host that hears so must not find the command still at work.
-    told: Vec<(u32, Token)>,
+    pub(super) told: Vec<(u32, Token)>,
     /// The reset to acknowledge.
     resetting: Option<Token>,
     flushing: Option<Flushing>,
@@ -103,17 +104,6 @@ struct Flushing {
     token: Token,
     left: usize,
     ok: bool,
-}
-
-/// An Abort of a command that has not been fetched yet, or never was.
-struct Aborting {
-    sqid: u16,
-    cid: u16,
-    token: Token,
-    /// The tail of the queue when the Abort came: what lies before it was rung for earlier than the Abort.
-    tail: u16,
-    /// Commands to fetch until there.
-    left: u32,
 }
 
 /// Looks at the doorbells from one whole turn to the next, which takes as long as some of them.
@@ -448,80 +438,6 @@ impl Core {
         self.end_reset();
     }
 
-    /// Asks all commands that match (SQID, CID) to end early; the slot of one that may.
-    fn abort_matching(&mut self, matches: impl Fn(u16, u16) -> bool) -> Option<u32> {
-        let mut aborting = None;
-        for (index, command) in self.slots.iter_mut() {
-            if matches(command.sqid, command.cid) {
-                aborting = if command.task.abort() { Some(index) } else { aborting };
-                if !std::mem::replace(&mut command.ready, true) {
-                    self.ready.push_back(index);
-                }
-            }
-        }
-        aborting
-    }
-
-    /// Aborts a command in flight.
-    fn abort_at_work(&mut self, sqid: u16, cid: u16, token: Token) {
-        match self.abort_matching(|s, c| (s, c) == (sqid, cid)) {
-            Some(index) => self.told.push((index, token)),
-            None => self.ack(token, false),
-        }
-    }
-
-    /// The command in slot `index` is over: was it aborted?
-    fn answer_aborts(&mut self, index: u32, aborted: bool) {
-        let Self { told, out, .. } = self;
-        told.retain(|&(of, token)| {
-            if of == index {
-                out.send(FromWorker::Ack(token, aborted));
-            }
-            of != index
-        });
-    }
-
-    /// Does a command in flight go by this id?
-    fn is_in_flight(&mut self, sqid: u16, cid: u16) -> bool {
-        self.slots.iter_mut().any(|(_, command)| (command.sqid, command.cid) == (sqid, cid))
-    }
-
-    /// A command that the host has rung for and this worker has not fetched yet is fetched first, in its turn.
-    fn abort(&mut self, sqid: u16, cid: u16, token: Token) {
-        let place = self.sqs.position(sqid);
-        match place {
-            Some(at) if !self.is_in_flight(sqid, cid) => {
-                self.look_at_tail(at);
-                let Some(sq) = self.sqs.get(at) else { return self.ack(token, false) };
-                let tail = sq.tail.value();
-                self.aborts.push(Aborting { sqid, cid, token, tail, left: sq.ring.left(tail) });
-            }
-            _ => {
-                self.abort_at_work(sqid, cid, token);
-            }
-        }
-    }
-
-    /// Answers the Aborts whose commands have been fetched by now, or are not there, or cannot be fetched soon.
-    fn settle_aborts(&mut self) {
-        for mut abort in std::mem::take(&mut self.aborts) {
-            if self.is_in_flight(abort.sqid, abort.cid) {
-                self.abort_at_work(abort.sqid, abort.cid, abort.token);
-                continue;
-            }
-            let place = self.sqs.position(abort.sqid);
-            let left = place.and_then(|at| self.sqs.get(at)).map_or(0, |sq| sq.ring.left(abort.tail));
-            // More than before: the queue has gone past that tail.
-            let passed = left == 0 || left > abort.left;
-            if passed || !place.is_some_and(|at| fetch::queue_has_work(self, at)) {
-                self.ack(abort.token, false);
-                continue;
-            }
-            abort.left = left;
-            self.aborts.push(abort);
-        }
-    }
-
     fn end_deleted_queue(&mut self, qid: u16) {
         if let Some(sq) = self.sqs.find(qid)
             && sq.in_flight == 0
@@ -546,7 +462,7 @@ impl Core {
         }
     }
 
-    fn ack(&self, token: Token, answer: bool) {
+    pub(super) fn ack(&self, token: Token, answer: bool) {
         self.out.send(FromWorker::Ack(token, answer));
     }
 

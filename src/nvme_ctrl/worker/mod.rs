@@ -3,6 +3,7 @@
 //! [`core`] is the state machine of one turn; this file is the thread around it. A worker never waits for anything
 //! but its engine, and takes no lock.
 
+mod aborts;
 mod by_id;
 mod core;
 #[cfg(test)]

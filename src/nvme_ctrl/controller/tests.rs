@@ -1,0 +1,128 @@
+//! What a host or client repeats as fast as it can costs no more than once, however late a worker is.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::*;
+use crate::backend::engine::{Engine, Waker};
+use crate::backend::{Completion, FileJob, MemoryBackend, Tag};
+use crate::memory::testing::Guest;
+use crate::namespace::{CopyLimits, Identity, Namespace, Namespaces};
+use crate::subsystem::Subsystem;
+
+struct Nobody;
+
+impl InterruptSink for Nobody {
+    fn raise(&self, _vector: u16) {}
+}
+
+/// An engine whose worker does not come back from its turn while the mutex is held.
+struct Busy(Box<dyn Engine>, Arc<Mutex<()>>);
+
+impl Engine for Busy {
+    fn submit(&mut self, tag: Tag, job: FileJob) {
+        self.0.submit(tag, job);
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        drop(self.1.lock());
+        self.0.reap(out);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        self.0.wait(timeout);
+    }
+
+    fn waker(&self) -> Waker {
+        self.0.waker()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.in_flight()
+    }
+}
+
+fn controller(guest: &Guest, busy: &Arc<Mutex<()>>) -> Controller {
+    let config = ControllerConfig {
+        serial: "1".into(),
+        model: "m".into(),
+        firmware: "1".into(),
+        subnqn: "nqn.2014-08.org.example:1".into(),
+        vid: 1,
+        ssvid: 1,
+        mdts: 5,
+        max_ioqpairs: 4,
+        mqes: 63,
+        aerl: 3,
+        vectors: 2,
+        ocfs: 0,
+        cdfe: 0,
+        iothreads: 2,
+        doorbell_buffers: true,
+        map_doorbells: false,
+        poll: Poll::Adaptive,
+    };
+    let copy = CopyLimits { mssrl: 8, mcl: 8, msrc: 0 };
+    let image = Arc::new(MemoryBackend::new(1 << 20).unwrap());
+    let namespaces = Namespaces::new(vec![Namespace::new(1, image, 9, copy, Identity::default())], 1);
+    let seat = Subsystem::new(namespaces, false).join(Arc::new(|| ())).unwrap();
+    let busy = Arc::clone(busy);
+    let engine: EngineFactory = Arc::new(move || {
+        let engine = crate::backend::engine::create(crate::backend::engine::EngineKind::Threads)?;
+        Ok(Box::new(Busy(engine, Arc::clone(&busy))))
+    });
+    Controller::new(config, seat, guest.space.epoch(), Arc::new(Nobody), &engine, Arc::new(|| ())).unwrap()
+}
+
+fn until(controller: &mut Controller, done: impl Fn(&Controller) -> bool) {
+    let start = Instant::now();
+    while !done(controller) {
+        assert!(start.elapsed() < Duration::from_secs(60), "it never comes");
+        controller.on_messages();
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_late_worker_is_asked_once() {
+    let (mut guest, busy) = (Guest::new(0, 0x4000), Arc::new(Mutex::new(())));
+    let mut controller = controller(&guest, &busy);
+    controller.regs.write(offset::AQA, &0x001f_001f_u32.to_le_bytes());
+    let held = busy.lock().unwrap();
+    // Each worker takes a turn, and does not come back.
+    controller.fence();
+    let cc = |controller: &mut Controller, value: u32| controller.bar_write(offset::CC, &value.to_le_bytes());
+    for round in 0..1000 {
+        for value in [0x46_0001, 0x46_0000, 0x46_4000, 0x46_0000, 0x46_4001, 0x46_0000] {
+            cc(&mut controller, value);
+        }
+        controller.set_bus_master(round % 2 == 0);
+        controller.fence();
+        let epoch = guest.space.begin_epoch();
+        controller.reset(epoch);
+        controller.on_messages();
+        // A reset and a fence for each worker, and one flush.
+        assert!(controller.awaited.len() <= 5, "{:?}", controller.awaited);
+    }
+    drop(held);
+    until(&mut controller, |controller| controller.is_fenced() && controller.is_quiet());
+    until(&mut controller, |controller| controller.awaited.is_empty());
+    // And it works.
+    controller.regs.write(offset::AQA, &0x001f_001f_u32.to_le_bytes());
+    cc(&mut controller, 0x46_0001);
+    assert_eq!(controller.regs.csts, csts::RDY);
+}
+
+/// A reset that comes with a shutdown does not make it forgotten.
+#[test]
+fn a_shutdown_outlives_the_reset_beside_it() {
+    let (guest, busy) = (Guest::new(0, 0x4000), Arc::new(Mutex::new(())));
+    let mut controller = controller(&guest, &busy);
+    controller.regs.write(offset::AQA, &0x001f_001f_u32.to_le_bytes());
+    controller.bar_write(offset::CC, &0x46_0001_u32.to_le_bytes());
+    assert_eq!(controller.regs.csts, csts::RDY);
+    controller.bar_write(offset::CC, &0x46_4000_u32.to_le_bytes());
+    until(&mut controller, |controller| controller.regs.csts == csts::SHST_COMPLETE);
+    controller.bar_write(offset::CC, &0x46_0001_u32.to_le_bytes());
+    assert_eq!(controller.regs.csts, csts::RDY);
+}
