@@ -16,8 +16,8 @@ use super::queue::QueuePair;
 use crate::config::ConfigError;
 use crate::spec::Sqe;
 use crate::spec::command::{CQE_SIZE, SQE_SIZE};
+use crate::spec::commands::AdminCommand;
 use crate::spec::identify::{IdentifyController, IdentifyNamespace, cns, oacs, oncs};
-use crate::spec::opcode::admin;
 use crate::spec::registers::{csts, offset};
 
 /// Guest address of the first byte of the memory: not 0, and above what 32 bits hold, to show a cut address.
@@ -248,7 +248,7 @@ impl Controller {
     fn identify<T: FromBytes + IntoBytes>(&mut self, cns: u8, nsid: u32, at: usize) -> anyhow::Result<T> {
         let prp1 = (IOVA + at as u64).into();
         let sqe = Sqe {
-            opc: admin::IDENTIFY,
+            opc: AdminCommand::Identify.opcode(),
             nsid: nsid.into(),
             prp1,
             cdw10: u32::from(cns).into(),
@@ -307,7 +307,12 @@ impl Controller {
         let entries = entries_for(depth).min(self.entries);
         let granted = self.admin("Set Features (Number of Queues)", {
             let n = u32::from(count - 1);
-            Sqe { opc: admin::SET_FEATURES, cdw10: 7.into(), cdw11: (n << 16 | n).into(), ..Sqe::default() }
+            Sqe {
+                opc: AdminCommand::SetFeatures.opcode(),
+                cdw10: 7.into(),
+                cdw11: (n << 16 | n).into(),
+                ..Sqe::default()
+            }
         })?;
         let granted = (granted & 0xffff).min(granted >> 16) + 1;
         if granted < count.into() {
@@ -335,16 +340,16 @@ impl Controller {
                 cdw11: cdw11.into(),
                 ..Sqe::default()
             };
-            self.admin("Create I/O Completion Queue", create(admin::CREATE_CQ, cq, 1))?;
+            self.admin("Create I/O Completion Queue", create(AdminCommand::CreateCq.opcode(), cq, 1))?;
             self.admin(
                 "Create I/O Submission Queue",
-                create(admin::CREATE_SQ, sq, u32::from(qid) << 16 | 1),
+                create(AdminCommand::CreateSq.opcode(), sq, u32::from(qid) << 16 | 1),
             )?;
             pairs.push(pair);
         }
         if let Some([shadow, event]) = shadow {
             let [prp1, prp2] = [shadow, event].map(|at| (IOVA + at as u64).into());
-            let sqe = Sqe { opc: admin::DOORBELL_BUFFER_CONFIG, prp1, prp2, ..Sqe::default() };
+            let sqe = Sqe { opc: AdminCommand::DoorbellBuffer.opcode(), prp1, prp2, ..Sqe::default() };
             self.admin("Doorbell Buffer Config", sqe)?;
         }
         Ok(pairs)

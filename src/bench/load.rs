@@ -16,7 +16,7 @@ use super::pattern::{Pattern, Rng, Step};
 use super::queue::{Done, QueuePair};
 use super::tally::{Tally, histogram};
 use crate::spec::command::SQE_SIZE;
-use crate::spec::opcode::io;
+use crate::spec::commands::{NvmCommand, nvm_name};
 use crate::spec::{Sqe, ZeroBased};
 
 /// Looks at an empty queue before the thread lets others have its CPU, and between two looks at the clock.
@@ -118,7 +118,7 @@ impl Load {
                 ..Sqe::default()
             };
             if copy {
-                sqe.opc = io::COPY;
+                sqe.opc = NvmCommand::Copy.opcode();
                 // One range in format 0h.
                 sqe.cdw12 = 0.into();
                 memory.clear(data, 32);
@@ -214,11 +214,11 @@ impl Load {
         let blocks = self.commands.bytes / self.commands.block;
         let slba = match step {
             Step::Read(piece) => {
-                slot.sqe[0] = io::READ;
+                slot.sqe[0] = NvmCommand::Read.opcode();
                 piece * blocks
             }
             Step::Write(piece) => {
-                slot.sqe[0] = io::WRITE;
+                slot.sqe[0] = NvmCommand::Write.opcode();
                 piece * blocks
             }
             Step::Copy { from, to } => {
@@ -309,7 +309,7 @@ fn describe(slot: &Slot, commands: &Commands) -> String {
         slot.sqe.get(40..48).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).unwrap_or_default();
     format!(
         "{} of {} blocks at {slba} of namespace {}",
-        io::name(opc),
+        nvm_name(opc),
         commands.bytes / commands.block,
         commands.nsid
     )

@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError, TryLockError};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::spec::command::Cqe;
+use crate::spec::commands::NvmCommand;
 use crate::spec::log_page::ErrorEntry;
-use crate::spec::opcode::io;
 use crate::spec::{Sqe, Status};
 
 /// Error Log Page Entries (Identify Controller), 0-based.
@@ -66,7 +66,7 @@ impl ErrorLog {
         // Byte 0, bit 0 of the command; of others it is not told which field it was.
         let location = if status.code() == Status::INVALID_OPCODE { 0 } else { NONE };
         entry.location = location.into();
-        if sqid != 0 && io::has_lba(opc) {
+        if sqid != 0 && NvmCommand::of(opc).is_some_and(NvmCommand::has_lba) {
             entry.lba = slba.into();
         }
         entry.nsid = nsid.into();

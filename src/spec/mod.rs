@@ -3,11 +3,11 @@
 //! Enums on the wire are open: a field with unknown values stays a number, its known values are constants.
 
 pub mod command;
+pub mod commands;
 pub mod copy;
 pub mod feature;
 pub mod identify;
 pub mod log_page;
-pub mod opcode;
 pub mod registers;
 pub mod status;
 

@@ -17,9 +17,6 @@ impl Controller {
     ///
     /// Not offered with mapped doorbells: what would have to be trapped there, to wake a worker, is a plain store.
     pub(super) fn doorbell_buffer_config(&mut self, memory: &DmaMap, sqe: &Sqe) -> Result<Reply, Status> {
-        if !self.offers_doorbell_buffers() {
-            return Err(Status::INVALID_OPCODE.dnr());
-        }
         let config = BufferConfig { shadow: sqe.prp1.get(), events: sqe.prp2.get() };
         let aligned = |address: u64| address.is_multiple_of(self.shared.page_size());
         if sqe.psdt() != Psdt::Prp

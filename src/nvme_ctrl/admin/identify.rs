@@ -9,9 +9,10 @@ use super::abort::ACL;
 use super::features::WCTEMP;
 use crate::memory::DmaMap;
 use crate::namespace::Namespace;
+use crate::spec::commands::{AdminCommand, NvmCommand};
 use crate::spec::identify::{
     IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat, NvmController, PowerState, ascii,
-    cns, nidt, nsfeat, oacs, oncs,
+    cns, nidt, nsfeat, oncs,
 };
 use crate::spec::registers::VERSION;
 use crate::spec::{IDENTIFY_SIZE, Sqe, Status};
@@ -86,9 +87,8 @@ impl Controller {
         id.oaes = (1 << 8).into();
         id.cntlid = self.shared.cntlid.get().into();
         id.cntrltype = 1;
-        if self.offers_doorbell_buffers() {
-            id.oacs = oacs::DOORBELL_BUFFER_CONFIG.into();
-        }
+        let offered = AdminCommand::ALL.iter().filter(|command| self.offers(**command));
+        id.oacs = offered.fold(0, |bits, command| bits | command.bit()).into();
         id.acl = ACL;
         id.aerl = config.aerl;
         id.frmw = 0x03; // one slot, read only
@@ -102,16 +102,9 @@ impl Controller {
         id.sqes = 0x66;
         id.cqes = 0x44;
         id.nn = self.shared.namespaces.load().nn().into();
-        id.oncs = (oncs::COMPARE
-            | oncs::DSM
-            | oncs::WRITE_ZEROES
-            | oncs::SAVE_SELECT
-            | oncs::TIMESTAMP
-            | oncs::VERIFY
-            | oncs::COPY
-            // With AWUN 0 that is nothing: no write of more than one block is atomic.
-            | oncs::COPY_SINGLE_ATOMICITY)
-            .into();
+        // NVMCSA: with AWUN 0 that is nothing: no write of more than one block is atomic.
+        let others = oncs::SAVE_SELECT | oncs::TIMESTAMP | oncs::COPY_SINGLE_ATOMICITY;
+        id.oncs = NvmCommand::ALL.iter().fold(others, |bits, command| bits | command.bit()).into();
         // A cache, where there is one; and Flush takes the broadcast NSID.
         id.vwc = u8::from(self.shared.has_volatile_cache()) | 3 << 1;
         id.ocfs = self.shared.limits.ocfs.into();

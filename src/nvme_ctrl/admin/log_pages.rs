@@ -6,9 +6,9 @@ use super::super::controller::Controller;
 use super::Reply;
 use super::features::{SUPPORTED, TEMPERATURE};
 use crate::memory::DmaMap;
+use crate::spec::commands::{AdminCommand, NvmCommand};
 use crate::spec::identify::ascii;
-use crate::spec::log_page::{Smart, effect, lid};
-use crate::spec::opcode::{admin, io};
+use crate::spec::log_page::{Smart, lid};
 use crate::spec::{NSID_BROADCAST, Sqe, Status};
 
 /// CDW10 bit 15: Retain Asynchronous Event.
@@ -30,7 +30,7 @@ impl Controller {
             lid::SMART => self.smart(sqe.nsid.get())?,
             lid::FIRMWARE => self.firmware(),
             lid::CHANGED_NS => self.admin.changed.bytes(),
-            lid::EFFECTS if csi == 0 => effects(self.offers_doorbell_buffers()),
+            lid::EFFECTS if csi == 0 => self.effects(),
             lid::FEATURE_EFFECTS => feature_effects(),
             // QEMU, SPDK and Linux's target answer Invalid Field; the specification has a status of its own.
             lid::EFFECTS => return Err(Status::INVALID_FIELD.dnr()),
@@ -73,6 +73,15 @@ impl Controller {
         Ok(smart.as_bytes().to_vec())
     }
 
+    /// Commands Supported and Effects: admin commands from dword 0, I/O commands from dword 256.
+    fn effects(&self) -> Vec<u8> {
+        let admin = AdminCommand::ALL.iter().filter(|command| self.offers(**command));
+        let admin = admin.map(|command| (usize::from(command.opcode()), command.effects()));
+        let nvm =
+            NvmCommand::ALL.iter().map(|command| (256 + usize::from(command.opcode()), command.effects()));
+        dwords(1024, admin.chain(nvm))
+    }
+
     fn firmware(&self) -> Vec<u8> {
         let mut log = vec![0; 512];
         log[0] = 1; // slot 1 is active
@@ -93,40 +102,6 @@ fn supported() -> Vec<u8> {
         lid::FEATURE_EFFECTS,
     ];
     dwords(256, PAGES.map(|page| (usize::from(page), 1)))
-}
-
-/// Commands Supported and Effects: admin commands from 0, I/O commands from dword 256. `buffers`: Doorbell Buffer
-/// Config is one of them.
-fn effects(buffers: bool) -> Vec<u8> {
-    const READS: u32 = effect::CSUPP;
-    const WRITES: u32 = effect::CSUPP | effect::LBCC;
-    let admin = [
-        admin::DELETE_SQ,
-        admin::CREATE_SQ,
-        admin::GET_LOG_PAGE,
-        admin::DELETE_CQ,
-        admin::CREATE_CQ,
-        admin::IDENTIFY,
-        admin::ABORT,
-        admin::SET_FEATURES,
-        admin::GET_FEATURES,
-        admin::ASYNC_EVENT,
-        admin::KEEP_ALIVE,
-    ]
-    .map(|opcode| (usize::from(opcode), READS));
-    let io = [
-        (io::FLUSH, READS),
-        (io::WRITE, WRITES),
-        (io::READ, READS),
-        (io::COMPARE, READS),
-        (io::WRITE_ZEROES, WRITES),
-        (io::DSM, WRITES),
-        (io::VERIFY, READS),
-        (io::COPY, WRITES),
-    ]
-    .map(|(opcode, effects)| (256 + usize::from(opcode), effects));
-    let buffers = buffers.then_some((usize::from(admin::DOORBELL_BUFFER_CONFIG), READS));
-    dwords(1024, admin.into_iter().chain(buffers).chain(io))
 }
 
 /// Feature Identifiers Supported and Effects: bit 0 supported, scope namespace (20) or controller (21).

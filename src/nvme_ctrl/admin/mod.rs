@@ -21,7 +21,7 @@ use super::queue::{CompletionQueue, Post, SubmissionQueue};
 use super::registers::AdminQueues;
 use super::transfer;
 use crate::memory::{Access, DmaMap};
-use crate::spec::opcode::admin as opcode;
+use crate::spec::commands::AdminCommand;
 use crate::spec::{Sqe, Status};
 
 use changed::ChangedNamespaces;
@@ -310,21 +310,26 @@ impl Controller {
             return Err(Status::INVALID_FIELD.dnr());
         }
         self.admin.keep_alive.touch();
-        match sqe.opc {
-            opcode::DELETE_SQ => self.delete_sq(sqe),
-            opcode::CREATE_SQ => self.create_sq(sqe),
-            opcode::GET_LOG_PAGE => self.get_log_page(memory, sqe),
-            opcode::DELETE_CQ => self.delete_cq(sqe),
-            opcode::CREATE_CQ => self.create_cq(sqe),
-            opcode::IDENTIFY => self.identify(memory, sqe),
-            opcode::ABORT => self.abort(sqe),
-            opcode::SET_FEATURES => self.set_features(memory, sqe),
-            opcode::GET_FEATURES => self.get_features(memory, sqe),
-            opcode::ASYNC_EVENT => self.async_event_request(sqe),
-            opcode::KEEP_ALIVE => Ok(Status::SUCCESS.into()),
-            opcode::DOORBELL_BUFFER_CONFIG => self.doorbell_buffer_config(memory, sqe),
-            _ => Err(Status::INVALID_OPCODE.dnr()),
+        let command = AdminCommand::of(sqe.opc).filter(|command| self.offers(*command));
+        match command.ok_or(Status::INVALID_OPCODE.dnr())? {
+            AdminCommand::DeleteSq => self.delete_sq(sqe),
+            AdminCommand::CreateSq => self.create_sq(sqe),
+            AdminCommand::GetLogPage => self.get_log_page(memory, sqe),
+            AdminCommand::DeleteCq => self.delete_cq(sqe),
+            AdminCommand::CreateCq => self.create_cq(sqe),
+            AdminCommand::Identify => self.identify(memory, sqe),
+            AdminCommand::Abort => self.abort(sqe),
+            AdminCommand::SetFeatures => self.set_features(memory, sqe),
+            AdminCommand::GetFeatures => self.get_features(memory, sqe),
+            AdminCommand::AsyncEvent => self.async_event_request(sqe),
+            AdminCommand::KeepAlive => Ok(Status::SUCCESS.into()),
+            AdminCommand::DoorbellBuffer => self.doorbell_buffer_config(memory, sqe),
         }
+    }
+
+    /// Has this controller the command, as it is configured?
+    fn offers(&self, command: AdminCommand) -> bool {
+        command != AdminCommand::DoorbellBuffer || self.offers_doorbell_buffers()
     }
 
     /// Sends `data` to the host through the command's data pointer.

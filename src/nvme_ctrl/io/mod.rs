@@ -19,7 +19,7 @@ use crate::backend::{BackendError, IoBuf, Op};
 use crate::copy::Bounce;
 use crate::memory::DmaMap;
 use crate::namespace::{self, Access, Extent, Lbas, Namespace, Namespaces};
-use crate::spec::opcode::io as opcode;
+use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
 
 use super::shared::Shared;
@@ -134,16 +134,15 @@ pub fn start(context: Context<'_>, bounce: &Bounce, sqe: &Sqe) -> Result<Task, S
     if sqe.fuse() != 0 {
         return Err(Status::INVALID_FIELD.dnr()); // FUSES is 0: no fused operation is supported
     }
-    match sqe.opc {
-        opcode::READ => rw::read(&cmd),
-        opcode::WRITE => rw::write(&cmd),
-        opcode::FLUSH => flush::flush(&cmd),
-        opcode::COMPARE => inspect::compare(&cmd),
-        opcode::VERIFY => inspect::verify(&cmd),
-        opcode::WRITE_ZEROES => write_zeroes::write_zeroes(&cmd),
-        opcode::DSM => dsm::dsm(&cmd),
-        opcode::COPY => copy::copy(&cmd),
-        _ => Err(Status::INVALID_OPCODE.dnr()),
+    match NvmCommand::of(sqe.opc).ok_or(Status::INVALID_OPCODE.dnr())? {
+        NvmCommand::Read => rw::read(&cmd),
+        NvmCommand::Write => rw::write(&cmd),
+        NvmCommand::Flush => flush::flush(&cmd),
+        NvmCommand::Compare => inspect::compare(&cmd),
+        NvmCommand::Verify => inspect::verify(&cmd),
+        NvmCommand::WriteZeroes => write_zeroes::write_zeroes(&cmd),
+        NvmCommand::Dsm => dsm::dsm(&cmd),
+        NvmCommand::Copy => copy::copy(&cmd),
     }
 }
 

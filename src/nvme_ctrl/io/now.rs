@@ -9,7 +9,7 @@ use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::shared::{Shared, Tally};
 use crate::nvme_ctrl::status::{self, Direction};
 use crate::spec::command::Psdt;
-use crate::spec::opcode::io as opcode;
+use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
 
 /// A command that passed all its checks and is not begun.
@@ -29,9 +29,9 @@ pub struct Now<'a> {
 /// left to [`super::start`], which says so.
 pub fn now<'a>(context: Context<'a>, sqe: &Sqe, may_try: bool) -> Option<Now<'a>> {
     let Context { shared, namespaces, memory } = context;
-    let (direction, access, way) = match sqe.opc {
-        opcode::READ => (Direction::Read, Access::Read, memory::Access::Write),
-        opcode::WRITE => (Direction::Write, Access::Write, memory::Access::Read),
+    let (direction, access, way) = match NvmCommand::of(sqe.opc)? {
+        NvmCommand::Read => (Direction::Read, Access::Read, memory::Access::Write),
+        NvmCommand::Write => (Direction::Write, Access::Write, memory::Access::Read),
         _ => return None,
     };
     let ns = &**namespaces.get(sqe.nsid.get()).ok()?;
@@ -108,10 +108,12 @@ impl Now<'_> {
             }
             Err(error) => {
                 log::debug!("{:?} of {:?} failed: {error}", self.direction, self.range);
+                let command =
+                    if self.direction == Direction::Read { NvmCommand::Read } else { NvmCommand::Write };
                 let failed = Failed {
                     sqid,
                     cid: self.cid,
-                    opc: if self.direction == Direction::Read { opcode::READ } else { opcode::WRITE },
+                    opc: command.opcode(),
                     nsid: self.ns.nsid,
                     slba: self.range.offset >> self.ns.facts.lbads,
                 };

@@ -23,7 +23,8 @@ use crate::nvme_ctrl::doorbells::Bell;
 use crate::nvme_ctrl::io::{Issue, Outcome, Task};
 use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
 use crate::nvme_ctrl::shared::{Shared, Tally};
-use crate::spec::{Status, opcode};
+use crate::spec::Status;
+use crate::spec::commands::nvm_name;
 
 /// A submission queue and what only its worker knows of it.
 #[derive(Debug)]
@@ -415,7 +416,7 @@ impl Core {
         if !outcome.status.is_success() {
             log::debug!(
                 "{} nsid {} slba {:#x} (sqid {} cid {:#x}): {:?}",
-                opcode::io::name(command.opc),
+                nvm_name(command.opc),
                 command.nsid,
                 command.slba,
                 command.sqid,
@@ -559,7 +560,7 @@ impl Core {
         for (index, command) in self.slots.iter_mut() {
             log::info!(
                 "in flight [{index}]: {} nsid {} slba {:#x} sqid {} cid {:#x} for {:?}{}{}",
-                opcode::io::name(command.opc),
+                nvm_name(command.opc),
                 command.nsid,
                 command.slba,
                 command.sqid,

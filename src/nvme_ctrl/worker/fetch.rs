@@ -13,7 +13,7 @@ use crate::memory::{DmaError, DmaMap};
 use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::io::{self, Context, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
-use crate::spec::opcode::io as opcode;
+use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
 
 /// Commands taken from one queue before the next one has its turn.
@@ -143,7 +143,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             sq.ring.advance();
             cq.ring.reserve();
             fetched += 1;
-            if sqe.opc != opcode::COPY {
+            if sqe.opc != NvmCommand::Copy.opcode() {
                 bounce.others_are_at_work();
             }
             if let Some(now) = now {
