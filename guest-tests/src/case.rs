@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 
+use crate::undo::{self, Undo};
+
 /// A folder below the system's temporary one, private to the user.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    keep: bool,
+    /// Removes it; `None` once it is to be kept.
+    undo: Option<Undo>,
 }
 
 impl Folder {
@@ -24,9 +27,10 @@ impl Folder {
         let name: String =
             name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(32).collect();
         let path = std::env::temp_dir().join(format!("vun-{}-{n}-{name}", std::process::id()));
+        let undo = Some(Undo::removes(&path));
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-        Ok(Self { path, keep: false })
+        Ok(Self { path, undo })
     }
 
     /// Where it is.
@@ -43,14 +47,22 @@ impl Folder {
 
     /// Leaves it behind for a human.
     pub fn keep(&mut self) {
-        self.keep = true;
+        self.undo.take().into_iter().for_each(Undo::keep);
+    }
+
+    /// Leaves it behind and says so, unless a signal ends us.
+    pub fn keep_and_say(&mut self) {
+        self.keep();
+        if !undo::interrupted() {
+            eprintln!("logs and images are in {}", self.path.display());
+        }
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if !self.keep && !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.path);
+        if std::thread::panicking() {
+            self.keep();
         }
     }
 }

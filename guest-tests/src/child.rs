@@ -2,14 +2,15 @@
 #![expect(unsafe_code, reason = "the death signal can only be set between fork and exec")]
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal};
 
 /// A running program.
@@ -26,11 +27,32 @@ fn running() -> MutexGuard<'static, BTreeSet<u32>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Set when the program ends: a child that is started after that would be left behind.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
 /// Kills all children: whoever waits for one of them, or for a guest in one, goes on with an error. For a case that hangs.
 pub fn kill_all() {
     for pid in running().iter().filter_map(|&p| Pid::from_raw(i32::try_from(p).ok()?)) {
+        // The group first: a compiler or a downloader has children of its own. The terminal's child leads no group.
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
+}
+
+/// Kills all children for good, and waits until they are gone, `limit` at most: none can be started any more.
+pub fn stop_all(limit: Duration) {
+    STOPPED.store(true, Ordering::SeqCst);
+    let until = Instant::now() + limit;
+    // Once killed a child is gone but for its entry, which whoever owns it takes away.
+    while running().iter().any(|&pid| !is_gone(pid)) && Instant::now() < until {
+        kill_all();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_gone(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, fields)| fields.starts_with('Z'))
 }
 
 type Order = (Command, Sender<io::Result<std::process::Child>>);
@@ -51,11 +73,21 @@ fn spawner() -> &'static Sender<Order> {
 }
 
 impl Child {
-    /// Starts `command`; `name` is for messages.
+    /// Starts `command` in a process group of its own, so that Ctrl-C reaches us alone and we end it; `name` is for messages.
     ///
     /// # Errors
     /// When the program cannot be started.
     pub fn spawn(mut command: Command, name: &str) -> anyhow::Result<Self> {
+        command.process_group(0);
+        Self::spawn_in_terminal(command, name)
+    }
+
+    /// Starts `command` in our process group: only there may it read from the terminal.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_in_terminal(mut command: Command, name: &str) -> anyhow::Result<Self> {
+        ensure!(!STOPPED.load(Ordering::SeqCst), "{name} is not started: the program ends");
         let parent = std::process::id();
         let prepare = move || {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -71,6 +103,30 @@ impl Child {
         let inner = answered.recv()?.with_context(|| format!("start {name}"))?;
         running().insert(inner.id());
         Ok(Self { inner, name: name.to_owned() })
+    }
+
+    /// Runs `command` to its end and answers all it writes; `line` gets each line of its standard error at once.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn output(mut command: Command, name: &str, line: &dyn Fn(&str)) -> anyhow::Result<Output> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = Self::spawn(command, name)?;
+        let (out, err) = (child.inner.stdout.take(), child.inner.stderr.take());
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| out.map_or(Ok(0), |mut out| out.read_to_end(&mut stdout)));
+            let mut err = err.map(BufReader::new);
+            let mut begin = 0;
+            while err.as_mut().map_or(Ok(0), |err| err.read_until(b'\n', &mut stderr))? > 0 {
+                line(String::from_utf8_lossy(&stderr[begin..]).trim_end());
+                begin = stderr.len();
+            }
+            reader.join().map_err(|_| io::Error::other("the reader of an output panicked"))?
+        })
+        .with_context(|| format!("output of {name}"))?;
+        let status = child.wait_forever().with_context(|| name.to_owned())?;
+        Ok(Output { status, stdout, stderr })
     }
 
     /// Process number.
@@ -118,7 +174,7 @@ impl Child {
             if let Some(status) = self.ended()? {
                 return Ok(status);
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -177,5 +233,16 @@ mod tests {
         child.signal(Signal::TERM).unwrap();
         assert!(!child.wait(Duration::from_secs(5)).unwrap().success());
         child.signal(Signal::TERM).unwrap();
+    }
+
+    #[test]
+    fn output_is_whole_and_lines_come_one_by_one() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "seq 20000; echo one >&2; printf two >&2; exit 3"]);
+        let lines = Mutex::new(Vec::new());
+        let out = Child::output(command, "sh", &|line| lines.lock().unwrap().push(line.to_owned())).unwrap();
+        assert_eq!(out.status.code(), Some(3));
+        assert!(out.stdout.ends_with(b"\n20000\n") && out.stderr == b"one\ntwo");
+        assert_eq!(lines.into_inner().unwrap(), ["one", "two"]);
     }
 }

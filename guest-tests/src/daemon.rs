@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use rustix::process::Signal;
 
+use crate::build;
 use crate::case::tail;
 use crate::child::Child;
-use crate::setup;
 use crate::vm::typed;
 
 /// Name of the daemon's log in the folder.
@@ -180,7 +180,7 @@ pub fn prepare() -> anyhow::Result<()> {
 /// The daemon's program, built if need be, in the profile this harness was built in.
 fn binary() -> anyhow::Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| build(false).map_err(|e| format!("{e:#}")));
+    let built = BUILT.get_or_init(|| compile(false).map_err(|e| format!("{e:#}")));
     built.clone().map_err(anyhow::Error::msg)
 }
 
@@ -189,7 +189,7 @@ fn binary() -> anyhow::Result<PathBuf> {
 /// # Errors
 /// What the compiler says.
 pub fn optimized() -> anyhow::Result<PathBuf> {
-    build(true)
+    compile(true)
 }
 
 /// The folder cargo builds into.
@@ -209,20 +209,19 @@ fn profile() -> anyhow::Result<PathBuf> {
     Ok(profile.to_owned())
 }
 
-fn build(optimized: bool) -> anyhow::Result<PathBuf> {
+fn compile(optimized: bool) -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os(OVERRIDE).filter(|p| !p.is_empty()) {
         return Ok(path.into());
     }
     let target = target()?;
     let profile = if optimized { target.join("release") } else { profile()? };
-    let mut command = setup::cargo();
+    let mut command = build::cargo();
     // For the whole workspace, so that it is the same build as that of `cargo test --workspace` and done already there.
-    command.args(["build", "--quiet", "--workspace", "--bin", NAME]).arg("--target-dir").arg(target);
+    command.args(["build", "--workspace", "--bin", NAME]).arg("--target-dir").arg(target);
     if profile.ends_with("release") {
         command.arg("--release");
     }
-    let out = command.output().context("cargo, to build the daemon")?;
-    ensure!(out.status.success(), "the daemon does not build:\n{}", String::from_utf8_lossy(&out.stderr));
+    build::run(command, "the daemon")?;
     Ok(profile.join(NAME))
 }
 

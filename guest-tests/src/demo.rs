@@ -14,8 +14,9 @@ use crate::device::{Device, Kind, Spec};
 use crate::guest::{BOOT_LIMIT, Guest};
 use crate::model::Model;
 use crate::nvme::{self, Copy};
+use crate::progress;
 use crate::setup::{self, Kernel};
-use crate::vm::{Accel, Console, Vm};
+use crate::vm::Vm;
 
 /// Options of `guest demo`.
 #[derive(Debug, Default, Args)]
@@ -47,13 +48,12 @@ const MSRC: u32 = 7;
 /// # Errors
 /// The first thing that is not as it must be.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    let environment = setup::setup(&[Kernel::Stable], &|line| eprintln!("{line}"))?;
+    let environment = setup::setup(&[Kernel::Stable])?;
     let mut folder = Folder::new("demo")?;
     let image = folder.file("demo.img");
     let result = show(options, &environment, folder.path(), &image);
     if result.is_err() {
-        folder.keep();
-        eprintln!("logs and image are in {}", folder.path().display());
+        folder.keep_and_say();
     }
     result.map(|()| ExitCode::SUCCESS)
 }
@@ -77,18 +77,13 @@ fn show(
         )],
     };
     let device = Device::start(options.device, &spec, folder)?;
-    let mut vm = Vm {
-        kernel: environment.kernel(Kernel::Stable),
-        initramfs: environment.initramfs(Some(Kernel::Stable), None)?,
-        memory: 1024,
-        cpus: 2,
-        accel: Accel::Tcg,
+    let kernel = Kernel::Stable;
+    let vm = Vm {
+        accel: accel::choose(options.accel, environment)?,
         nvme: device.nvme.clone(),
-        append: vec![],
-        console: Console::Log,
-        reboots: false,
+        ..Vm::new(environment.kernel(kernel), environment.initramfs(Some(kernel), None)?)
     };
-    vm.accel = accel::choose(options.accel, environment, &vm)?;
+    progress::say("booting the guest");
     let guest = Guest::boot(&environment.qemu, &vm, folder, BOOT_LIMIT)?;
     println!("vfio-user-nvme demo");
     line(

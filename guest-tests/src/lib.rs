@@ -15,6 +15,7 @@
 
 pub mod accel;
 pub mod bench;
+mod build;
 pub mod case;
 pub mod channel;
 pub mod child;
@@ -26,8 +27,10 @@ pub mod guest;
 pub mod model;
 pub mod nvme;
 pub mod nvme_cli;
+pub mod progress;
 pub mod run;
 pub mod setup;
+pub mod undo;
 pub mod vm;
 
 pub use daemon::Daemon;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use guest_tests::{bench, demo, run, setup};
+use guest_tests::{bench, demo, run, setup, undo};
 
 /// A real Linux guest in a real QEMU with our NVMe device
 #[derive(Debug, Parser)]
@@ -30,14 +30,18 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().what {
+    let what = Arguments::parse().what;
+    let result = undo::when_interrupted().and_then(|()| match what {
         What::Setup { all } => set_up(all),
         What::Run(options) => run::run(&options),
         What::Demo(options) => demo::run(&options),
         What::Bench(options) => bench::run(&options),
-    };
+    });
+    undo::settle();
     result.unwrap_or_else(|error| {
-        eprintln!("cargo guest: {error:#}");
+        let error = format!("{error:#}");
+        eprintln!("cargo guest: {error}");
+        setup::advice(&error).into_iter().for_each(|advice| eprintln!("{advice}"));
         ExitCode::FAILURE
     })
 }
@@ -45,12 +49,7 @@ fn main() -> ExitCode {
 fn set_up(all: bool) -> anyhow::Result<ExitCode> {
     let kernels =
         if all { vec![setup::Kernel::Stable, setup::Kernel::Newest] } else { vec![setup::Kernel::Stable] };
-    let environment = setup::setup(&kernels, &|line| eprintln!("{line}"))?;
-    println!(
-        "ready: QEMU {} ({}), {}",
-        environment.qemu.version(),
-        environment.qemu.origin(),
-        environment.folder().display()
-    );
+    let environment = setup::setup(&kernels)?;
+    println!("ready: {}, {}", environment.folder().display(), environment.versions()?);
     Ok(ExitCode::SUCCESS)
 }

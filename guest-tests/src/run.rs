@@ -63,7 +63,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         "newest" => Some(Kernel::Newest),
         _ => None,
     };
-    let environment = setup::setup(ours.as_slice(), &|line| eprintln!("{line}"))?;
+    let environment = setup::setup(ours.as_slice())?;
     let kernel = match ours {
         Some(kernel) => environment.kernel(kernel),
         None => std::path::absolute(&options.kernel)?,
@@ -83,7 +83,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         console: if options.command.is_empty() { Console::Terminal } else { Console::Log },
         reboots: options.command.is_empty(),
     };
-    vm.accel = accel::choose(options.accel, &environment, &vm)?;
+    vm.accel = accel::choose(options.accel, &environment)?;
     let mut folder = Folder::new("run")?;
     leave_nothing_when_interrupted(vec![folder.path().to_owned()])?;
     let spec = Spec { nvme: options.nvme.clone(), namespaces: options.nvme_ns.clone() };

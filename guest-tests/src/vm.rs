@@ -89,6 +89,22 @@ pub const AGENT_SOCKET: &str = "agent";
 pub const SERIAL_LOG: &str = "serial.log";
 
 impl Vm {
+    /// A machine by translation with two processors and 1 GiB, without a device.
+    #[must_use]
+    pub fn new(kernel: PathBuf, initramfs: PathBuf) -> Self {
+        Self {
+            kernel,
+            initramfs,
+            memory: 1024,
+            cpus: 2,
+            accel: Accel::Tcg,
+            nvme: Nvme::None,
+            append: vec![],
+            console: Console::Log,
+            reboots: false,
+        }
+    }
+
     /// The whole command line; sockets and logs lie in `folder`.
     #[must_use]
     pub fn command(&self, qemu: &Qemu, folder: &Path) -> Command {

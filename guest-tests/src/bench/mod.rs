@@ -10,7 +10,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -21,9 +21,10 @@ use crate::accel::{self, Wanted};
 use crate::case::Folder;
 use crate::daemon::{self, Daemon};
 use crate::guest::{BOOT_LIMIT, Guest};
-use crate::run::leave_nothing_when_interrupted;
+use crate::progress;
 use crate::setup::{self, Kernel, Qemu};
-use crate::vm::{Accel, Console, Nvme, QemuNs, QemuNvme, Vm};
+use crate::undo::Undo;
+use crate::vm::{Nvme, QemuNs, QemuNvme, Vm};
 use rows::{BLOCK, ROWS, Row, Target};
 use stats::Summary;
 
@@ -146,17 +147,13 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     ensure!(options.cpus >= 4, "--cpus: 4 at least, one for each of the four jobs");
     let rows: Vec<Row> = ROWS.into_iter().filter(|r| r.name.contains(&options.only)).collect();
     ensure!(!rows.is_empty(), "no row's name contains {:?}", options.only);
-    let environment = setup::setup(&[Kernel::Stable], &|line| eprintln!("{line}"))?;
+    let environment = setup::setup(&[Kernel::Stable])?;
     let out = daemon::target()?.join("guest-bench");
     fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
     let images = Images::new(options.images.as_deref().unwrap_or(&out))?;
     let mut folder = Folder::new("bench")?;
-    leave_nothing_when_interrupted(vec![folder.path().to_owned(), images.folder.clone()])?;
     let result = compare(options, &environment, &folder, &images, &rows);
-    let (facts, measured) = result.inspect_err(|_| {
-        folder.keep();
-        eprintln!("logs are in {}", folder.path().display());
-    })?;
+    let (facts, measured) = result.inspect_err(|_| folder.keep_and_say())?;
     print!("{}", table(&facts, &measured));
     let report = json!({
         "facts": facts.lines().collect::<std::collections::BTreeMap<_, _>>(),
@@ -171,17 +168,19 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
 
 /// The two images; gone when dropped.
 struct Images {
-    folder: PathBuf,
     ours: PathBuf,
     qemu: PathBuf,
+    /// Removes their folder.
+    _undo: Undo,
 }
 
 impl Images {
     fn new(parent: &Path) -> anyhow::Result<Self> {
         // Not those of a second benchmark that runs at the same time.
         let folder = std::path::absolute(parent)?.join(format!("images-{}", std::process::id()));
+        let undo = Undo::removes(&folder);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        Ok(Self { ours: folder.join("ours.img"), qemu: folder.join("qemu.img"), folder })
+        Ok(Self { ours: folder.join("ours.img"), qemu: folder.join("qemu.img"), _undo: undo })
     }
 
     /// Every byte is written and on the disk before anything is measured.
@@ -197,12 +196,6 @@ impl Images {
     }
 }
 
-impl Drop for Images {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
 fn compare(
     options: &Options,
     environment: &setup::Environment,
@@ -213,7 +206,7 @@ fn compare(
     let (runs, seconds, size) =
         if options.quick { (3, 0.3, 128) } else { (options.runs, options.seconds, options.size) };
     let program = daemon::optimized()?;
-    eprintln!("writing two images of {size} MiB");
+    progress::say(&format!("writing two images of {size} MiB"));
     images.write(size)?;
     let aio = best_aio(&environment.qemu, &images.qemu)?;
     let mut controller = vec![format!("serial={OURS},{CONTROLLER},aio={aio}")];
@@ -236,33 +229,26 @@ fn compare(
         }],
         aio: Some(aio.to_owned()),
     };
+    let kernel = Kernel::Stable;
     let mut vm = Vm {
-        kernel: environment.kernel(Kernel::Stable),
-        initramfs: environment.initramfs(Some(Kernel::Stable), None)?,
-        memory: 1024,
         cpus: options.cpus,
-        accel: Accel::Tcg,
-        nvme: Nvme::None,
-        append: vec![],
-        console: Console::Log,
-        reboots: false,
+        accel: accel::choose(options.accel, environment)?,
+        ..Vm::new(environment.kernel(kernel), environment.initramfs(Some(kernel), None)?)
     };
-    vm.accel = accel::choose(options.accel, environment, &vm)?;
     let mut measured: Vec<Measured> =
         rows.iter().map(|&row| Measured { row, ours: vec![], qemu: vec![] }).collect();
     let boots = options.boots.min(runs);
     let mut known = None;
-    let start = Instant::now();
     for boot in 0..boots {
         let daemon =
             Daemon::start_program(&program, folder.path(), &controller, std::slice::from_ref(&namespace))?;
         vm.nvme = Nvme::Several(vec![Nvme::VfioUser(daemon.socket().to_owned()), Nvme::Qemu(qemus.clone())]);
-        eprintln!("[{:4.0} s] booting the guest", start.elapsed().as_secs_f32());
+        progress::say("booting the guest");
         let guest = Guest::boot(&environment.qemu, &vm, folder.path(), BOOT_LIMIT)?;
         let targets = [target(&guest, "ours", OURS)?, target(&guest, "qemu", QEMUS)?];
         known = Some((guest.kernel().to_owned(), queues(&guest)?));
         for run in share(runs, boots, boot) {
-            eprintln!("[{:4.0} s] run {} of {runs}", start.elapsed().as_secs_f32(), run + 1);
+            progress::say(&format!("run {} of {runs}", run + 1));
             for m in &mut measured {
                 m.run(&guest, &targets, run, Duration::from_secs_f64(seconds))?;
             }

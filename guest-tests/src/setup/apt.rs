@@ -7,7 +7,10 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, bail, ensure};
 
-use super::Kernel;
+use super::{Kernel, cache};
+use crate::child::Child;
+use crate::progress;
+use crate::undo::Undo;
 
 /// Names the archive (`scheme://host/path`) when the system's own configuration does not.
 const MIRROR: &str = "VFIO_USER_NVME_GUEST_MIRROR";
@@ -20,7 +23,7 @@ const KEYRINGS: [&str; 2] =
 
 /// What no program here needs: package tools, service managers, interpreters, option ROMs, user interfaces. What is left is
 /// proven to be enough by asking the loader, so a wrong entry is found at once.
-const DROPPED: [&str; 34] = [
+const DROPPED: [&str; 37] = [
     "adduser",
     "base-passwd",
     "dbus",
@@ -30,6 +33,7 @@ const DROPPED: [&str; 34] = [
     "gcc-14-base",
     "init-system-helpers",
     "ipxe-qemu",
+    "libaudit*",
     "libdb5.3t64",
     "libdebconfclient0",
     "libicu76",
@@ -40,6 +44,7 @@ const DROPPED: [&str; 34] = [
     "libsemanage*",
     "libsepol2",
     "libsqlite3-0",
+    "libsubid5",
     "libsystemd-shared",
     "login.defs",
     "logsave",
@@ -54,6 +59,7 @@ const DROPPED: [&str; 34] = [
     "systemd",
     "tar",
     "tzdata",
+    "uidmap",
     "uuid-runtime",
 ];
 /// One package file of the archive.
@@ -67,10 +73,11 @@ pub(super) struct Package {
     pub(super) size: u64,
 }
 
-/// The private apt in its folder.
+/// The private apt in its folder, which goes with it: lists and package files are bigger than they are worth.
 pub(super) struct Apt {
     dir: PathBuf,
     base: String,
+    _folder: Undo,
 }
 
 impl Apt {
@@ -81,6 +88,7 @@ impl Apt {
             "the keys of the Debian archive are missing: install the package debian-archive-keyring \
              (Ubuntu has it too)"
         })?;
+        let folder = Undo::removes(dir);
         for sub in ["state/lists/partial", "cache/archives/partial", "debs"] {
             fs::create_dir_all(dir.join(sub))?;
         }
@@ -129,7 +137,7 @@ pkgCacheGen::Essential "none";
 "#
             ),
         )?;
-        Ok(Self { dir: dir.to_owned(), base })
+        Ok(Self { dir: dir.to_owned(), base, _folder: folder })
     }
 
     /// Address of the archive, without credentials.
@@ -147,7 +155,7 @@ pkgCacheGen::Essential "none";
             .current_dir(self.dir.join("debs"))
             .env("LC_ALL", "C")
             .env("DEBIAN_FRONTEND", "noninteractive");
-        let out = command.output().context("apt-get")?;
+        let out = Child::output(command, "apt-get", &|_| {})?;
         if !out.status.success() {
             let all = [out.stdout, out.stderr].concat();
             let text = String::from_utf8_lossy(&all);
@@ -161,7 +169,14 @@ pkgCacheGen::Essential "none";
 
     /// Fetches the package lists.
     pub(super) fn update(&self) -> anyhow::Result<()> {
-        self.apt(&["update", "--error-on=any"]).map(drop).context(
+        let lists = self.dir.join("state/lists");
+        progress::during(
+            &format!("package lists from {} (10 MB)", self.base()),
+            || format!("{} MB", cache::size(&lists) >> 20),
+            || self.apt(&["update", "--error-on=any"]),
+        )
+        .map(drop)
+        .context(
             "the package lists could not be fetched: is the network there, and does the mirror carry Debian?",
         )
     }
@@ -199,15 +214,20 @@ pkgCacheGen::Essential "none";
         Ok(packages)
     }
 
-    /// Downloads (apt checks the hashes) and answers the files.
-    pub(super) fn download(&self, packages: &[Package]) -> anyhow::Result<Vec<PathBuf>> {
+    /// Downloads `packages`, which are `what` for messages (apt checks the hashes), and answers the files.
+    pub(super) fn download(&self, packages: &[Package], what: &str) -> anyhow::Result<Vec<PathBuf>> {
         let debs = self.dir.join("debs");
         for entry in fs::read_dir(&debs)? {
             fs::remove_file(entry?.path())?;
         }
         let exact: Vec<String> = packages.iter().map(|p| format!("{}={}", p.name, p.version)).collect();
         let args: Vec<&str> = std::iter::once("download").chain(exact.iter().map(String::as_str)).collect();
-        self.apt(&args)?;
+        let size = packages.iter().map(|p| p.size).sum::<u64>().div_ceil(1 << 20);
+        progress::during(
+            &format!("downloading {what}: {}, {size} MB", named(packages)),
+            || format!("{} of {size} MB", cache::size(&debs) >> 20),
+            || self.apt(&args),
+        )?;
         let mut files: Vec<PathBuf> =
             fs::read_dir(&debs)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
         files.retain(|f| f.extension().is_some_and(|e| e == "deb"));
@@ -215,10 +235,13 @@ pkgCacheGen::Essential "none";
         files.sort();
         Ok(files)
     }
+}
 
-    /// Removes lists and package files; both are bigger than they are worth.
-    pub(super) fn clean(&self) -> anyhow::Result<()> {
-        super::cache::remove(&self.dir)
+/// A few by name, many by number.
+fn named(packages: &[Package]) -> String {
+    match packages {
+        [] | [_] | [_, _] => packages.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(" "),
+        _ => format!("{} packages", packages.len()),
     }
 }
 

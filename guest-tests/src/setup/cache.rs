@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 
+use crate::progress;
+
 /// Goes up whenever the recipe changes what it leaves behind.
-const RECIPE: &str = "guest-1";
+const RECIPE: &str = "guest-2";
 
 /// Names the folder itself, for machines whose home is small or slow.
 pub(super) const OVERRIDE: &str = "VFIO_USER_NVME_GUEST_DIR";
@@ -51,8 +53,21 @@ pub(crate) fn workspace() -> &'static Path {
 pub(super) fn lock(root: &Path) -> anyhow::Result<File> {
     let path = root.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    rustix::fs::flock(&file, FlockOperation::LockExclusive).context("lock the cache folder")?;
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let wait = || rustix::fs::flock(&file, FlockOperation::LockExclusive);
+        progress::during("waiting: another process works in the cache folder", String::new, wait)
+            .context("lock the cache folder")?;
+    }
     Ok(file)
+}
+
+/// What earlier recipes left beside `root`.
+pub(super) fn older(root: &Path) -> Vec<PathBuf> {
+    let beside = root.parent().and_then(|parent| fs::read_dir(parent).ok());
+    let mut found: Vec<PathBuf> = beside.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let recipe = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("guest-"));
+    found.retain(|path| recipe(path) && path != root);
+    found
 }
 
 /// Is `part` complete?

@@ -85,20 +85,20 @@ pub(super) fn join(dir: &Path, parts: &[PathBuf], agent: &Path) -> anyhow::Resul
     }
     fs::create_dir_all(dir)?;
     prune(dir)?;
-    // Two processes may do this at once: each writes its own file and the last rename wins with the same content.
-    let part_file = dir.join(format!("{}.part", std::process::id()));
-    let mut to = BufWriter::new(fs::File::create(&part_file)?);
-    for part in parts {
-        let mut from = fs::File::open(part)?;
-        let n = std::io::copy(&mut from, &mut to)?;
-        // The kernel looks for the next archive at multiples of four bytes only.
-        let gap = n.next_multiple_of(512) - n;
-        to.write_all(&vec![0; usize::try_from(gap)?])?;
-    }
-    let mut cpio = Cpio::new(to);
-    cpio.file("guest/guest-agent", 0o755, &agent)?;
-    cpio.finish()?.into_inner()?;
-    fs::rename(&part_file, &path)?;
+    write_whole(&path, |file| {
+        let mut to = BufWriter::new(file);
+        for part in parts {
+            let mut from = fs::File::open(part)?;
+            let n = std::io::copy(&mut from, &mut to)?;
+            // The kernel looks for the next archive at multiples of four bytes only.
+            let gap = n.next_multiple_of(512) - n;
+            to.write_all(&vec![0; usize::try_from(gap)?])?;
+        }
+        let mut cpio = Cpio::new(to);
+        cpio.file("guest/guest-agent", 0o755, &agent)?;
+        cpio.finish()?.flush()?;
+        Ok(())
+    })?;
     Ok(path)
 }
 

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, bail, ensure};
 
 use super::{cache, initramfs, sysroot};
+use crate::child::Child;
 
 /// What the cases need and the cloud kernel does not have built in; those that are built in are passed over.
 const MODULES: [&str; 1] = ["xfs"];
@@ -21,8 +22,10 @@ pub(super) fn bring(packages: &[PathBuf], dir: &Path) -> anyhow::Result<()> {
     }
     let image = find(&tree, &|name| name == "vmlinuz" || name.starts_with("vmlinuz-"))
         .context("the kernel package has no vmlinuz")?;
-    let vmlinux = uncompressed(&fs::read(&image)?, dir).with_context(|| image.display().to_string())?;
+    let packed = fs::read(&image)?;
+    let vmlinux = uncompressed(&packed, dir).with_context(|| image.display().to_string())?;
     fs::write(dir.join("vmlinux"), vmlinux)?;
+    fs::write(dir.join("release"), release(&packed).with_context(|| image.display().to_string())?)?;
     let modules = modules(&tree, dir)?;
     initramfs::modules(&modules, &dir.join("modules.cpio"))?;
     cache::remove(&tree)
@@ -68,12 +71,22 @@ fn payload(image: &[u8]) -> anyhow::Result<&[u8]> {
     image.get(start..start + field(0x24c)?).context("payload lies outside the image")
 }
 
+/// What `uname -r` will say (boot.rst: `kernel_version`, the offset of a text behind the boot sector).
+fn release(image: &[u8]) -> anyhow::Result<String> {
+    let at = image.get(0x20e..0x210).context("too short for a kernel image")?;
+    let text =
+        image.get(usize::from(u16::from_le_bytes([at[0], at[1]])) + 512..).context("no version text")?;
+    let end = text.iter().position(|b| b" \0".contains(b)).context("no end of the version text")?;
+    Ok(String::from_utf8_lossy(&text[..end]).into_owned())
+}
+
 /// apt's own helper knows every compression packages come in, and is on every machine that got this far.
 fn decompress(data: &[u8], suffix: &str, scratch: &Path) -> anyhow::Result<Vec<u8>> {
     let file = scratch.join(format!("scratch.{suffix}"));
     fs::write(&file, data)?;
-    let out =
-        Command::new("/usr/lib/apt/apt-helper").arg("cat-file").arg(&file).output().context("apt-helper")?;
+    let mut command = Command::new("/usr/lib/apt/apt-helper");
+    command.arg("cat-file").arg(&file);
+    let out = Child::output(command, "apt-helper", &|_| {})?;
     fs::remove_file(&file)?;
     // For a kernel's payload the size behind the compressed stream is trailing garbage: output complete, status not.
     ensure!(!out.stdout.is_empty(), "apt-helper: {}", String::from_utf8_lossy(&out.stderr).trim());
@@ -141,6 +154,10 @@ mod tests {
         image[0x24c..0x250].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(payload(&image).is_err());
         assert!(payload(b"MZ").is_err());
+        image[0x20e..0x210].copy_from_slice(&0x300u16.to_le_bytes());
+        image[0x500..0x50f].copy_from_slice(b"6.1.0-x (build)");
+        assert_eq!(release(&image).unwrap(), "6.1.0-x");
+        assert!(release(b"MZ").is_err());
     }
 
     #[test]

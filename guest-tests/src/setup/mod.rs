@@ -5,45 +5,36 @@
 
 mod agent;
 mod apt;
+mod bring;
 mod cache;
 mod cpio;
 mod initramfs;
 mod kernel;
 mod python;
 mod qemu;
+mod space;
 mod sysroot;
 
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-pub(crate) use agent::cargo;
+use crate::undo::Undo;
+pub(crate) use cache::workspace;
 pub use python::{PYTHON, python};
 pub use qemu::Qemu;
+pub use space::advice;
 pub use sysroot::Sysroot;
 
-/// Programs that must be in the guest, with the place their package puts them.
-const GUEST_PROGRAMS: [&str; 8] = [
-    "usr/bin/busybox",
-    "usr/sbin/nvme",
-    "usr/bin/fio",
-    "usr/sbin/mkfs.ext4",
-    "usr/sbin/e2fsck",
-    "usr/sbin/mkfs.xfs",
-    "usr/sbin/xfs_repair",
-    "usr/sbin/sfdisk",
-];
-
-/// Packages behind [`GUEST_PROGRAMS`].
-const GUEST_PACKAGES: [&str; 6] = ["busybox-static", "nvme-cli", "fio", "e2fsprogs", "xfsprogs", "fdisk"];
+/// Where its package puts the program that shares a folder of the host with a guest.
+pub(crate) const VIRTIOFSD: &str = "usr/libexec/virtiofsd";
 
 /// Which guest kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kernel {
-    /// The stable release's (6.12): user space may set Host Behavior Support, so Copy formats 2 and 3 can be tried.
+    /// The stable release's (6.12).
     Stable,
     /// The newest the archive has (7.x).
     Newest,
@@ -93,6 +84,31 @@ impl Environment {
         initramfs::join(&self.root.join("boot"), &parts, &agent)
     }
 
+    /// A kernel of ours that is there, the stable one first.
+    pub(crate) fn any_kernel(&self) -> Option<Kernel> {
+        [Kernel::Stable, Kernel::Newest].into_iter().find(|k| cache::stamped(&self.root, k.name()))
+    }
+
+    /// What is in it, in one line: QEMU, the kernels that are there, and the guest's nvme-cli and fio.
+    ///
+    /// # Errors
+    /// When a program does not start.
+    pub fn versions(&self) -> anyhow::Result<String> {
+        let mut all = vec![format!("QEMU {} ({})", self.qemu.version(), self.qemu.origin())];
+        for kernel in [Kernel::Stable, Kernel::Newest] {
+            if cache::stamped(&self.root, kernel.name()) {
+                let release = fs::read_to_string(self.root.join(format!("kernel-{kernel}/release")))?;
+                all.push(format!("Linux {release} ({kernel})"));
+            }
+        }
+        for program in ["usr/sbin/nvme", "usr/bin/fio"] {
+            let out = self.sysroot.command(program).arg("--version").output().context(program)?;
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            all.push(text.lines().next().unwrap_or("?").trim().to_owned());
+        }
+        Ok(all.join(", "))
+    }
+
     /// The cache folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -102,11 +118,11 @@ impl Environment {
 
 /// Makes what is missing for `kernels` and answers the environment. Safe to call from several processes at once.
 ///
-/// `progress` gets a line for each step that takes time, none when there is nothing to do.
+/// Each step that takes time says so; where there is nothing to do nothing is said.
 ///
 /// # Errors
 /// Text for a human: what could not be done and what to do instead.
-pub fn setup(kernels: &[Kernel], progress: &dyn Fn(&str)) -> anyhow::Result<Environment> {
+pub fn setup(kernels: &[Kernel]) -> anyhow::Result<Environment> {
     ensure!(
         cfg!(target_arch = "x86_64"),
         "guests are x86_64 only so far, and this harness was built for another processor"
@@ -116,7 +132,7 @@ pub fn setup(kernels: &[Kernel], progress: &dyn Fn(&str)) -> anyhow::Result<Envi
     let missing: Vec<Kernel> = kernels.iter().copied().filter(|k| !cache::stamped(&root, k.name())).collect();
     let programs_missing = !cache::stamped(&root, "programs");
     if programs_missing || !missing.is_empty() {
-        bring(&root, programs_missing, &missing, progress)
+        bring::bring(&root, programs_missing, &missing)
             .with_context(|| format!("the guest environment could not be made in {}", root.display()))?;
     }
     let sysroot = Sysroot::new(root.join("sysroot"));
@@ -124,70 +140,14 @@ pub fn setup(kernels: &[Kernel], progress: &dyn Fn(&str)) -> anyhow::Result<Envi
     Ok(Environment { sysroot, qemu, root })
 }
 
-fn bring(root: &Path, programs: bool, kernels: &[Kernel], progress: &dyn Fn(&str)) -> anyhow::Result<()> {
-    let start = Instant::now();
-    let say = |text: String| progress(&format!("[{:5.1} s] {text}", start.elapsed().as_secs_f32()));
-    say(format!("guest environment: {}", root.display()));
-    let installed = if programs { Qemu::installed() } else { None };
-    let apt = apt::Apt::new(&root.join("apt"))?;
-    say(format!("package lists from {}", apt.base()));
-    apt.update()?;
-    if programs {
-        let sysroot_dir = root.join("sysroot");
-        cache::remove(&sysroot_dir)?;
-        let mut wanted = GUEST_PACKAGES.to_vec();
-        match &installed {
-            Some(qemu) => say(format!("QEMU: {} is installed and knows vfio-user-pci", qemu.version())),
-            None => wanted.extend(["qemu-system-x86", "seabios"]),
-        }
-        let packages = apt.closure(&wanted)?;
-        say(format!("{} packages, {} MB", packages.len(), megabytes(&packages)));
-        let files = apt.download(&packages)?;
-        say("unpacking".into());
-        let sysroot = Sysroot::new(sysroot_dir);
-        sysroot.prepare()?;
-        for file in &files {
-            sysroot.unpack(file)?;
-        }
-        sysroot.trim()?;
-        let mut proven: Vec<&str> = GUEST_PROGRAMS.to_vec();
-        proven.push("usr/sbin/debugfs");
-        if installed.is_none() {
-            proven.push("usr/bin/qemu-system-x86_64");
-        }
-        say("every program finds its libraries in the private folder only".into());
-        for program in proven {
-            sysroot.prove(program)?;
-        }
-        let qemu = Qemu::find(&sysroot)?;
-        say(format!("QEMU {}", qemu.version()));
-        initramfs::programs(&sysroot, &GUEST_PROGRAMS, &root.join("programs.cpio"))?;
-        cache::stamp(root, "programs")?;
-    }
-    for &kernel in kernels {
-        let packages = apt.kernel_packages(kernel)?;
-        let names: Vec<&str> = packages.iter().map(|p| p.name.as_str()).collect();
-        say(format!("guest kernel: {}, {} MB", names.join(" "), megabytes(&packages)));
-        let files = apt.download(&packages)?;
-        let dir = root.join(format!("kernel-{kernel}"));
-        cache::remove(&dir)?;
-        kernel::bring(&files, &dir)?;
-        cache::stamp(root, kernel.name())?;
-    }
-    apt.clean()?;
-    cache::remove(&root.join("boot"))?;
-    say(format!("done, {} MB on disk", cache::size(root) >> 20));
-    Ok(())
-}
-
-fn megabytes(packages: &[apt::Package]) -> u64 {
-    packages.iter().map(|p| p.size).sum::<u64>().div_ceil(1 << 20)
-}
-
 /// Writes a file so that it is there completely or not at all.
 fn write_whole(path: &Path, write: impl FnOnce(&mut fs::File) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let part = path.with_extension("part");
+    // Two processes may do this at once: each writes its own file.
+    let part = path.with_extension(format!("{}.part", std::process::id()));
+    let unfinished = Undo::removes(&part);
     let mut file = fs::File::create(&part).with_context(|| format!("create {}", part.display()))?;
-    write(&mut file)?;
-    fs::rename(&part, path).with_context(|| format!("rename to {}", path.display()))
+    write(&mut file).with_context(|| format!("write {}", part.display()))?;
+    fs::rename(&part, path).with_context(|| format!("rename to {}", path.display()))?;
+    unfinished.keep();
+    Ok(())
 }

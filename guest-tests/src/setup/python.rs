@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use super::cpio::Cpio;
 use super::{Sysroot, apt, cache, write_whole};
+use crate::undo::Undo;
 
 /// Named one by one: what the interpreter's other packages bring, the test has no use for.
 const PACKAGES: [&str; 3] = ["python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib"];
@@ -23,12 +24,11 @@ const LEFT_OUT: [&str; 5] = ["__pycache__", "idlelib", "ensurepip", "pydoc_data"
 ///
 /// # Errors
 /// Text for a human: what could not be done.
-pub fn python(progress: &dyn Fn(&str)) -> anyhow::Result<PathBuf> {
+pub fn python() -> anyhow::Result<PathBuf> {
     let root = cache::folder()?;
     let _lock = cache::lock(&root)?;
     let archive = root.join("python.cpio");
     if !cache::stamped(&root, HOME) {
-        progress("Python for the guest");
         bring(&root, &archive).context("Python for the guest")?;
         cache::stamp(&root, HOME)?;
     }
@@ -41,9 +41,10 @@ fn bring(root: &Path, archive: &Path) -> anyhow::Result<()> {
     let packages = apt.closure(&PACKAGES)?;
     let dir = root.join("python-root");
     cache::remove(&dir)?;
+    let _scratch = Undo::removes(&dir);
     let sysroot = Sysroot::new(dir.clone());
     sysroot.prepare()?;
-    for file in apt.download(&packages)? {
+    for file in apt.download(&packages, "Python for the guest")? {
         sysroot.unpack(&file)?;
     }
     sysroot.trim()?;
@@ -60,9 +61,7 @@ fn bring(root: &Path, archive: &Path) -> anyhow::Result<()> {
         cpio.file(PYTHON.trim_start_matches('/'), 0o755, wrapper.as_bytes())?;
         cpio.finish()?;
         Ok(())
-    })?;
-    cache::remove(&dir)?;
-    apt.clean()
+    })
 }
 
 /// Adds `path` as `name`, with all that is below it.

@@ -11,6 +11,8 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+use crate::child::Child;
+
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 /// `ceph`: librados carries a run path of the host's there; a library path is looked at first.
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph"];
@@ -144,7 +146,9 @@ fn wants_loader(elf: &[u8]) -> bool {
 
 /// Unpacks a package without running any of its scripts.
 pub(super) fn unpack(package: &Path, to: &Path) -> anyhow::Result<()> {
-    let out = Command::new("dpkg-deb").arg("-x").arg(package).arg(to).output().context("dpkg-deb")?;
+    let mut command = Command::new("dpkg-deb");
+    command.arg("-x").arg(package).arg(to);
+    let out = Child::output(command, "dpkg-deb", &|_| {})?;
     ensure!(
         out.status.success(),
         "unpacking {}: {}",

@@ -13,7 +13,7 @@ mod probe;
 mod reset;
 mod session;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock};
@@ -23,6 +23,7 @@ use guest_tests::Kernel;
 use guest_tests::device::Kind;
 use guest_tests::nvme_cli::Tree;
 use guest_tests::vm::Nvme;
+use guest_tests::{setup, undo};
 use libtest_mimic::{Arguments, Failed, Trial};
 use session::{Shared, Skip, main_session, newest_session};
 
@@ -41,32 +42,49 @@ fn kind() -> Kind {
 /// Far above what any case needs on a busy machine; a case that hangs must not hang the suite.
 const DEADLINE: Duration = Duration::from_secs(240);
 
-/// What is made once and may take long: environment, agent, daemon, the verdict on KVM. No case's deadline pays for it.
-fn ready() -> Result<(), Failed> {
-    static READY: OnceLock<Result<(), String>> = OnceLock::new();
-    let made = READY.get_or_init(|| {
-        let prepare = || -> anyhow::Result<()> {
-            for kernel in [Kernel::Stable, Kernel::Newest] {
-                let environment = session::environment(kernel)?;
-                session::machine(&environment, kernel, Nvme::None)?;
-            }
-            if Tree::named()?.is_some() {
-                guest_tests::setup::python(&|line| eprintln!("{line}"))?;
-            }
-            if kind() == Kind::Daemon {
-                guest_tests::daemon::prepare()?;
-            }
-            Ok(())
+/// What is made once and may take long: environment, agent, daemon, the verdict on KVM. No case's deadline pays for it, and
+/// a kernel that cannot be had fails the cases on it alone.
+fn ready(kernel: Kernel) -> Result<(), Failed> {
+    static READY: OnceLock<BTreeMap<Kernel, Result<(), String>>> = OnceLock::new();
+    let ready = READY.get_or_init(|| {
+        let told = |made: anyhow::Result<()>| {
+            made.map_err(|error| {
+                let text = format!("{error:#}");
+                let advice = setup::advice(&text).unwrap_or_default();
+                format!("{text}\n{advice}")
+            })
         };
-        prepare().map_err(|e| format!("{e:#}"))
+        let common = told(prepare_all());
+        let each = |kernel| (kernel, common.clone().and_then(|()| told(prepare(kernel))));
+        let made = [Kernel::Stable, Kernel::Newest].map(each).into();
+        // A report on a failure begins with what it happened on.
+        if let Ok(versions) = session::environment(Kernel::Stable).and_then(|e| e.versions()) {
+            println!("{versions}");
+        }
+        made
     });
-    made.clone().map_err(Failed::from)
+    ready[&kernel].clone().map_err(Failed::from)
 }
 
-fn trial(name: &str, body: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+fn prepare(kernel: Kernel) -> anyhow::Result<()> {
+    let environment = session::environment(kernel)?;
+    session::machine(&environment, kernel, Nvme::None).map(drop)
+}
+
+fn prepare_all() -> anyhow::Result<()> {
+    if Tree::named()?.is_some() {
+        setup::python()?;
+    }
+    if kind() == Kind::Daemon {
+        guest_tests::daemon::prepare()?;
+    }
+    Ok(())
+}
+
+fn trial(name: &str, kernel: Kernel, body: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
     let own = name.to_owned();
     Trial::test(name, move || {
-        ready()?;
+        ready(kernel)?;
         let (done, result) = channel();
         std::thread::spawn(move || {
             let _ = done.send(body());
@@ -97,13 +115,13 @@ fn trial(name: &str, body: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
 type Case = (&'static str, fn(&session::Session) -> Outcome);
 
 /// Cases on one shared guest; the guest goes when the last of them is done.
-fn shared(make: fn() -> anyhow::Result<session::Session>, cases: &[Case]) -> Vec<Trial> {
+fn shared(kernel: Kernel, make: fn() -> anyhow::Result<session::Session>, cases: &[Case]) -> Vec<Trial> {
     let shared = Arc::new(Shared::new(make));
     cases
         .iter()
         .map(|&(name, case)| {
             let shared = Arc::clone(&shared);
-            trial(name, move || shared.run(name, case))
+            trial(name, kernel, move || shared.run(name, case))
         })
         .collect()
 }
@@ -113,6 +131,7 @@ fn main() -> ExitCode {
     // Each guest has two processors already; more than one at a time only makes all of them slow.
     arguments.test_threads.get_or_insert(1);
     let mut trials = shared(
+        Kernel::Stable,
         main_session,
         &[
             ("probe::clean", probe::clean),
@@ -143,6 +162,7 @@ fn main() -> ExitCode {
         ],
     );
     trials.extend(shared(
+        Kernel::Newest,
         newest_session,
         &[
             ("newest::clean", probe::clean),
@@ -152,11 +172,16 @@ fn main() -> ExitCode {
         ],
     ));
     trials.extend([
-        trial("life::reboot_and_second_guest", life::reboot_and_second_guest),
-        trial("life::kill_keeps_acknowledged_writes", life::kill),
-        trial("demo", life::demo),
+        trial("life::reboot_and_second_guest", Kernel::Stable, life::reboot_and_second_guest),
+        trial("life::kill_keeps_acknowledged_writes", Kernel::Stable, life::kill),
+        trial("demo", Kernel::Stable, life::demo),
     ]);
+    if let Err(error) = undo::when_interrupted() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    undo::settle();
     let left = children();
     if !left.is_empty() {
         eprintln!("processes were left behind: {left:?}");

@@ -19,7 +19,7 @@ pub fn copy_test(s: &Session) -> Outcome {
             "{TREE} names no development tree of nvme-cli (see \"Tests\" in README.md)"
         ));
     };
-    let archive = setup::python(&|line| eprintln!("{line}"))?;
+    let archive = setup::python()?;
     s.guest.put("/tmp/python.cpio", 0o600, &std::fs::read(archive)?)?;
     s.guest.sh("cd /; cpio -id < /tmp/python.cpio 2>&1; rm /tmp/python.cpio")?;
     tree.put(&s.guest)?;

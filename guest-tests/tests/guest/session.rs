@@ -12,7 +12,7 @@ use guest_tests::case::Folder;
 use guest_tests::device::{Device, Kind, Spec};
 use guest_tests::guest::BOOT_LIMIT;
 use guest_tests::model;
-use guest_tests::vm::{Accel, Console, Nvme, Vm};
+use guest_tests::vm::{Nvme, Vm};
 use guest_tests::{Environment, Guest, Kernel, nvme, setup};
 
 use crate::{Outcome, kind};
@@ -81,24 +81,13 @@ pub struct Session {
 
 /// The environment, made if it is not there.
 pub fn environment(kernel: Kernel) -> anyhow::Result<Environment> {
-    setup::setup(&[kernel], &|line| eprintln!("{line}"))
+    setup::setup(&[kernel])
 }
 
 /// A machine for `kernel` with `nvme`.
 pub fn machine(environment: &Environment, kernel: Kernel, nvme: Nvme) -> anyhow::Result<Vm> {
-    let mut vm = Vm {
-        kernel: environment.kernel(kernel),
-        initramfs: environment.initramfs(Some(kernel), None)?,
-        memory: 1024,
-        cpus: 2,
-        accel: Accel::Tcg,
-        nvme,
-        append: vec![],
-        console: Console::Log,
-        reboots: false,
-    };
-    vm.accel = accel::choose(Wanted::Auto, environment, &vm)?;
-    Ok(vm)
+    let accel = accel::choose(Wanted::Auto, environment)?;
+    Ok(Vm { nvme, accel, ..Vm::new(environment.kernel(kernel), environment.initramfs(Some(kernel), None)?) })
 }
 
 impl Session {
@@ -155,8 +144,7 @@ struct KeepOnError(Option<Folder>);
 impl Drop for KeepOnError {
     fn drop(&mut self) {
         if let Some(folder) = &mut self.0 {
-            folder.keep();
-            eprintln!("logs are in {}", folder.path().display());
+            folder.keep_and_say();
         }
     }
 }
