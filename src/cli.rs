@@ -77,7 +77,8 @@ Examples:
       --nvme-ns drive=memory,size=1G,mssrl=128,mcl=1024
         A file, made if it is absent, and memory with its own Copy limits
 Signals:
-  SIGTERM drains, flushes and ends, a second one ends at once; SIGUSR1 writes the state of the controller to the log",
+  SIGTERM, SIGINT, SIGQUIT or SIGHUP (but under nohup) drains, flushes and ends, a second one ends at once;
+  SIGUSR1 writes the state of the controller to the log",
         config::properties_help()
     )
 }

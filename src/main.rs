@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use vfio_user_nvme::cli::{self, CliError, Run};
 use vfio_user_nvme::config::{Config, ConfigError};
-use vfio_user_nvme::{bench, server};
+use vfio_user_nvme::{bench, logging, server};
 
 fn main() -> ExitCode {
     let run = match cli::parse(std::env::args_os()) {
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(&error.to_string());
             return ExitCode::from(error.exit_code());
         }
     };
@@ -25,17 +25,24 @@ fn main() -> ExitCode {
         Run::Bench(plan) => bench::run(&plan).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        complain(&format!("{error:#}"));
         ExitCode::from(exit_code(&error))
     })
 }
 
 fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    env_logger::Builder::new().filter_level(config.log).format_timestamp_micros().format_target(false).init();
+    logging::install(config.log);
     for note in config.notes() {
         log::warn!("{note}");
     }
-    server::run(config)
+    let result = server::run(config);
+    logging::end();
+    result
+}
+
+/// Says why it ends. Standard error may take nothing, which changes no exit code.
+fn complain(why: &str) {
+    let _ = writeln!(std::io::stderr(), "error: {why}");
 }
 
 /// A mistake in the set-up that shows only when it is used (a missing image, a socket in use) ends as one

@@ -2,10 +2,13 @@
 
 mod guarded;
 mod images;
+mod limits;
 mod signals;
 mod workers;
 
+use std::io::Write as _;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +20,7 @@ use smallvec::SmallVec;
 use crate::config::{self, Config, ConfigError, NvmeConfig, start_line};
 use crate::copy;
 use crate::device::NvmeDevice;
+use crate::logging;
 use crate::memory::{DmaLimits, DmaSpace};
 use crate::namespace::Namespaces;
 use crate::nvme_ctrl::{Controller, ControllerConfig, EngineFactory, Poll};
@@ -37,18 +41,38 @@ const BAR0_SIZE: u64 = 16 << 10;
 /// # Errors
 /// What is wrong with the set-up, for a person; a [`ConfigError`] in the chain is their mistake.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    limits::raise_descriptors();
     let (namespaces, lines) = images::open(&config)?;
     let kind = images::engine_kind(&config)?;
     let engine = workers::factory(&config.nvme, kind)?;
     let signals = Signals::install().context("cannot install signal handlers")?;
     let mut server = Server::new(&config, namespaces, &engine)?;
-    println!("{}", start_line(&config.socket));
+    announce(&start_line(&config.socket));
     log::info!("serving with {kind}; Copy formats {:#06x}", copy::OCFS);
     for line in lines {
         log::info!("{line}");
     }
+    logging::begin();
     server.serve(&signals);
     Ok(server.farewell())
+}
+
+/// Who is at the other end, as far as the system tells.
+fn peer_of(socket: &UnixStream) -> std::io::Result<String> {
+    // Not by rustix, whose process ids are never 0: one that we cannot see, in another container, is.
+    let peer = nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)?;
+    let (pid, user) = (peer.pid(), peer.uid());
+    // Its own choice of name, so quoted.
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Ok(format!("{:?}, process {pid}, user {user}", name.trim_end()))
+}
+
+/// For whoever started us. That standard output is closed or full is no reason to end.
+fn announce(line: &str) {
+    let mut out = std::io::stdout();
+    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        log::warn!("standard output did not take this line ({error}): {line}");
+    }
 }
 
 /// What has something to be read (or is over, or may be written to again): nothing else is asked, for each question is a
@@ -73,6 +97,10 @@ pub struct Server {
     listener: Listener,
     device: NvmeDevice,
     session: Option<Session>,
+    /// Who has the session, or had the last one, for the log.
+    peer: String,
+    /// The last client has left and the log does not say yet that nothing of it is left.
+    leaving: bool,
     /// Written by workers and by the last pin on removed memory.
     wake: Arc<OwnedFd>,
 }
@@ -117,7 +145,7 @@ impl Server {
         let listener = Listener::bind(&config.socket)
             .map_err(|error| ConfigError::Unusable { prefix: "--socket: ", text: error.to_string() })?;
         let device = NvmeDevice::new(function, controller, memory, interrupts);
-        Ok(Self { listener, device, session: None, wake })
+        Ok(Self { listener, device, session: None, peer: String::new(), leaving: false, wake })
     }
 
     /// Serves until a signal asks to stop.
@@ -157,7 +185,7 @@ impl Server {
             // An answer may have become possible while the session was pumped: the workers are quick.
             Ok(Pumped::Again) => true,
             Ok(Pumped::Closed) => {
-                log::info!("the client has gone");
+                log::info!("the client has gone: {}", self.peer);
                 if session.is_untouched() && self.device.controller.doorbell_file().is_none() {
                     log::warn!(
                         "it touched nothing, as SPDK's does that must map the doorbells: serve with --nvme doorbells=mmap"
@@ -173,7 +201,7 @@ impl Server {
             }
             Ok(_) => false,
             Err(error) => {
-                log::error!("the client is dropped: {error}");
+                log::error!("the client is dropped: {}: {error}", self.peer);
                 self.disconnect();
                 true
             }
@@ -186,6 +214,7 @@ impl Server {
 
     fn disconnect(&mut self) {
         self.session = None;
+        self.leaving = true;
         guarded::guard(&mut self.device, NvmeDevice::disconnect);
     }
 
@@ -195,10 +224,10 @@ impl Server {
             return None;
         }
         match self.listener.accept(self.session.is_none()) {
-            Ok(Some(socket)) => match Session::new(socket) {
-                Ok(session) => {
-                    log::info!("a client has connected");
-                    self.session = Some(session);
+            Ok(Some(socket)) => match peer_of(&socket).and_then(|peer| Ok((peer, Session::new(socket)?))) {
+                Ok((peer, session)) => {
+                    log::info!("a client has connected: {peer}");
+                    (self.session, self.peer) = (Some(session), peer);
                 }
                 Err(error) => log::error!("a client could not be taken: {error}"),
             },
@@ -214,10 +243,14 @@ impl Server {
     /// Is the door looked after? Who comes before the last client has left altogether waits in front of it, and so does
     /// who comes before the present one has said VERSION: that one may be none.
     fn is_open(&mut self) -> bool {
-        match &self.session {
-            Some(session) => session.client().is_some(),
-            None => self.device.is_vacant(Instant::now()),
+        if let Some(session) = &self.session {
+            return session.client().is_some();
         }
+        let vacant = self.device.is_vacant(Instant::now());
+        if vacant && std::mem::take(&mut self.leaving) {
+            log::info!("nothing is left of it; the next client may come");
+        }
+        vacant
     }
 
     /// Waits until there is something to do, and says where; `busy`: does not wait, for the session has more to do.
@@ -267,6 +300,8 @@ impl Server {
     pub fn farewell(&mut self) -> ExitCode {
         let start = Instant::now();
         let deadline = start + FAREWELL;
+        let client = if self.session.is_some() { "a client is attached" } else { "no client is attached" };
+        log::info!("asked to end; {client}");
         // The client is let go last: while commands drain they still complete into its memory.
         self.device.retire();
         // What was acknowledged is worth its flush even if another command hangs.
@@ -277,7 +312,9 @@ impl Server {
             );
         }
         let stopped = self.device.controller.is_quiet() && self.device.controller.stop(deadline);
-        self.session = None;
+        if self.session.take().is_some() {
+            log::info!("the client is let go: {}", self.peer);
+        }
         if clean && stopped { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 
@@ -285,14 +322,16 @@ impl Server {
     /// were none, and the flush succeeded before `deadline`.
     fn settle(&mut self, patience: Instant, deadline: Instant) -> bool {
         let quiet = self.until(patience, |device| device.controller.is_quiet());
-        if !quiet {
+        if quiet {
+            log::info!("drained: no command is in flight");
+        } else {
             log::error!("commands are still in flight, because an image does not answer");
         }
         self.device.controller.flush();
         self.until(deadline, |device| device.controller.flushed().is_some());
         let flushed = self.device.controller.flushed();
         match flushed {
-            Some(true) => {}
+            Some(true) => log::info!("flushed"),
             Some(false) => log::error!("an image could not be flushed"),
             None => log::error!("an image does not answer to a flush"),
         }

@@ -10,6 +10,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The rooms, lowest first, each with those it may not use although they are lower.
 const ROOMS: &[(&str, &[&str])] = &[
+    ("logging", &[]),
     ("spec", &[]),
     ("pci", &["spec"]),
     ("memory", &["pci"]),

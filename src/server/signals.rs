@@ -6,12 +6,20 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPIPE, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXFSZ,
+};
 
-/// Exit code of a second SIGTERM or SIGINT.
+/// Exit code of a second signal that asks to stop.
 const IMPATIENT: i32 = 1;
 
-/// SIGTERM and SIGINT ask to stop, a second one ends the process at once; SIGUSR1 asks for a dump.
+/// They ask to stop. SIGHUP too: a terminal that closes sends it, and there is nothing to load anew.
+const STOP: [i32; 4] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP];
+/// They would end the process, and tell it nothing. With SIGXFSZ handled, a write past the limit of a file's
+/// size fails with EFBIG, which the guest hears as a status.
+const MEANINGLESS: [i32; 7] = [SIGXFSZ, SIGPIPE, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO];
+
+/// SIGTERM and its like ask to stop, a second one ends the process at once; SIGUSR1 asks for a dump.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Arc<AtomicBool>,
@@ -38,13 +46,17 @@ impl Signals {
     /// Those of sigaction and socketpair.
     pub fn install() -> std::io::Result<Self> {
         let this = Self::unbound()?;
-        for signal in [SIGTERM, SIGINT] {
+        let stop = STOP.into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP));
+        for signal in stop.clone() {
             // In this order: the first signal finds the flag clear and sets it, the second one finds it set.
             signal_hook::flag::register_conditional_shutdown(signal, IMPATIENT, Arc::clone(&this.terminate))?;
             signal_hook::flag::register(signal, Arc::clone(&this.terminate))?;
         }
         signal_hook::flag::register(SIGUSR1, Arc::clone(&this.dump))?;
-        for signal in [SIGTERM, SIGINT, SIGUSR1] {
+        for signal in MEANINGLESS {
+            signal_hook::flag::register(signal, Arc::default())?;
+        }
+        for signal in stop.chain([SIGUSR1]) {
             signal_hook::low_level::pipe::register(signal, this.waker.try_clone()?)?;
         }
         Ok(this)
@@ -72,4 +84,12 @@ impl Signals {
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
+}
+
+/// Did whoever started us have the signal ignored, as nohup does with SIGHUP? Not, where that cannot be told.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & 1 << (signal - 1) != 0
 }

@@ -37,8 +37,8 @@ impl Daemon {
         Daemon::launch(dir, None, args)
     }
 
-    /// As [`Daemon::start`], by a shell that runs `script` in the daemon's folder: limits, redirections, another user.
-    /// It has to end with `exec ... "$@"`.
+    /// As [`Daemon::start`], by a shell that runs `script` in the daemon's folder: limits, redirections,
+    /// another user. It has to end with `exec ... "$@"`.
     pub fn start_by(script: &str, args: &str) -> Daemon {
         Daemon::launch(tempfile::tempdir().expect("folder"), Some(script), args)
     }
@@ -93,8 +93,8 @@ impl Daemon {
         String::from_utf8_lossy(&b).into_owned()
     }
 
-    /// A client that agreed on the version; whoever had the socket a moment ago (another daemon that looked whether
-    /// it is in use) may still be leaving.
+    /// A client that agreed on the version; whoever had the socket a moment ago (another daemon that looked
+    /// whether it is in use) may still be leaving.
     pub fn client(&self) -> Client {
         Client::attach_when_free(&self.socket())
     }

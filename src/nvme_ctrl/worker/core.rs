@@ -17,6 +17,7 @@ use super::{Fence, FromWorker, Mailbox, ToWorker, Token, fetch};
 use crate::backend::engine::Engine;
 use crate::backend::{Completion, Op};
 use crate::copy::Bounce;
+use crate::logging::ASKED_FOR;
 use crate::memory::{DmaMap, Epoch};
 use crate::namespace::Cached;
 use crate::nvme_ctrl::doorbells::Bell;
@@ -552,13 +553,14 @@ impl Core {
 
     fn dump(&mut self) {
         for cq in self.cqs.iter() {
-            log::info!("{:?}", cq.ring);
+            log::info!(target: ASKED_FOR, "{:?}", cq.ring);
         }
         for sq in self.sqs.iter() {
-            log::info!("{:?}, {:?}, event {:?}, {} in flight", sq.ring, sq.tail, sq.event, sq.in_flight);
+            log::info!(target: ASKED_FOR, "{:?}, {:?}, event {:?}, {} in flight", sq.ring, sq.tail, sq.event, sq.in_flight);
         }
         for (index, command) in self.slots.iter_mut() {
             log::info!(
+                target: ASKED_FOR,
                 "in flight [{index}]: {} nsid {} slba {:#x} sqid {} cid {:#x} for {:?}{}{}",
                 nvm_name(command.opc),
                 command.nsid,
