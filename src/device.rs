@@ -81,17 +81,17 @@ impl NvmeDevice {
     /// The answer the client is owed, once it may be given.
     pub fn poll_answer(&mut self, now: Instant) -> Option<Result<(), Errno>> {
         let (wait, deadline) = self.wait.as_ref()?;
-        let fenced = self.controller.is_fenced();
+        let still = self.controller.is_still();
         let done = match wait {
-            Wait::Unmap(unmapping) => fenced && unmapping.released(),
+            Wait::Unmap(unmapping) => still && unmapping.released(),
             Wait::Reset => self.controller.is_quiet(),
-            Wait::OffBus => fenced && self.memory.is_released(),
+            Wait::OffBus => still && self.memory.is_released(),
         };
         if !done && now < *deadline {
             return None;
         }
         let (wait, _) = self.wait.take()?;
-        let revoked = if done { Revoked::default() } else { self.revoke(wait, fenced) };
+        let revoked = if done { Revoked::default() } else { self.revoke(wait) };
         if revoked.held {
             log::error!("the kernel may still write to guest memory, for a direct transfer that hangs");
             return Some(Err(Errno::IO));
@@ -99,21 +99,21 @@ impl NvmeDevice {
         Some(Ok(()))
     }
 
-    /// At the deadline: takes the memory that `wait` is about from commands in flight, and from workers that are not
-    /// `fenced`.
-    fn revoke(&mut self, wait: Wait, fenced: bool) -> Revoked {
+    /// At the deadline: takes the memory that `wait` is about from commands in flight, and from workers that are late.
+    fn revoke(&mut self, wait: Wait) -> Revoked {
+        let late = !self.controller.is_fenced();
         let revoked = match &wait {
             Wait::Unmap(unmapping) => {
                 self.impatient = true;
                 unmapping.revoke()
             }
-            Wait::Reset => self.memory.take_back(!fenced),
+            Wait::Reset => self.memory.take_back(late),
             Wait::OffBus => {
-                if !fenced {
+                if late {
                     // In the middle of its turn it would go on with its queues.
                     self.controller.set_epoch(self.memory.begin_epoch());
                 }
-                self.memory.take_back(!fenced)
+                self.memory.take_back(late)
             }
         };
         let lost = revoked.pinned;
@@ -126,7 +126,7 @@ impl NvmeDevice {
             }
             // No command has lost anything. Should a worker that is late touch the memory, it will say so.
             Wait::Unmap(_) if lost == 0 => {
-                log::warn!("a worker was busy for {PATIENCE:?} while guest memory was unmapped");
+                log::warn!("guest memory was unmapped while a worker was in the middle of something");
             }
             Wait::Unmap(_) | Wait::OffBus => self.controller.fatal(&format!(
                 "commands in flight did not end for {PATIENCE:?} and lost {lost} regions of guest memory"
@@ -197,8 +197,8 @@ impl NvmeDevice {
         self.controller.reset(self.memory.begin_epoch());
     }
 
-    /// As `wait` says, later.
-    fn answer_later(&mut self, wait: Wait) -> Answer {
+    /// Answers when what `wait` is for has come, perhaps now.
+    fn answer_after(&mut self, wait: Wait) -> Answer {
         if self.impatient && self.controller.is_quiet() && self.controller.is_fenced() {
             self.impatient = false;
         }
@@ -206,8 +206,9 @@ impl NvmeDevice {
             Wait::Unmap(_) if self.impatient => Duration::ZERO,
             _ => PATIENCE,
         };
-        self.wait = Some((wait, Instant::now() + patience));
-        Answer::Later
+        let now = Instant::now();
+        self.wait = Some((wait, now + patience));
+        self.poll_answer(now).map_or(Answer::Later, Answer::Now)
     }
 
     fn config_write(&mut self, offset: u64, data: &[u8]) -> Answer {
@@ -218,7 +219,7 @@ impl NvmeDevice {
         let before = self.controller.is_bus_master();
         let now = self.function.config().is_bus_master();
         self.controller.set_bus_master(now);
-        if before && !now { self.answer_later(Wait::OffBus) } else { Answer::Now(Ok(())) }
+        if before && !now { self.answer_after(Wait::OffBus) } else { Answer::Now(Ok(())) }
     }
 }
 
@@ -283,12 +284,12 @@ impl Device for NvmeDevice {
             }
         };
         self.controller.fence();
-        self.answer_later(Wait::Unmap(unmapping))
+        self.answer_after(Wait::Unmap(unmapping))
     }
 
     fn reset(&mut self) -> Answer {
         self.begin_reset();
-        self.answer_later(Wait::Reset)
+        self.answer_after(Wait::Reset)
     }
 }
 

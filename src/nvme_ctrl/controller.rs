@@ -101,6 +101,8 @@ pub struct Controller {
     doorbell_file: Option<OwnedFd>,
     /// Guest memory of the queues that are created from now on, and of the admin queue.
     pub(super) memory: Epoch,
+    /// Workers may have queues of that epoch.
+    begun: bool,
     /// Guest memory may be read and written, and interrupts raised.
     pub(super) bus_master: bool,
     messages: Receiver<FromWorker>,
@@ -164,6 +166,7 @@ impl Controller {
             unanswered: vec![Unanswered::default(); workers.len()],
             flushes: Flushes::default(),
             memory,
+            begun: false,
             bus_master: false,
             regs: Registers::new(config.mqes),
             queues: QueueTable::new(config.max_ioqpairs),
@@ -251,6 +254,7 @@ impl Controller {
     pub fn reset(&mut self, epoch: Epoch) {
         self.regs.reset();
         self.memory = epoch;
+        self.begun = false;
         self.bus_master = false;
         self.disabling = false;
         self.enable_when_quiet = false;
@@ -278,6 +282,7 @@ impl Controller {
     /// [`Self::fatal`].
     pub fn set_epoch(&mut self, epoch: Epoch) {
         self.memory = epoch;
+        self.begun = false;
     }
 
     /// Is no command in flight since the last reset?
@@ -306,6 +311,12 @@ impl Controller {
     /// Has every worker seen the DMA table as it was at the last [`Self::fence`]?
     pub fn is_fenced(&self) -> bool {
         self.unanswered.iter().all(|worker| !worker.fence)
+    }
+
+    /// Is no worker in the middle of anything with guest memory as it was before the last [`Self::fence`]? A worker that is
+    /// late from an earlier epoch is no matter: that has another memory.
+    pub fn is_still(&self) -> bool {
+        !self.begun || self.is_fenced()
     }
 
     /// Controller Fatal Status: nothing is processed until the host resets the controller.
@@ -520,6 +531,7 @@ impl Controller {
                 self.shared.mps.store(self.regs.cc.mps().into(), Ordering::Relaxed);
                 // Not while a worker still had queues: it would have taken a zero for a tail.
                 self.clear_doorbells();
+                self.begun = true;
                 for worker in &self.workers {
                     worker.send(ToWorker::Begin(Arc::clone(&self.memory)));
                 }

@@ -111,6 +111,12 @@ impl Device {
         (code == ExitCode::SUCCESS, took)
     }
 
+    /// Shows an image as it is when the device has ended.
+    pub fn file_after_the_end(mut self, name: &str, look: impl FnOnce(&[u8])) {
+        self.stop();
+        look(&self.file(name));
+    }
+
     /// It must end well and soon.
     #[track_caller]
     pub fn ends_well(mut self) {

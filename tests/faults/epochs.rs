@@ -17,6 +17,8 @@ use crate::with_each_engine;
 
 /// QEMU gives up on an answer after this, and the guest is lost.
 const QEMU_GIVES_UP: Duration = Duration::from_secs(5);
+/// An answer that waits for nothing; long because the machine may be busy.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// Late work has long gone on by then.
 const A_WHILE: Duration = Duration::from_millis(300);
 
@@ -194,6 +196,18 @@ fn held_up(kind: EngineKind, point: Point, end: End) {
         assert_eq!(csts, RDY, "{case}: nobody has lost anything");
     }
 
+    if matches!(end, End::Reset | End::FunctionLevelReset | End::Leave) {
+        // Memory that nobody uses is given back at once, although the work is still held up.
+        let fresh = Ram::new(2 * EXTRA, 256 << 10);
+        host.client.map_ram(&fresh);
+        let start = Instant::now();
+        for piece in &fresh.pieces {
+            let answer = host.client.dma_unmap(piece.iova, piece.len);
+            assert!(matches!(answer, Answer::Done(..)), "{case}: {answer:?}");
+        }
+        assert!(start.elapsed() < AT_ONCE, "{case}: an unmap took {:?}", start.elapsed());
+    }
+
     // Whose memory it is from now on.
     let mut rams = vec![&extra];
     rams.extend(&left);
@@ -281,6 +295,42 @@ fn a_transfer() {
 #[test]
 fn a_flush() {
     held_up_at(Point::Flush);
+}
+
+/// What a late write finds instead of the client's memory is nothing: the block keeps what it had.
+#[test]
+fn a_late_write_takes_no_zeroes_to_the_disk() {
+    with_each_engine(|kind| {
+        std::thread::scope(|scope| {
+            for end in [End::Reset, End::Unmap, End::Leave] {
+                scope.spawn(move || {
+                    let (hang, folder) = (Hang::default(), folder());
+                    let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
+                    let engine = hang.engine(kind, |job| job.kind() == JobKind::Write);
+                    let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], engine);
+                    let mut host = device.host(1);
+                    let extra = Ram::new(EXTRA, 256 << 10);
+                    host.client.map_ram(&extra);
+                    extra.write(extra.base(), &[0x77; 0x4000]);
+                    host.submit(1, Sqe::new(io::WRITE).nsid(1).lba(0, 8).prp(extra.base(), 0));
+                    hang.wait_held(1);
+                    match end {
+                        End::Reset => host.client.reset(),
+                        End::Leave => {
+                            drop(host);
+                            host = Host::cold(&device.socket());
+                        }
+                        _ => drop(host.client.dma_unmap(extra.pieces[0].iova, extra.pieces[0].len)),
+                    }
+                    hang.end();
+                    drop(host);
+                    device.file_after_the_end("a", |file| {
+                        assert!(file[..4096].iter().all(|b| matches!(*b, ON_DISK | 0x77)), "{kind}, {end:?}");
+                    });
+                });
+            }
+        });
+    });
 }
 
 /// Without Bus Master Enable, or in D3hot, the device leaves guest memory alone and raises nothing; afterwards it does all

@@ -520,7 +520,8 @@ impl Core {
             let now = || *clock.get_or_insert_with(Instant::now);
             match owed.verdict(ring.head(), ring.all_seen(), coalescing, asleep, now) {
                 Verdict::Nothing => {}
-                // A worker that is late raises none for a host that has reset the device.
+                // A worker that is late raises none for a host that has reset the device. (That was answered without the
+                // worker only after seconds: nobody counts on what happens between this look and the next call.)
                 Verdict::Raise if self.memory.load().has_ended() => {}
                 Verdict::Raise => self.shared.interrupts.raise(vector),
                 Verdict::Later(wait) => rest = Some(rest.map_or(wait, |rest| rest.min(wait))),

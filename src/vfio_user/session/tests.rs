@@ -622,6 +622,23 @@ fn later_holds_back_what_follows() {
     assert_eq!(session.interest(), Interest { read: true, write: false });
 }
 
+/// cloud-hypervisor does not understand a write that fails.
+#[test]
+fn a_write_that_waits_never_fails() {
+    for result in [Ok(()), Err(Errno::IO)] {
+        let mut device = Fake::new();
+        device.answers.push_back(Answer::Later);
+        let (mut client, mut session) = attached(&mut device);
+        client.send(&write(0, 7, 4, &[6, 4]), &[]);
+        client.send(&read(7, 4, 2), &[]);
+        assert_eq!(session.pump(&mut device), Ok(Pumped::Waiting));
+        assert!(client.receive().is_none());
+        assert_eq!(session.finish(result, &mut device), Ok(Pumped::Drained));
+        assert_eq!(client.success(10), access(7, 4, 2));
+        assert_eq!(client.success(9)[16..], [6, 4]);
+    }
+}
+
 #[test]
 fn a_posted_request_is_waited_for_without_a_reply() {
     let mut device = Fake::new();
