@@ -91,6 +91,10 @@ impl NvmeDevice {
             return None;
         }
         let (wait, _) = self.wait.take()?;
+        if matches!(wait, Wait::Reset) {
+            // What a worker raised until it heard of it.
+            self.interrupts.clear_pending();
+        }
         let revoked = if done { Revoked::default() } else { self.revoke(wait) };
         if revoked.held {
             log::error!("the kernel may still write to guest memory, for a direct transfer that hangs");
@@ -163,6 +167,8 @@ impl NvmeDevice {
             }
         }
         self.leaving = None;
+        // What workers did until they heard of it.
+        self.interrupts.clear_pending();
         self.controller.clear_doorbells();
         true
     }
@@ -186,14 +192,9 @@ impl NvmeDevice {
         self.leaving = Some(Leaving { memory, since: Instant::now() });
     }
 
-    /// The process is about to end: as a reset, but what is in flight still completes into the client's memory.
-    pub fn retire(&mut self) {
-        self.begin_reset();
-    }
-
-    fn begin_reset(&mut self) {
+    /// Function and controller are as after power-on; commands in flight go on until the controller is quiet.
+    pub fn begin_reset(&mut self) {
         self.function.reset();
-        self.interrupts.clear_pending();
         self.controller.reset(self.memory.begin_epoch());
     }
 

@@ -303,7 +303,7 @@ impl Server {
         let client = if self.session.is_some() { "a client is attached" } else { "no client is attached" };
         log::info!("asked to end; {client}");
         // The client is let go last: while commands drain they still complete into its memory.
-        self.device.retire();
+        self.device.begin_reset();
         // What was acknowledged is worth its flush even if another command hangs.
         let clean = self.settle(start + FAREWELL / 2, deadline) || self.settle(deadline, deadline);
         if !clean {
