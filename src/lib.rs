@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod copy;
 pub mod device;
+pub mod laboratory;
 pub mod logging;
 pub mod memory;
 pub mod namespace;

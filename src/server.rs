@@ -22,8 +22,7 @@ use crate::copy;
 use crate::device::NvmeDevice;
 use crate::logging;
 use crate::memory::{DmaLimits, DmaSpace};
-use crate::namespace::Namespaces;
-use crate::nvme_ctrl::{Controller, ControllerConfig, EngineFactory, Poll};
+use crate::nvme_ctrl::{Controller, ControllerConfig, Poll, WorkerParts};
 use crate::pci::{Function, FunctionConfig, Ids};
 use crate::subsystem::Subsystem;
 use crate::vfio_user::{Interrupts, Listener, Pumped, Session};
@@ -46,7 +45,8 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let kind = images::engine_kind(&config)?;
     let engine = workers::factory(&config.nvme, kind)?;
     let signals = Signals::install().context("cannot install signal handlers")?;
-    let mut server = Server::new(&config, namespaces, &engine)?;
+    let subsystem = Subsystem::new(namespaces, false);
+    let mut server = Server::new(&config, &subsystem, &engine.into())?;
     announce(&start_line(&config.socket));
     log::info!("serving with {kind}; Copy formats {:#06x}", copy::OCFS);
     for line in lines {
@@ -110,7 +110,7 @@ impl Server {
     ///
     /// # Errors
     /// The socket or the device's threads cannot be made.
-    pub fn new(config: &Config, namespaces: Namespaces, engine: &EngineFactory) -> anyhow::Result<Self> {
+    pub fn new(config: &Config, subsystem: &Arc<Subsystem>, parts: &WorkerParts) -> anyhow::Result<Self> {
         let wake = Arc::new(
             eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).context("cannot make an eventfd")?,
         );
@@ -131,14 +131,13 @@ impl Server {
             registers_size: BAR0_SIZE,
             vectors: nvme.msix_qsize,
         })?;
-        let subsystem = Subsystem::new(namespaces, false);
         let seat = subsystem.join(waker.clone()).context("the subsystem takes no controller")?;
         let controller = Controller::new(
             controller_config(nvme, ids),
             seat,
             memory.epoch(),
             interrupts.clone(),
-            engine,
+            parts,
             waker,
         )
         .context("cannot start the workers")?;

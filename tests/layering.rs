@@ -21,6 +21,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("copy", &["pci", "memory"]),
     // It serves every front-end: no wire, no guest.
     ("subsystem", &["spec", "pci", "memory", "copy"]),
+    ("laboratory", &["pci", "memory", "backend", "subsystem"]),
     ("nvme_ctrl", &["pci"]),
     ("vfio_user", &[]),
     ("config", &[]),

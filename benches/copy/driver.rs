@@ -414,8 +414,8 @@ fn threaded(namespaces: Namespaces, space: &DmaSpace, engine: EngineKind) -> Dev
     let bell = Arc::new(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")));
     let wake = Arc::new(|| {});
     let seat = Subsystem::new(namespaces, false).join(wake.clone()).expect("a seat");
-    let mut controller =
-        Controller::new(config, seat, space.epoch(), bell.clone(), &factory, wake).expect("controller");
+    let mut controller = Controller::new(config, seat, space.epoch(), bell.clone(), &factory.into(), wake)
+        .expect("controller");
     controller.set_bus_master(true);
     Device::Threaded(Box::new(controller), bell)
 }

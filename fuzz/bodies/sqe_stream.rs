@@ -15,7 +15,7 @@ use vfio_user_nvme::backend::MemoryBackend;
 use vfio_user_nvme::backend::engine::{EngineKind, create};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
-use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Poll};
+use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Poll, WorkerParts};
 use vfio_user_nvme::subsystem::Subsystem;
 
 /// Data pages, written by the device.
@@ -98,7 +98,7 @@ impl Rig {
             seat,
             space.epoch(),
             Arc::new(NoInterrupts),
-            &(Arc::new(|| create(EngineKind::Threads)) as _),
+            &WorkerParts { engine: Arc::new(|| create(EngineKind::Threads)), lab: None },
             Arc::new(|| ()),
         )
         .expect("a controller");

@@ -19,7 +19,7 @@ use super::flushes::{Asker, Flushes};
 use super::queue_table::QueueTable;
 use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
-use super::worker::{EngineFactory, Fence, FromWorker, Mailbox, Poll, ToWorker, Token, Worker};
+use super::worker::{Fence, FromWorker, Mailbox, Poll, ToWorker, Token, Worker, WorkerParts};
 use crate::memory::{Epoch, SharedPage};
 use crate::spec::registers::{DOORBELL_STRIDE, csts, offset};
 use crate::subsystem::Seat;
@@ -121,7 +121,7 @@ pub struct Controller {
 impl Controller {
     /// A disabled controller with its workers running, off the bus.
     ///
-    /// `wake` wakes the control thread, which then calls [`Self::on_messages`].
+    /// `parts` make each of its workers; `wake` wakes the control thread, which then calls [`Self::on_messages`].
     ///
     /// # Errors
     /// A worker's thread or engine cannot be made.
@@ -130,7 +130,7 @@ impl Controller {
         seat: Seat,
         memory: Epoch,
         interrupts: Arc<dyn InterruptSink>,
-        engine: &EngineFactory,
+        parts: &WorkerParts,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> io::Result<Self> {
         let (doorbells, doorbell_file) = if config.map_doorbells {
@@ -158,9 +158,7 @@ impl Controller {
         let (sender, messages) = channel();
         let out = Mailbox { sender, wake };
         let workers = (0..config.iothreads.max(1))
-            .map(|index| {
-                Worker::spawn(index, Arc::clone(&shared), Arc::clone(engine), config.poll, out.clone())
-            })
+            .map(|index| Worker::spawn(index, Arc::clone(&shared), parts.clone(), config.poll, out.clone()))
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
             unanswered: vec![Unanswered::default(); workers.len()],

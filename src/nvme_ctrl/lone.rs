@@ -62,7 +62,8 @@ impl Lone {
     ) -> Self {
         let shared = shared(namespaces, 1);
         let (sender, messages) = channel();
-        let mut core = Core::new(Arc::clone(&shared), engine, Mailbox { sender, wake: Arc::new(|| {}) });
+        let mut core =
+            Core::new(Arc::clone(&shared), engine, None, Mailbox { sender, wake: Arc::new(|| {}) });
         core.message(ToWorker::Begin(memory));
         core.message(ToWorker::CreateCq(CompletionQueue::new(1, Some(1), cq, entries.into())));
         core.message(ToWorker::CreateSq(SubmissionQueue::new(1, 1, sq, entries.into())));

@@ -12,7 +12,7 @@ pub mod registers;
 pub mod status;
 
 pub use command::{Cqe, Sqe};
-pub use status::Status;
+pub use status::{Outcome, Status};
 
 /// The NSID that stands for all namespaces (and for none, where one is asked for).
 pub const NSID_BROADCAST: u32 = 0xffff_ffff;

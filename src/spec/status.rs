@@ -126,6 +126,22 @@ impl fmt::Debug for Status {
     }
 }
 
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Status.
+    pub status: Status,
+    /// DW0 of the completion.
+    pub dw0: u32,
+}
+
+impl Outcome {
+    /// An outcome without command-specific result.
+    pub fn of(status: Status) -> Self {
+        Self { status, dw0: 0 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,8 +12,9 @@ use tempfile::TempDir;
 use vfio_user_nvme::backend::{CacheMode, MemoryBackend, RawBackend, RawOptions, SharedBackend, Tap};
 use vfio_user_nvme::config::Config;
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
-use vfio_user_nvme::nvme_ctrl::EngineFactory;
+use vfio_user_nvme::nvme_ctrl::WorkerParts;
 use vfio_user_nvme::server::{Server, Signals};
+use vfio_user_nvme::subsystem::Subsystem;
 
 use crate::host::Host;
 
@@ -22,6 +23,8 @@ const END: Duration = Duration::from_secs(13);
 
 pub struct Device {
     folder: TempDir,
+    /// Its namespaces, to be changed while it runs.
+    pub subsystem: Arc<Subsystem>,
     signals: Arc<Signals>,
     thread: Option<JoinHandle<ExitCode>>,
 }
@@ -61,24 +64,31 @@ pub fn namespace(nsid: u32, backend: SharedBackend) -> Namespace {
 
 impl Device {
     /// `nvme` as on the command line.
-    pub fn start(folder: TempDir, nvme: &str, namespaces: Vec<Namespace>, engine: EngineFactory) -> Device {
+    pub fn start(
+        folder: TempDir,
+        nvme: &str,
+        namespaces: Vec<Namespace>,
+        parts: impl Into<WorkerParts>,
+    ) -> Device {
+        let parts = parts.into();
         let socket = folder.path().join("s");
         let config = Config::new(socket, Some(OsStr::new(nvme)), &[], log::LevelFilter::Off).expect("config");
         let signals = Arc::new(Signals::unbound().expect("signals"));
         let (ready, is_ready) = channel();
         let asked = Arc::clone(&signals);
+        let subsystem = Subsystem::new(Namespaces::new(namespaces, 8), false);
+        let shared = Arc::clone(&subsystem);
         let thread = std::thread::Builder::new()
             .name("server".into())
             .spawn(move || {
-                let namespaces = Namespaces::new(namespaces, 8);
-                let mut server = Server::new(&config, namespaces, &engine).expect("the server starts");
+                let mut server = Server::new(&config, &shared, &parts).expect("the server starts");
                 ready.send(()).expect("the test listens");
                 server.serve(&asked);
                 server.farewell()
             })
             .expect("a thread");
         is_ready.recv().expect("the server starts");
-        Device { folder, signals, thread: Some(thread) }
+        Device { folder, subsystem, signals, thread: Some(thread) }
     }
 
     pub fn socket(&self) -> PathBuf {

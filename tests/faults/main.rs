@@ -10,6 +10,8 @@ mod device;
 mod doubles;
 mod durability;
 mod epochs;
+mod laboratory;
+mod live;
 mod medium;
 mod panics;
 mod stall;

@@ -34,7 +34,7 @@ use parts::{Part, Parts};
 use segments::{Broken, Segments};
 use stages::{Next, NoMemory, Stages, Writable};
 
-pub use outcome::Outcome;
+pub use crate::spec::Outcome;
 pub use pace::ExecOptions;
 
 /// One Copy in execution.
@@ -190,6 +190,11 @@ impl CopyTask {
     /// Is there nothing left to do but to be polled for the outcome?
     pub fn is_over(&self) -> bool {
         self.parts.is_empty() && !self.finished && self.verdict.is_certain()
+    }
+
+    /// What it does.
+    pub fn plan(&self) -> &CopyPlan {
+        &self.plan
     }
 
     /// Bytes that all ranges have together.

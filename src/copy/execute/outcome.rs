@@ -2,16 +2,7 @@
 
 use crate::copy::cut::{Account, Stretch};
 use crate::copy::plan::CopyPlan;
-use crate::spec::Status;
-
-/// The end of a Copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// For the CQE.
-    pub status: Status,
-    /// CQE DW0: 0 on success, else the lowest-numbered range that is not completely copied.
-    pub dw0: u32,
-}
+use crate::spec::{Outcome, Status};
 
 /// What is known so far.
 ///

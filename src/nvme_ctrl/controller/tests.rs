@@ -67,11 +67,12 @@ fn controller(guest: &Guest, busy: &Arc<Mutex<()>>) -> Controller {
     let namespaces = Namespaces::new(vec![Namespace::new(1, image, 9, copy, Identity::default())], 1);
     let seat = Subsystem::new(namespaces, false).join(Arc::new(|| ())).unwrap();
     let busy = Arc::clone(busy);
-    let engine: EngineFactory = Arc::new(move || {
+    let engine: crate::nvme_ctrl::EngineFactory = Arc::new(move || {
         let engine = crate::backend::engine::create(crate::backend::engine::EngineKind::Threads)?;
         Ok(Box::new(Busy(engine, Arc::clone(&busy))))
     });
-    Controller::new(config, seat, guest.space.epoch(), Arc::new(Nobody), &engine, Arc::new(|| ())).unwrap()
+    Controller::new(config, seat, guest.space.epoch(), Arc::new(Nobody), &engine.into(), Arc::new(|| ()))
+        .unwrap()
 }
 
 fn until(controller: &mut Controller, done: impl Fn(&Controller) -> bool) {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Command, Issue, Outcome, Task};
 use crate::backend::{BackendError, IoBuf, Op};
-use crate::copy::{self, Capabilities, CopyTask, ExecOptions, Reject};
+use crate::copy::{self, Capabilities, CopyPlan, CopyTask, ExecOptions, Reject};
 use crate::namespace::Namespace;
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
@@ -34,9 +34,9 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
     let ranges = checked.decode(&list).map_err(refuse)?;
     let plan = copy::plan(&checked, &ranges, cmd.namespaces).map_err(refuse)?;
     let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
-    if plan.move_now() {
+    if cmd.at_once && plan.move_now() {
         shared.counters.copied(plan.dst().len);
-        return Ok(Task::Over { moved: plan.dst().len });
+        return Ok(Task::Over { moved: plan.dst().len, outcome: Outcome::of(Status::SUCCESS) });
     }
     let volatile = (!plan.fua()).then(|| Arc::clone(plan.dst_ns()));
     let task = CopyTask::new(plan, ExecOptions::default(), cmd.bounce).map_err(refuse)?;
@@ -59,7 +59,6 @@ impl Copying {
             return Some(self.counted(shared, flushing?));
         }
         let outcome = self.task.poll(&mut |part, ns: &Arc<_>, op| issue(part, ns, op))?;
-        let outcome = Outcome { status: outcome.status, dw0: outcome.dw0 };
         if outcome.status.is_success()
             && let Some(ns) = self.volatile.take()
             && !shared.write_cache.load(Ordering::SeqCst)
@@ -77,6 +76,11 @@ impl Copying {
             shared.counters.copied(self.task.len());
         }
         outcome
+    }
+
+    /// What it is about to do.
+    pub fn plan(&self) -> &CopyPlan {
+        self.task.plan()
     }
 
     pub(super) fn moves_memory(&self) -> bool {

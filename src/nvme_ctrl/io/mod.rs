@@ -19,6 +19,7 @@ use crate::backend::{BackendError, IoBuf, Op};
 use crate::copy::Bounce;
 use crate::memory::DmaMap;
 use crate::namespace::{self, Access, Extent, Lbas, Namespace, Namespaces};
+pub use crate::spec::Outcome;
 use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
 
@@ -27,22 +28,6 @@ use copy::Copying;
 use group::Group;
 use inspect::Inspect;
 pub use now::{Now, now};
-
-/// How a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// Status.
-    pub status: Status,
-    /// DW0 of the completion.
-    pub dw0: u32,
-}
-
-impl Outcome {
-    /// An outcome without command-specific result.
-    pub fn of(status: Status) -> Self {
-        Self { status, dw0: 0 }
-    }
-}
 
 /// Takes one backend operation of a task: its part number, its namespace, the operation.
 pub type Issue<'a> = dyn FnMut(u32, &Arc<Namespace>, Op) + 'a;
@@ -56,10 +41,12 @@ pub enum Task {
     Inspect(Inspect),
     /// Copy.
     Copy(Box<Copying>),
-    /// A Copy that succeeded when it was started.
+    /// Nothing is left to do: a Copy that was done when it was started.
     Over {
-        /// Bytes.
+        /// Bytes that were moved.
         moved: u64,
+        /// How it ended.
+        outcome: Outcome,
     },
 }
 
@@ -70,7 +57,7 @@ impl Task {
             Self::Group(task) => task.poll(shared, issue),
             Self::Inspect(task) => task.poll(shared, issue),
             Self::Copy(task) => task.poll(shared, issue),
-            Self::Over { .. } => Some(Outcome::of(Status::SUCCESS)),
+            Self::Over { outcome, .. } => Some(*outcome),
         }
     }
 
@@ -122,6 +109,8 @@ pub struct Context<'a> {
     pub namespaces: &'a Namespaces,
     /// Guest memory as it is mapped then.
     pub memory: &'a DmaMap,
+    /// What is quickly done may be done as it is started, so that nobody sees it under way.
+    pub at_once: bool,
 }
 
 /// Decodes and checks one I/O command. A short Copy within memory is done by then ([`Task::Over`]).
@@ -129,8 +118,8 @@ pub struct Context<'a> {
 /// # Errors
 /// The status it is refused with.
 pub fn start(context: Context<'_>, bounce: &Bounce, sqe: &Sqe) -> Result<Task, Status> {
-    let Context { shared, namespaces, memory } = context;
-    let cmd = Command { shared, namespaces, memory, bounce, sqe };
+    let Context { shared, namespaces, memory, at_once } = context;
+    let cmd = Command { shared, namespaces, memory, bounce, at_once, sqe };
     if sqe.fuse() != 0 {
         return Err(Status::INVALID_FIELD.dnr()); // FUSES is 0: no fused operation is supported
     }
@@ -152,6 +141,7 @@ struct Command<'a> {
     namespaces: &'a Namespaces,
     memory: &'a DmaMap,
     bounce: &'a Bounce,
+    at_once: bool,
     sqe: &'a Sqe,
 }
 

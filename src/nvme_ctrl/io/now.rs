@@ -28,7 +28,7 @@ pub struct Now<'a> {
 /// found out. Whatever is unusual about it or wrong with it is
 /// left to [`super::start`], which says so.
 pub fn now<'a>(context: Context<'a>, sqe: &Sqe, may_try: bool) -> Option<Now<'a>> {
-    let Context { shared, namespaces, memory } = context;
+    let Context { shared, namespaces, memory, .. } = context;
     let (direction, access, way) = match NvmCommand::of(sqe.opc)? {
         NvmCommand::Read => (Direction::Read, Access::Read, memory::Access::Write),
         NvmCommand::Write => (Direction::Write, Access::Write, memory::Access::Read),

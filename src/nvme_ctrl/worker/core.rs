@@ -12,11 +12,12 @@ use super::by_id::ById;
 use super::interrupt::{Coalescing, Owed, Verdict};
 use super::rotation::Rotation;
 use super::shadow::Shadow;
-use super::slots::{Slots, untag};
+use super::slots::{Command, Slots, untag};
 use super::{Fence, FromWorker, Mailbox, ToWorker, Token, fetch};
 use crate::backend::engine::Engine;
 use crate::backend::{Completion, Op};
 use crate::copy::Bounce;
+use crate::laboratory::{CommandId, Lab, Post};
 use crate::logging::ASKED_FOR;
 use crate::memory::{DmaMap, Epoch};
 use crate::namespace::Cached;
@@ -70,6 +71,8 @@ pub struct Core {
     /// Has the queues of `sqs`.
     pub(super) rotation: Rotation,
     pub(super) out: Mailbox,
+    /// Sees every command, if there is one.
+    pub(super) lab: Option<Box<dyn Lab>>,
     /// Operations done but not yet told to their commands.
     done: Vec<Completion>,
     /// Commands to poll again.
@@ -119,7 +122,12 @@ const FLUSH_SLOTS: u32 = 1 << 31;
 
 impl Core {
     /// A worker without queues.
-    pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, out: Mailbox) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        engine: Box<dyn Engine>,
+        lab: Option<Box<dyn Lab>>,
+        out: Mailbox,
+    ) -> Self {
         let namespaces = shared.namespaces.cached();
         let tally = shared.counters.tally();
         Self {
@@ -134,6 +142,7 @@ impl Core {
             slots: Slots::default(),
             rotation: Rotation::default(),
             out,
+            lab,
             done: Vec::new(),
             ready: VecDeque::new(),
             moving: VecDeque::new(),
@@ -330,6 +339,20 @@ impl Core {
         }
     }
 
+    /// Posts a command's completion, as the laboratory would have it if there is one.
+    fn conclude(&mut self, command: &Command, mut outcome: Outcome) {
+        let id = CommandId { sqid: command.sqid, cid: command.cid };
+        let post = self.lab.as_mut().map_or(Post::Once, |lab| lab.ended(id, &mut outcome));
+        let Some(cq) = self.cqs.find(command.cqid) else { return };
+        match post {
+            Post::Once => {}
+            Post::Never => return cq.ring.release(),
+            Post::Twice if cq.ring.reserve() => self.post(command.sqid, command.cqid, command.cid, outcome),
+            Post::Twice => {}
+        }
+        self.post(command.sqid, command.cqid, command.cid, outcome);
+    }
+
     /// The controller cannot go on; nothing is fetched until it is reset.
     pub(super) fn fatal(&mut self, why: &str) {
         self.forget_queues();
@@ -395,7 +418,7 @@ impl Core {
         match command.task.poll(&self.shared, issue) {
             Some(outcome) if self.off_bus && !command.orphan => {
                 // With its task go its pins.
-                command.task = Task::Over { moved: 0 };
+                command.task = Task::Over { moved: 0, outcome };
                 self.unposted.push((index, outcome));
             }
             Some(outcome) => self.end(index, outcome),
@@ -430,7 +453,7 @@ impl Core {
             if !outcome.status.is_success() {
                 outcome.status = self.shared.errors.failed(command.failed(), outcome.status);
             }
-            self.post(command.sqid, command.cqid, command.cid, outcome);
+            self.conclude(&command, outcome);
             if let Some(sq) = self.sqs.find(command.sqid) {
                 sq.in_flight -= 1;
             }

@@ -44,7 +44,8 @@ impl Machine {
         let shared = lone::shared(Namespaces::new(vec![ns], 1), 8);
         let (sender, messages) = channel();
         let engine = create(EngineKind::Threads).expect("an engine");
-        let mut core = Core::new(Arc::clone(&shared), engine, Mailbox { sender, wake: Arc::new(|| {}) });
+        let mut core =
+            Core::new(Arc::clone(&shared), engine, None, Mailbox { sender, wake: Arc::new(|| {}) });
         core.message(ToWorker::Begin(guest.space.epoch()));
         let (sqs, cqs) = (BTreeMap::new(), BTreeMap::new());
         Self { guest, shared, core, _messages: messages, sqs, cqs }

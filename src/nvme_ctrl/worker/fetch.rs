@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::core::{Core, Cq, Sq};
 use super::slots::{Command, Slots};
+use super::watched;
 use crate::backend::TryRead;
 use crate::copy::Bounce;
 use crate::memory::{DmaError, DmaMap};
@@ -17,7 +18,7 @@ use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
 
 /// Commands taken from one queue before the next one has its turn.
-const BURST: usize = 32;
+pub(super) const BURST: usize = 32;
 
 /// Bytes moved for one queue before the next one has its turn; a transfer that is begun is ended.
 const BURST_BYTES: u64 = 512 << 10;
@@ -45,7 +46,8 @@ pub(super) fn fetch(core: &mut Core) -> bool {
         if let Some(cqid) = waiting(core, at) {
             // Once for all of them: the host's cache line.
             core.look_at_head(cqid);
-            match burst(core, at) {
+            let done = if core.lab.is_some() { watched::burst(core, at) } else { burst(core, at) };
+            match done {
                 Ok(any) => {
                     served = any;
                     if any && let Some(cq) = core.cqs.find(cqid) {
@@ -96,9 +98,9 @@ fn can_fetch(core: &mut Core, at: usize) -> bool {
 
 /// Can the next command of the SQ at `at` be done at once?
 fn needs_no_slot(core: &mut Core, at: usize) -> bool {
-    let Core { shared, memory, namespaces, sqs, .. } = core;
+    let Core { shared, memory, namespaces, sqs, lab: None, .. } = core else { return false };
     let memory = memory.load();
-    let context = Context { shared, namespaces: namespaces.load(), memory };
+    let context = Context { shared, namespaces: namespaces.load(), memory, at_once: true };
     let sqe = sqs.get(at).and_then(|sq| sq.ring.peek(memory).ok());
     sqe.is_some_and(|sqe| io::now(context, &sqe, false).is_some())
 }
@@ -112,7 +114,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
     let Core { shared, memory, namespaces, sqs, cqs, slots, ready, bounce, tally, engine, .. } = core;
     // The table is looked at after the doorbell: a mapping the host made before ringing is in it.
     let memory: &DmaMap = memory.load();
-    let context = Context { shared, namespaces: namespaces.load(), memory };
+    let context = Context { shared, namespaces: namespaces.load(), memory, at_once: true };
     let Some(sq) = sqs.get_mut(at) else { return Ok(false) };
     let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };
     let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
@@ -165,9 +167,9 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 continue;
             }
             let task = start(context, bounce, sqid, &sqe);
-            if let Ok(Task::Over { moved }) = task {
+            if let Ok(Task::Over { moved, outcome }) = task {
                 bytes += moved;
-                post(cq, &sq.ring, sqe.cid.get(), Outcome::of(Status::SUCCESS), memory)?;
+                post(cq, &sq.ring, sqe.cid.get(), outcome, memory)?;
                 continue;
             }
             begin(sq, cq, slots, ready, memory, &sqe, task)?;
@@ -216,7 +218,7 @@ fn start(context: Context<'_>, bounce: &Bounce, sqid: u16, sqe: &Sqe) -> Result<
 }
 
 /// Puts a command into the slot that there is for it, or completes it where it was refused.
-fn begin(
+pub(super) fn begin(
     sq: &mut Sq,
     cq: &mut Cq,
     slots: &mut Slots,

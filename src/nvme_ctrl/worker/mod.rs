@@ -16,6 +16,7 @@ mod shadow;
 mod sleeper;
 mod slots;
 mod streak;
+mod watched;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +30,7 @@ use super::doorbell_buffers::BufferConfig;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::Shared;
 use crate::backend::engine::{Engine, Waker};
+use crate::laboratory::LabFactory;
 use crate::memory::Epoch;
 
 pub use self::core::Core;
@@ -141,6 +143,21 @@ impl Mailbox {
 /// Makes an engine; called on the worker's own thread, which is the only one that may use it.
 pub type EngineFactory = Arc<dyn Fn() -> io::Result<Box<dyn Engine>> + Send + Sync>;
 
+/// What each worker is made with.
+#[derive(Clone)]
+pub struct WorkerParts {
+    /// Its engine.
+    pub engine: EngineFactory,
+    /// Its laboratory, if it is to have one.
+    pub lab: Option<LabFactory>,
+}
+
+impl From<EngineFactory> for WorkerParts {
+    fn from(engine: EngineFactory) -> Self {
+        Self { engine, lab: None }
+    }
+}
+
 /// The control thread's handle of one worker.
 pub struct Worker {
     inbox: Sender<ToWorker>,
@@ -159,7 +176,7 @@ impl Worker {
     pub fn spawn(
         index: usize,
         shared: Arc<Shared>,
-        engine: EngineFactory,
+        parts: WorkerParts,
         poll: Poll,
         out: Mailbox,
     ) -> io::Result<Self> {
@@ -171,7 +188,7 @@ impl Worker {
         let messages = Messages { queue: messages, mail: Arc::clone(&mail) };
         let park = Park::new(poll, shared.doorbells.page().is_some());
         let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
-            let engine = match engine() {
+            let engine = match (parts.engine)() {
                 Ok(engine) => engine,
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -180,7 +197,8 @@ impl Worker {
             };
             let _ = ready.send(Ok(engine.waker()));
             drop(ready);
-            run(Core::new(shared, engine, out.clone()), park, &messages, &own, &out);
+            let lab = parts.lab.map(|lab| lab());
+            run(Core::new(shared, engine, lab, out.clone()), park, &messages, &own, &out);
         })?;
         let waker = started.recv().map_err(|_| io::Error::other("the worker ended at once"))??;
         Ok(Self { inbox, mail, waker, sleeper, thread: Some(thread) })
