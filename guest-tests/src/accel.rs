@@ -1,5 +1,5 @@
-//! Choice of acceleration. A `/dev/kvm` that opens proves little: under some hosts the guest then stops at its first odd
-//! instruction. So `auto` boots once with KVM and believes what it sees.
+//! Choice of acceleration. A `/dev/kvm` that opens proves little: under some hosts the guest then stops at
+//! its first odd instruction. So `auto` boots once with KVM and believes what it sees.
 
 use std::fs;
 use std::str::FromStr;
@@ -42,7 +42,8 @@ const TRIAL_LIMIT: Duration = Duration::from_secs(12);
 /// Name of the verdict's file in the cache folder.
 const VERDICT: &str = "kvm-verdict";
 
-/// What a trial showed, and what it is good for: KVM is the host's, so another guest kernel asks for no other trial.
+/// What a trial showed, and what it is good for: KVM is the host's, so another guest kernel asks for no other
+/// trial.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Verdict {
     /// Changes whenever the host starts.
@@ -78,8 +79,8 @@ impl Verdict {
     }
 }
 
-/// The acceleration to use, said once. The verdict on KVM is kept in the cache folder for this boot of the host and this
-/// QEMU.
+/// The acceleration to use, said once. The verdict on KVM is kept in the cache folder for this boot of the
+/// host and this QEMU.
 ///
 /// # Errors
 /// When files cannot be read or written.

@@ -1,4 +1,5 @@
-//! Child processes that cannot outlive us: killed when dropped, and by the kernel when we die without dropping.
+//! Child processes that cannot outlive us: killed when dropped, and by the kernel when we die without
+//! dropping.
 #![expect(unsafe_code, reason = "the death signal can only be set between fork and exec")]
 
 use std::collections::BTreeSet;
@@ -30,10 +31,12 @@ fn running() -> MutexGuard<'static, BTreeSet<u32>> {
 /// Set when the program ends: a child that is started after that would be left behind.
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// Kills all children: whoever waits for one of them, or for a guest in one, goes on with an error. For a case that hangs.
+/// Kills all children: whoever waits for one of them, or for a guest in one, goes on with an error. For a
+/// case that hangs.
 pub fn kill_all() {
     for pid in running().iter().filter_map(|&p| Pid::from_raw(i32::try_from(p).ok()?)) {
-        // The group first: a compiler or a downloader has children of its own. The terminal's child leads no group.
+        // The group first: a compiler or a downloader has children of its own. The terminal's child leads no
+        // group.
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
@@ -57,8 +60,8 @@ fn is_gone(pid: u32) -> bool {
 
 type Order = (Command, Sender<io::Result<std::process::Child>>);
 
-/// All children are started by one thread that never ends: the kernel sends the death signal when the *thread* that forked
-/// ends, and test threads come and go.
+/// All children are started by one thread that never ends: the kernel sends the death signal when the
+/// *thread* that forked ends, and test threads come and go.
 fn spawner() -> &'static Sender<Order> {
     static SPAWNER: OnceLock<Sender<Order>> = OnceLock::new();
     SPAWNER.get_or_init(|| {
@@ -73,7 +76,8 @@ fn spawner() -> &'static Sender<Order> {
 }
 
 impl Child {
-    /// Starts `command` in a process group of its own, so that Ctrl-C reaches us alone and we end it; `name` is for messages.
+    /// Starts `command` in a process group of its own, so that Ctrl-C reaches us alone and we end it; `name`
+    /// is for messages.
     ///
     /// # Errors
     /// When the program cannot be started.
@@ -96,7 +100,8 @@ impl Child {
                 .is_some_and(|p| p.as_raw_nonzero().get().cast_unsigned() == parent);
             if alive { Ok(()) } else { Err(io::Error::from(io::ErrorKind::BrokenPipe)) }
         };
-        // SAFETY: `prepare` makes two system calls and allocates nothing, so it is fit to run between fork and exec.
+        // SAFETY: `prepare` makes two system calls and allocates nothing, so it is fit to run between fork
+        // and exec.
         unsafe { command.pre_exec(prepare) };
         let (answer, answered) = channel();
         spawner().send((command, answer)).ok().context("the thread that starts programs is gone")?;
@@ -105,7 +110,8 @@ impl Child {
         Ok(Self { inner, name: name.to_owned() })
     }
 
-    /// Runs `command` to its end and answers all it writes; `line` gets each line of its standard error at once.
+    /// Runs `command` to its end and answers all it writes; `line` gets each line of its standard error at
+    /// once.
     ///
     /// # Errors
     /// When the program cannot be started.

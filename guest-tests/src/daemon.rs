@@ -16,6 +16,8 @@ use crate::vm::typed;
 
 /// Name of the daemon's log in the folder.
 pub const LOG: &str = "daemon.log";
+/// Name of the file with its command line.
+pub(crate) const COMMAND: &str = "daemon.cmdline";
 /// Names a daemon that is already built.
 const OVERRIDE: &str = "VFIO_USER_NVME_BIN";
 const NAME: &str = "vfio-user-nvme";
@@ -58,7 +60,7 @@ impl Daemon {
         for namespace in namespaces {
             command.arg("--nvme-ns").arg(namespace);
         }
-        fs::write(folder.join("daemon.cmdline"), typed(&command) + "\n")?;
+        fs::write(folder.join(COMMAND), typed(&command) + "\n")?;
         // Appended: a case may start it more than once.
         let log = fs::OpenOptions::new().create(true).append(true).open(folder.join(LOG))?;
         let before = log.metadata()?.len();
@@ -143,7 +145,8 @@ impl Daemon {
         Ok(ticks(11)? + ticks(12)?)
     }
 
-    /// Memory that belongs to it alone (anonymous and its share of memory files, without what it maps of the guest), in bytes.
+    /// Memory that belongs to it alone (anonymous and its share of memory files, without what it maps of the
+    /// guest), in bytes.
     ///
     /// # Errors
     /// When `/proc` does not tell.
@@ -216,7 +219,8 @@ fn compile(optimized: bool) -> anyhow::Result<PathBuf> {
     let target = target()?;
     let profile = if optimized { target.join("release") } else { profile()? };
     let mut command = build::cargo();
-    // For the whole workspace, so that it is the same build as that of `cargo test --workspace` and done already there.
+    // For the whole workspace, so that it is the same build as that of `cargo test --workspace` and done
+    // already there.
     command.args(["build", "--workspace", "--bin", NAME]).arg("--target-dir").arg(target);
     if profile.ends_with("release") {
         command.arg("--release");

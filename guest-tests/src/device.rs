@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use crate::daemon::Daemon;
 use crate::vm::{Nvme, QemuNs, QemuNvme};
+use crate::words;
 
 /// Who plays the NVMe device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,7 +90,7 @@ fn namespace(text: &str, memory: &Path) -> anyhow::Result<QemuNs> {
             property.split_once('=').with_context(|| format!("not name=value: {property}"))?;
         match name {
             "drive" => ns.drive = if value == "memory" { memory.to_owned() } else { value.into() },
-            "size" => size = Some(parse_size(value)?),
+            "size" => size = Some(words::size(value).map_err(anyhow::Error::msg)?),
             "readonly" => ns.readonly = value == "on",
             "logical_block_size" => {
                 // QEMU refuses a physical block smaller than the logical one.
@@ -107,19 +108,6 @@ fn namespace(text: &str, memory: &Path) -> anyhow::Result<QemuNs> {
     Ok(ns)
 }
 
-fn parse_size(text: &str) -> anyhow::Result<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => bail!("not a size: {text}"),
-    };
-    Ok(digits.parse::<u64>().with_context(|| format!("not a size: {text}"))? << shift)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,7 +120,5 @@ mod tests {
         assert_eq!(ns.drive, Path::new("/nowhere/a.img"));
         assert_eq!(ns.properties, ["logical_block_size=4096", "physical_block_size=4096", "mssrl=8"]);
         assert!(ns.readonly);
-        assert_eq!(parse_size("3M").unwrap(), 3 << 20);
-        assert!(parse_size("3X").is_err());
     }
 }

@@ -26,15 +26,16 @@ impl Message {
 
 const WARNING: u8 = 4;
 
-/// The kernel says this when it begins to look at devices: what it said before is about processors, memory and clocks, which a
-/// busy host makes it complain about.
+/// The kernel says this when it begins to look at devices: what it said before is about processors, memory
+/// and clocks, which a busy host makes it complain about.
 const DEVICES_BEGIN: &str = "PCI host bridge to bus";
 
-/// Parts of later warnings about the emulated machine and about a host too busy to keep its time; never about a disk.
+/// Parts of later warnings about the emulated machine and about a host too busy to keep its time; never about
+/// a disk.
 const HARMLESS: [&str; 14] = [
     "ACPI: IRQ 4 override",
-    // A translated processor that did not run for a while: its time stamps and the clock that watches them differ, so the
-    // kernel takes another clock. Said at the end of a slow boot, after devices began.
+    // A translated processor that did not run for a while: its time stamps and the clock that watches them
+    // differ, so the kernel takes another clock. Said at the end of a slow boot, after devices began.
     "Unstable clock detected",
     "amd_pstate:",
     "clocksource watchdog",

@@ -4,31 +4,36 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use guest_agent::wire::{Reply, Request};
 
-use crate::case::tail;
 use crate::channel::{Channel, Hello, Replies};
 use crate::child::Child;
+use crate::died::{self, Died};
 use crate::dmesg;
+use crate::job::Job;
 use crate::setup::Qemu;
-use crate::vm::{AGENT_SOCKET, Console, SERIAL_LOG, Vm, typed};
+use crate::vm::{AGENT_SOCKET, Console, Vm, typed};
 
 /// A boot takes about 4 s by translation on an idle machine; a loaded one gets much more.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// For commands that need no time worth naming.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// Where QEMU's own words go, in the folder.
-const QEMU_LOG: &str = "qemu.log";
+pub(crate) const QEMU_LOG: &str = "qemu.log";
+/// Its command line.
+pub(crate) const QEMU_COMMAND: &str = "qemu.cmdline";
+/// The kernel's messages, as far as they were asked for.
+pub(crate) const DMESG_LOG: &str = "dmesg.log";
 
 /// A running guest. Dropping it kills its QEMU.
 #[derive(Debug)]
 pub struct Guest {
     qemu: Child,
-    channel: Channel,
+    channel: Arc<Channel>,
     hello: Hello,
     folder: PathBuf,
     /// Kernel messages below this sequence number were looked at.
@@ -60,15 +65,6 @@ impl Output {
     }
 }
 
-/// A program that runs in the guest while we do something else.
-#[derive(Debug)]
-pub struct Job<'g> {
-    guest: &'g Guest,
-    replies: Replies,
-    output: Output,
-    ended: bool,
-}
-
 impl Guest {
     /// Starts QEMU and waits until the agent answers. Logs lie in `folder`.
     ///
@@ -76,13 +72,9 @@ impl Guest {
     /// When QEMU ends or the agent is not heard within `limit`; the text has the ends of the logs.
     pub fn boot(qemu: &Qemu, vm: &Vm, folder: &Path, limit: Duration) -> anyhow::Result<Self> {
         ensure!(vm.console == Console::Log, "a guest with a terminal has no agent");
-        let socket = folder.join(AGENT_SOCKET);
-        let _ = fs::remove_file(&socket);
-        let listener =
-            UnixListener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
-        listener.set_nonblocking(true)?;
+        let listener = listen(folder)?;
         let mut command = vm.command(qemu, folder);
-        fs::write(folder.join("qemu.cmdline"), typed(&command) + "\n")?;
+        fs::write(folder.join(QEMU_COMMAND), typed(&command) + "\n")?;
         let log = fs::File::create(folder.join(QEMU_LOG))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut qemu = Child::spawn(command, "QEMU")?;
@@ -94,11 +86,15 @@ impl Guest {
                 Err(e) => return Err(e.into()),
             }
             check_alive(&mut qemu, folder)?;
-            ensure!(Instant::now() < until, "QEMU did not connect to the agent's socket\n{}", logs(folder));
+            ensure!(
+                Instant::now() < until,
+                "QEMU did not connect to the agent's socket\n{}",
+                died::logs(folder)
+            );
             std::thread::sleep(Duration::from_millis(5));
         };
         stream.set_nonblocking(false)?;
-        let channel = Channel::new(stream)?;
+        let channel = Arc::new(Channel::new(stream)?);
         let hello = await_hello(&channel, &mut qemu, folder, until)?;
         Ok(Self { qemu, channel, hello, folder: folder.to_owned(), seen: Mutex::new(0) })
     }
@@ -126,9 +122,25 @@ impl Guest {
     /// # Errors
     /// When the guest is gone.
     pub fn spawn(&self, argv: &[&str]) -> anyhow::Result<Job<'_>> {
+        self.start(argv, false)
+    }
+
+    /// [`Self::spawn`], for a program that reads what [`Job::input`] sends.
+    ///
+    /// # Errors
+    /// When the guest is gone.
+    pub fn spawn_with_input(&self, argv: &[&str]) -> anyhow::Result<Job<'_>> {
+        self.start(argv, true)
+    }
+
+    fn start(&self, argv: &[&str], input: bool) -> anyhow::Result<Job<'_>> {
         let argv: Vec<String> = argv.iter().map(|a| (*a).to_owned()).collect();
-        let replies = self.channel.request(|id| Request::Run { id, argv }, &[])?;
-        Ok(Job { guest: self, replies, output: Output::default(), ended: false })
+        let replies = self.channel.request(|id| Request::Run { id, argv, input }, &[])?;
+        Ok(Job::new(self, replies))
+    }
+
+    pub(crate) fn channel(&self) -> &Arc<Channel> {
+        &self.channel
     }
 
     /// Runs a program to its end, whatever its exit code.
@@ -157,7 +169,8 @@ impl Guest {
         Ok(out.text())
     }
 
-    /// Runs one of the agent's block tools, which must succeed, and answers its output without the last line's end.
+    /// Runs one of the agent's block tools, which must succeed, and answers its output without the last
+    /// line's end.
     ///
     /// # Errors
     /// As [`Self::sh`].
@@ -215,7 +228,7 @@ impl Guest {
         if let Some(last) = messages.last() {
             *seen = last.sequence + 1;
         }
-        let mut log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("dmesg.log"))?;
+        let mut log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join(DMESG_LOG))?;
         std::io::Write::write_all(&mut log, text.as_bytes())?;
         std::io::Write::write_all(&mut log, b"\n")?;
         Ok(messages)
@@ -258,89 +271,30 @@ impl Guest {
         Ok(self.qemu.ended()?)
     }
 
+    /// What `error`, the end of a talk with the guest, comes from: the guest's death if QEMU ends about now.
+    #[must_use]
+    pub fn why(&mut self, error: anyhow::Error) -> anyhow::Error {
+        // The socket closes a moment before the process is gone; its exit status says more.
+        match self.qemu.wait(Duration::from_secs(2)) {
+            Ok(status) => qemu_ended(status, &self.folder),
+            Err(_) => error,
+        }
+    }
+
     /// Ends of the logs, for an error message.
     #[must_use]
     pub fn logs(&self) -> String {
-        logs(&self.folder)
+        died::logs(&self.folder)
     }
 }
 
-impl Job<'_> {
-    /// Standard output so far.
-    #[must_use]
-    pub fn stdout(&self) -> &[u8] {
-        &self.output.stdout
-    }
-
-    /// Takes what comes until `until`; true when the program has ended.
-    ///
-    /// # Errors
-    /// When the guest is gone.
-    pub fn follow(&mut self, until: Instant) -> anyhow::Result<bool> {
-        while !self.ended {
-            match self.replies.next(until)? {
-                None => return Ok(false),
-                Some((Reply::Out { .. }, bytes)) => self.output.stdout.extend(bytes),
-                Some((Reply::Err { .. }, bytes)) => self.output.stderr.extend(bytes),
-                Some((Reply::Exit { code, .. }, _)) => {
-                    self.output.code = code;
-                    self.ended = true;
-                }
-                Some((other, _)) => bail!("unexpected reply {other:?}"),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Hands over what came since the last call, waiting until `until` at most; `None` after the end.
-    ///
-    /// # Errors
-    /// When the guest is gone.
-    pub fn take(&mut self, until: Instant) -> anyhow::Result<Option<(Vec<u8>, Vec<u8>)>> {
-        if !self.ended && self.output.stdout.is_empty() && self.output.stderr.is_empty() {
-            match self.replies.next(until)? {
-                None => {}
-                Some((Reply::Out { .. }, bytes)) => self.output.stdout = bytes,
-                Some((Reply::Err { .. }, bytes)) => self.output.stderr = bytes,
-                Some((Reply::Exit { code, .. }, _)) => {
-                    self.output.code = code;
-                    self.ended = true;
-                }
-                Some((other, _)) => bail!("unexpected reply {other:?}"),
-            }
-        }
-        let (out, err) = (std::mem::take(&mut self.output.stdout), std::mem::take(&mut self.output.stderr));
-        Ok((!self.ended || !out.is_empty() || !err.is_empty()).then_some((out, err)))
-    }
-
-    /// Exit code, once [`Self::take`] or [`Self::follow`] saw the end.
-    #[must_use]
-    pub fn code(&self) -> Option<i32> {
-        self.ended.then_some(self.output.code)
-    }
-
-    /// Waits for the end.
-    ///
-    /// # Errors
-    /// When it does not come within `limit`; the program is killed then.
-    pub fn finish(mut self, limit: Duration) -> anyhow::Result<Output> {
-        if !self.follow(Instant::now() + limit).with_context(|| self.guest.logs())? {
-            self.kill()?;
-            self.follow(Instant::now() + Duration::from_secs(5))?;
-            bail!("no end after {limit:?}; so far:\n{}\n{}", self.output.all(), self.guest.logs());
-        }
-        Ok(self.output)
-    }
-
-    /// Kills the program and its children in the guest.
-    ///
-    /// # Errors
-    /// When the guest is gone.
-    pub fn kill(&self) -> anyhow::Result<()> {
-        let id = self.replies.id;
-        drop(self.guest.channel.request(|_| Request::Kill { id }, &[])?);
-        Ok(())
-    }
+/// The socket in `folder` that QEMU connects the agent's port to; does not block.
+pub(crate) fn listen(folder: &Path) -> anyhow::Result<UnixListener> {
+    let socket = folder.join(AGENT_SOCKET);
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 fn await_hello(channel: &Channel, qemu: &mut Child, folder: &Path, until: Instant) -> anyhow::Result<Hello> {
@@ -352,12 +306,17 @@ fn await_hello(channel: &Channel, qemu: &mut Child, folder: &Path, until: Instan
                 // The socket closes a moment before the process is gone; its exit status says more.
                 let _ = qemu.wait(Duration::from_secs(2));
                 check_alive(qemu, folder)?;
-                return Err(error.context(logs(folder)));
+                return Err(Died::new(folder, &format!("{error:#}")).into());
             }
         }
         check_alive(qemu, folder)?;
-        ensure!(!qemu_stopped(folder), "QEMU stopped the guest\n{}", logs(folder));
-        ensure!(Instant::now() < until, "the guest's agent was not heard in time\n{}", logs(folder));
+        let died = |how| -> anyhow::Result<()> { Err(Died::new(folder, how).into()) };
+        if qemu_stopped(folder) {
+            died("QEMU stopped the guest")?;
+        }
+        if Instant::now() >= until {
+            died("the guest's agent was not heard in time")?;
+        }
     }
 }
 
@@ -368,19 +327,17 @@ fn qemu_stopped(folder: &Path) -> bool {
 }
 
 fn check_alive(qemu: &mut Child, folder: &Path) -> anyhow::Result<()> {
-    if let Some(status) = qemu.ended()? {
-        bail!("QEMU ended with {status}\n{}", logs(folder));
+    match qemu.ended()? {
+        Some(status) => Err(qemu_ended(status, folder)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-fn logs(folder: &Path) -> String {
-    let mut text = String::new();
-    for (name, lines) in [(QEMU_LOG, 15), (SERIAL_LOG, 25), (crate::daemon::LOG, 15)] {
-        let end = tail(&folder.join(name), lines);
-        if !end.trim().is_empty() {
-            text.push_str(&format!("--- end of {name} ---\n{end}\n"));
-        }
+/// The guest's death, but for what QEMU says with exit code 1: then it takes its arguments, or a file they
+/// name, for wrong and has not started a guest.
+pub(crate) fn qemu_ended(status: ExitStatus, folder: &Path) -> anyhow::Error {
+    match status.code() {
+        Some(1) => anyhow!("QEMU does not start a guest with these arguments\n{}", died::logs(folder)),
+        _ => Died::new(folder, &format!("QEMU ended with {status}")).into(),
     }
-    text
 }

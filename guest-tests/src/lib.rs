@@ -1,7 +1,8 @@
 //! Harness that runs the daemon under a real QEMU with a real Linux guest.
 //!
-//! [`setup`] makes the environment (QEMU, kernels, programs) in a private cache folder; [`vm`] builds QEMU's command line;
-//! [`Guest`] is a booted guest with an agent in it, [`Daemon`] the program under test; both die with their owner.
+//! [`setup`] makes the environment (QEMU, kernels, programs) in a private cache folder; [`vm`] builds QEMU's
+//! command line; [`Guest`] is a booted guest with an agent in it, [`Daemon`] the program under test; both die
+//! with their owner.
 //!
 //! Environment variables, all optional:
 //!
@@ -22,16 +23,20 @@ pub mod child;
 pub mod daemon;
 pub mod demo;
 pub mod device;
+pub mod died;
 pub mod dmesg;
 pub mod guest;
+pub mod job;
 pub mod model;
 pub mod nvme;
 pub mod nvme_cli;
 pub mod progress;
 pub mod run;
 pub mod setup;
+pub mod share;
 pub mod undo;
 pub mod vm;
+pub mod words;
 
 pub use daemon::Daemon;
 pub use guest::{Guest, Output};

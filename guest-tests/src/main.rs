@@ -1,7 +1,9 @@
 //! `cargo guest`: set up, run, show.
 
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use guest_tests::{bench, demo, run, setup, undo};
 
@@ -25,25 +27,47 @@ enum What {
     Run(run::Options),
     /// Everything from nothing: boot, write, copy, prove
     Demo(demo::Options),
+    /// The QEMU guests run in, with your arguments, in place of this program
+    Qemu {
+        /// QEMU's arguments
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Our device and QEMU's own beside each other in one guest, as ratios
     Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
-    let what = Arguments::parse().what;
+    let runs = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+    let what = match Arguments::try_parse() {
+        Ok(arguments) => arguments.what,
+        // A command in the guest may end with clap's code, too.
+        Err(error) if runs && error.use_stderr() => {
+            let _ = error.print();
+            return ExitCode::from(run::CANNOT);
+        }
+        Err(error) => error.exit(),
+    };
     let result = undo::when_interrupted().and_then(|()| match what {
         What::Setup { all } => set_up(all),
         What::Run(options) => run::run(&options),
         What::Demo(options) => demo::run(&options),
+        What::Qemu { arguments } => qemu(&arguments),
         What::Bench(options) => bench::run(&options),
     });
     undo::settle();
     result.unwrap_or_else(|error| {
-        let error = format!("{error:#}");
-        eprintln!("cargo guest: {error}");
-        setup::advice(&error).into_iter().for_each(|advice| eprintln!("{advice}"));
-        ExitCode::FAILURE
+        let text = format!("{error:#}");
+        eprintln!("cargo guest: {text}");
+        setup::advice(&text).into_iter().for_each(|advice| eprintln!("{advice}"));
+        if runs { run::code(&error) } else { ExitCode::FAILURE }
     })
+}
+
+/// Comes back only when QEMU does not start.
+fn qemu(arguments: &[String]) -> anyhow::Result<ExitCode> {
+    let mut command = setup::setup(&[])?.qemu.command();
+    Err(command.args(arguments).exec()).context("QEMU")
 }
 
 fn set_up(all: bool) -> anyhow::Result<ExitCode> {

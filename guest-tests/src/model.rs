@@ -46,7 +46,8 @@ impl Model {
         Ok(())
     }
 
-    /// Copy from `source` (another namespace) or from itself: all ranges read, then written one behind the other at `sdlba`.
+    /// Copy from `source` (another namespace) or from itself: all ranges read, then written one behind the
+    /// other at `sdlba`.
     ///
     /// # Errors
     /// When a range is outside.

@@ -6,7 +6,8 @@ use anyhow::{Context, bail, ensure};
 
 use crate::guest::{COMMAND_LIMIT, Guest};
 
-/// Status of a command that was refused, as nvme-cli prints it: bit 14 Do Not Retry, bits 10:8 type, bits 7:0 code.
+/// Status of a command that was refused, as nvme-cli prints it: bit 14 Do Not Retry, bits 10:8 type, bits 7:0
+/// code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Status(pub u16);
 
@@ -140,7 +141,8 @@ pub enum Change {
     KernelRefuses,
 }
 
-/// Sets the Copy descriptor formats the host enables (Host Behavior Support, feature 16h, bytes 5:4), leaving the rest.
+/// Sets the Copy descriptor formats the host enables (Host Behavior Support, feature 16h, bytes 5:4), leaving
+/// the rest.
 ///
 /// # Errors
 /// When the device refuses, or the guest fails in another way.
@@ -156,7 +158,8 @@ pub fn set_cdfe(guest: &Guest, cdfe: u16) -> anyhow::Result<Change> {
     change(out.code, &out.all()).with_context(|| words.join(" "))
 }
 
-/// Kernels from 7.0 on refuse it, and so do stable ones that took the change over: no version tells, only the attempt.
+/// Kernels from 7.0 on refuse it, and so do stable ones that took the change over: no version tells, only the
+/// attempt.
 fn change(code: i32, text: &str) -> anyhow::Result<Change> {
     // Words for EACCES and EPERM; a device's refusal has a status instead.
     let denied = ["Permission denied", "Operation not permitted"].iter().any(|words| text.contains(words));

@@ -129,8 +129,8 @@ fn libraries(ldd: &str) -> anyhow::Result<(PathBuf, Vec<(String, PathBuf)>)> {
     Ok((loader.context("nvme is no dynamic program, or ldd did not understand it")?, found))
 }
 
-/// Holds the test's own report against what must come out: formats 0 and 2 pass, 1 and 3 (which need protection information
-/// and Namespace Management) are skipped. Answers a line for each test.
+/// Holds the test's own report against what must come out: formats 0 and 2 pass, 1 and 3 (which need
+/// protection information and Namespace Management) are skipped. Answers a line for each test.
 ///
 /// # Errors
 /// Names the tests that came out otherwise, with the message in the report.

@@ -52,7 +52,8 @@ impl Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        // Done under the lock: a signal's thread that found nothing to do would end the program in the middle of it.
+        // Done under the lock: a signal's thread that found nothing to do would end the program in the middle
+        // of it.
         let mut open = open();
         if let Some(action) = open.remove(&self.0) {
             action();
@@ -93,7 +94,8 @@ pub fn when_interrupted() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has a signal come that ends the program? What fails from then on fails by our own doing and is not worth a word.
+/// Has a signal come that ends the program? What fails from then on fails by our own doing and is not worth a
+/// word.
 #[must_use]
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)

@@ -81,6 +81,12 @@ pub struct Vm {
     pub console: Console,
     /// May the guest restart? If not, a restart (and so a panic) ends QEMU.
     pub reboots: bool,
+    /// Socket of a [`crate::share::Share`], which the guest mounts.
+    pub share: Option<PathBuf>,
+    /// Port of this host where QEMU waits for a debugger before it starts the guest.
+    pub gdb: Option<u16>,
+    /// More words for QEMU's command line.
+    pub qemu_args: Vec<String>,
 }
 
 /// Name of the agent's socket in the folder; we listen, QEMU connects.
@@ -102,6 +108,9 @@ impl Vm {
             append: vec![],
             console: Console::Log,
             reboots: false,
+            share: None,
+            gdb: None,
+            qemu_args: vec![],
         }
     }
 
@@ -133,33 +142,38 @@ impl Vm {
             c.arg("-no-reboot");
         }
         c.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        // panic=-1: restart at once, which ends QEMU where restarts are not allowed. no_timer_check: on a host too busy to
-        // deliver ticks in time, the kernel would take the timer for broken and give up.
+        // panic=-1: restart at once, which ends QEMU where restarts are not allowed. no_timer_check: on a
+        // host too busy to deliver ticks in time, the kernel would take the timer for broken and give up.
         let mut append =
             vec!["rdinit=/guest/guest-agent", "panic=-1", "mitigations=off", "nokaslr", "no_timer_check"];
+        append.extend(["console=ttyS0", "quiet"]);
+        let serial = escaped(&folder.join(SERIAL_LOG));
         match self.console {
             Console::Log => {
-                c.arg("-serial").arg(format!("file:{}", escaped(&folder.join(SERIAL_LOG))));
-                append.extend(["console=ttyS0", "quiet"]);
+                c.arg("-serial").arg(format!("file:{serial}"));
             }
             Console::Terminal => {
                 // With the monitor on the same terminal, Ctrl-C goes to the guest and not to QEMU.
-                c.args(["-serial", "mon:stdio"]);
-                append.extend(["console=ttyS0", "quiet", "guest.shell"]);
+                c.args(["-chardev", &format!("stdio,id=terminal,mux=on,signal=off,logfile={serial}")]);
+                c.args(["-serial", "chardev:terminal", "-monitor", "chardev:terminal"]);
+                append.push("guest.shell");
             }
+        }
+        if let Some(socket) = &self.share {
+            c.arg("-chardev").arg(format!("socket,id=share,path={}", escaped(socket)));
+            c.args(["-device", "vhost-user-fs-pci,chardev=share,tag=share"]);
+            append.push("guest.share");
         }
         append.extend(self.append.iter().map(String::as_str));
         c.args(["-append", &append.join(" ")]);
-        if self.console == Console::Log {
-            c.arg("-chardev").arg(format!("socket,id=agent,path={}", escaped(&folder.join(AGENT_SOCKET))));
-            c.args([
-                "-device",
-                "virtio-serial-pci",
-                "-device",
-                &format!("virtserialport,chardev=agent,name={PORT}"),
-            ]);
+        c.arg("-chardev").arg(format!("socket,id=agent,path={}", escaped(&folder.join(AGENT_SOCKET))));
+        c.args(["-device", "virtio-serial-pci"]);
+        c.args(["-device", &format!("virtserialport,chardev=agent,name={PORT}")]);
+        if let Some(port) = self.gdb {
+            c.args(["-S", "-gdb", &format!("tcp:127.0.0.1:{port}")]);
         }
         self.nvme.arguments(&mut c);
+        c.args(&self.qemu_args);
         c
     }
 }

@@ -56,7 +56,8 @@ pub struct Plan {
     pub time: Duration,
 }
 
-/// Copies from the first half of the device to the second until the time is over; answers bytes copied and the time it took.
+/// Copies from the first half of the device to the second until the time is over; answers bytes copied and
+/// the time it took.
 pub fn run(path: &str, plan: Plan) -> anyhow::Result<(u64, Duration)> {
     let mut file = OpenOptions::new().read(true).write(true).open(path).with_context(|| path.to_owned())?;
     let half = file.seek(SeekFrom::End(0))? / plan.block.max(1) / 2;
@@ -86,7 +87,8 @@ fn one(file: &File, plan: Plan, half: u64, thread: u64, start: Instant) -> anyho
         if start.elapsed() >= plan.time {
             break;
         }
-        // Threads take turns, so that no two commands in flight write the same blocks unless there is no room for more.
+        // Threads take turns, so that no two commands in flight write the same blocks unless there is no room
+        // for more.
         let slot = (turn * u64::from(plan.threads) + thread) % slots;
         for (n, entry) in list.chunks_mut(DESCRIPTOR).enumerate() {
             // Backwards within the slot: neighbouring ranges that follow each other could be taken for one.
@@ -113,8 +115,8 @@ fn copy(file: &File, plan: Plan, sdlba: u64, list: &mut [u8]) -> anyhow::Result<
         cdw12: plan.ranges - 1,
         ..Passthrough::default()
     };
-    // SAFETY: the opcode belongs to this structure, which has the kernel's layout (checked by a test), and `addr` and
-    // `data_len` describe `list`, which is borrowed for the whole call.
+    // SAFETY: the opcode belongs to this structure, which has the kernel's layout (checked by a test), and
+    // `addr` and `data_len` describe `list`, which is borrowed for the whole call.
     let status = unsafe { ioctl(file, Status(Updater::<IO_CMD, Passthrough>::new(&mut command))) };
     match status.context("Copy ioctl")? {
         0 => Ok(()),

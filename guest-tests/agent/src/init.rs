@@ -1,6 +1,8 @@
-//! Process 1: mounts, modules, then one child, the server (or a shell on the console), whose end is the guest's end.
+//! Process 1: mounts, modules, then one child, the server (or a shell on the console), whose end is the
+//! guest's end.
 //!
-//! It does nothing else, so that it can reap every orphan without taking a child's exit status from the server.
+//! It does nothing else, so that it can reap every orphan without taking a child's exit status from the
+//! server.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -29,8 +31,12 @@ pub fn run() -> ! {
         }
     }
     load_modules();
-    let shell =
-        fs::read_to_string("/proc/cmdline").is_ok_and(|c| c.split_whitespace().any(|w| w == "guest.shell"));
+    let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let asked = |word: &str| words.split_whitespace().any(|w| w == word);
+    if asked("guest.share") {
+        mount_share();
+    }
+    let shell = asked("guest.shell");
     let mut command = if shell { shell_on_console() } else { Command::new("/proc/self/exe") };
     if !shell {
         command.arg("serve");
@@ -41,7 +47,11 @@ pub fn run() -> ! {
             let pid = i32::try_from(child.id()).unwrap_or(-1);
             // Any child: orphans of tests come here too and must not stay as zombies.
             while let Ok(ended) = rustix::process::wait(WaitOptions::empty()) {
-                if ended.is_some_and(|(p, _)| p.as_raw_nonzero().get() == pid) {
+                if let Some((_, status)) = ended.filter(|(p, _)| p.as_raw_nonzero().get() == pid) {
+                    if shell {
+                        let signal = || 128 + status.terminating_signal().unwrap_or(0);
+                        crate::serve::shell_ended(status.exit_status().unwrap_or_else(signal));
+                    }
                     break;
                 }
             }
@@ -66,6 +76,16 @@ fn say(text: &str) {
     // The console is the only place left when something this early fails.
     let _ = fs::write("/dev/kmsg", format!("<4>guest-agent: {text}\n"));
     eprintln!("guest-agent: {text}");
+}
+
+/// The host's folder. Not fatal: whoever asked for it looks whether it is there.
+fn mount_share() {
+    let mounted = fs::create_dir_all("/share").map_err(|e| e.to_string()).and_then(|()| {
+        mount("share", "/share", "virtiofs", MountFlags::empty(), None).map_err(|e| e.to_string())
+    });
+    if let Err(error) = mounted {
+        say(&format!("mount /share: {error}"));
+    }
 }
 
 fn shell_on_console() -> Command {
@@ -96,7 +116,7 @@ fn load_from_initrd() {
     if !Path::new("/lib/modules").exists() {
         return;
     }
-    for module in ["virtio_pci", "virtio_console", "nvme"] {
+    for module in ["virtio_pci", "virtio_console", "virtiofs", "nvme"] {
         let _ = Command::new("/bin/busybox").args(["modprobe", "-q", module]).status();
     }
 }

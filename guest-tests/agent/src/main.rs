@@ -1,4 +1,5 @@
-//! The guest's side of the harness: `init` when the kernel starts it, `serve` the command server, `tool` block tools.
+//! The guest's side of the harness: `init` when the kernel starts it, `serve` the command server, `tool`
+//! block tools.
 
 mod copies;
 mod init;

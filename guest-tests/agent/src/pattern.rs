@@ -1,5 +1,5 @@
-//! Bytes that say which block they are, and a fast sum: both sides compute them, so that a host can check an image
-//! against what a guest wrote without carrying the data over.
+//! Bytes that say which block they are, and a fast sum: both sides compute them, so that a host can check an
+//! image against what a guest wrote without carrying the data over.
 
 /// Bytes in one patterned unit. The pattern does not depend on the namespace's block size.
 pub const UNIT: usize = 512;

@@ -61,7 +61,8 @@ fn open(path: &str, write: bool) -> anyhow::Result<File> {
     open(direct).or_else(|_| open(0)).with_context(|| format!("open {path}"))
 }
 
-/// A buffer whose start is aligned for O_DIRECT, without unsafe code: more than needed, from the right place on.
+/// A buffer whose start is aligned for O_DIRECT, without unsafe code: more than needed, from the right place
+/// on.
 struct Aligned {
     bytes: Vec<u8>,
     start: usize,

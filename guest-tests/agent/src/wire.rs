@@ -1,6 +1,8 @@
-//! Messages over the virtio-serial port: one line of JSON, followed by as many raw bytes as the line announces.
+//! Messages over the virtio-serial port: one line of JSON, followed by as many raw bytes as the line
+//! announces.
 //!
-//! JSON alone would have to encode file contents and program output; raw bytes behind a length keep both exact.
+//! JSON alone would have to encode file contents and program output; raw bytes behind a length keep both
+//! exact.
 
 use std::io::{self, BufRead, Write};
 
@@ -22,6 +24,16 @@ pub enum Request {
         id: u64,
         /// Program and arguments; the program is looked for in `PATH`.
         argv: Vec<String>,
+        /// Does it read what [`Request::Input`] brings? If not, its input is empty.
+        input: bool,
+    },
+    /// The payload is the next part of a program's standard input, an empty one its end; answered by
+    /// [`Reply::Done`] once the program has taken it, by [`Reply::Failed`] when it never will.
+    Input {
+        /// Request number.
+        id: u64,
+        /// Number of the `Run` request.
+        job: u64,
     },
     /// Write the payload to a file, replacing it; answered by [`Reply::Done`].
     Put {
@@ -75,17 +87,17 @@ pub enum Reply {
     },
     /// The program ended. All its output came before.
     Exit {
-        /// Request number.
+        /// Request number; 0 for the shell on the console, which nobody asked for here.
         id: u64,
         /// Exit code; 128 + signal number when a signal ended it, 127 when it could not be started.
         code: i32,
     },
-    /// Put or Get went well; Get has the file as payload.
+    /// Put, Get or Input went well; Get has the file as payload.
     Done {
         /// Request number.
         id: u64,
     },
-    /// Put or Get went wrong.
+    /// Put, Get or Input went wrong.
     Failed {
         /// Request number.
         id: u64,
@@ -107,7 +119,8 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
-/// Writes one message with its payload, as one `write_all` so that threads that hold a lock around it cannot interleave.
+/// Writes one message with its payload, as one `write_all` so that threads that hold a lock around it cannot
+/// interleave.
 pub fn send<T: Serialize>(to: &mut impl Write, message: &T, payload: &[u8]) -> io::Result<()> {
     let mut bytes = serde_json::to_vec(&Envelope { message, len: payload.len() })?;
     bytes.push(b'\n');

@@ -1,6 +1,7 @@
 //! `guest bench`: our device and QEMU's own in one guest, on equal images, in turn.
 //!
-//! One boot for both, so that guest, host and weather are the same; in turn, so that what drifts hits both alike.
+//! One boot for both, so that guest, host and weather are the same; in turn, so that what drifts hits both
+//! alike.
 
 mod html;
 mod rows;
@@ -69,7 +70,8 @@ pub struct Options {
     qemu_nvme: Vec<String>,
 }
 
-/// What both controllers are told: the same transfer size and queues. Linux makes a queue pair for each processor.
+/// What both controllers are told: the same transfer size and queues. Linux makes a queue pair for each
+/// processor.
 const CONTROLLER: &str = "mdts=7,mqes=1023,max_ioqpairs=64";
 /// What both namespaces are told.
 const NAMESPACE: &str = "mssrl=2048,mcl=32768,msrc=127";
@@ -275,7 +277,8 @@ fn compare(
     Ok((facts, measured))
 }
 
-/// The numbers of the runs that are made in this boot: the first boots have one more where they cannot be equal.
+/// The numbers of the runs that are made in this boot: the first boots have one more where they cannot be
+/// equal.
 fn share(runs: u32, boots: u32, boot: u32) -> std::ops::Range<u32> {
     let first = |boot: u32| boot * (runs / boots) + boot.min(runs % boots);
     first(boot)..first(boot + 1)
@@ -307,7 +310,8 @@ fn queues(guest: &Guest) -> anyhow::Result<String> {
     Ok(format!("{} I/O queues each", counts[0]))
 }
 
-/// The fastest way to read and write an image in the page cache that this QEMU and this kernel have; the daemon has both, too.
+/// The fastest way to read and write an image in the page cache that this QEMU and this kernel have; the
+/// daemon has both, too.
 fn best_aio(qemu: &Qemu, image: &Path) -> anyhow::Result<&'static str> {
     // `native` needs O_DIRECT, so it is no candidate here.
     for aio in ["io_uring", "threads"] {

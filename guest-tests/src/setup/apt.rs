@@ -1,4 +1,5 @@
-//! A private apt: the system's mirror, proxy, credentials and keyrings, but its own lists, cache and (empty) status.
+//! A private apt: the system's mirror, proxy, credentials and keyrings, but its own lists, cache and (empty)
+//! status.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -21,8 +22,8 @@ const BACKPORTS: &str = "trixie-backports";
 const KEYRINGS: [&str; 2] =
     ["/usr/share/keyrings/debian-archive-keyring.pgp", "/usr/share/keyrings/debian-archive-keyring.gpg"];
 
-/// What no program here needs: package tools, service managers, interpreters, option ROMs, user interfaces. What is left is
-/// proven to be enough by asking the loader, so a wrong entry is found at once.
+/// What no program here needs: package tools, service managers, interpreters, option ROMs, user interfaces.
+/// What is left is proven to be enough by asking the loader, so a wrong entry is found at once.
 const DROPPED: [&str; 37] = [
     "adduser",
     "base-passwd",
@@ -104,7 +105,8 @@ impl Apt {
         )?;
         let d = dir.to_str().context("the cache folder's name must be UTF-8")?;
         ensure!(!d.contains('"'), "the cache folder's name must not contain a quote");
-        // Read after the system's own files, so `#clear` takes away their hooks, which would run programs of the host.
+        // Read after the system's own files, so `#clear` takes away their hooks, which would run programs of
+        // the host.
         fs::write(
             dir.join("apt.conf"),
             format!(
@@ -207,7 +209,8 @@ pkgCacheGen::Essential "none";
         let named = |prefix: &str| -> Vec<Package> {
             all.iter().filter(|p| p.name.strip_prefix(prefix).is_some_and(has_digit)).cloned().collect()
         };
-        // Newer kernels put image and modules into packages of their own; `linux-image-*` then only depends on them.
+        // Newer kernels put image and modules into packages of their own; `linux-image-*` then only depends
+        // on them.
         let split = [named("linux-binary-"), named("linux-modules-")].concat();
         let packages = if split.is_empty() { named("linux-image-") } else { split };
         ensure!(!packages.is_empty(), "the archive has no package behind {meta}");

@@ -27,7 +27,7 @@ const PACKAGES: [&str; 7] =
 /// Makes `programs` (the private root and the guest's programs) if wanted, and `kernels`.
 pub(super) fn bring(root: &Path, programs: bool, kernels: &[Kernel]) -> anyhow::Result<()> {
     say(&format!("guest environment: {}", root.display()));
-    space::check(root)?;
+    space::check(root, programs)?;
     let apt = apt::Apt::new(&root.join("apt"))?;
     apt.update()?;
     if programs {

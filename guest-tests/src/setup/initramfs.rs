@@ -1,4 +1,5 @@
-//! The guest's first root, put together from archives that change at different times: programs, modules, the agent.
+//! The guest's first root, put together from archives that change at different times: programs, modules, the
+//! agent.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,7 +38,8 @@ pub(super) fn programs(root: &Sysroot, programs: &[&str], to: &Path) -> anyhow::
             let data = fs::read(root.path(path)).with_context(|| path.clone())?;
             cpio.file(path, 0o755, &data)?;
         }
-        // The loader is asked for by the name in every program; its file is where the library package puts it.
+        // The loader is asked for by the name in every program; its file is where the library package puts
+        // it.
         let own =
             |applet: &str| ["usr/bin", "usr/sbin"].iter().any(|d| files.contains(&format!("{d}/{applet}")));
         for applet in applets.lines().filter(|a| !own(a)) {

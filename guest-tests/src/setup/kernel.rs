@@ -44,7 +44,8 @@ fn find(dir: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
     })
 }
 
-/// The kernel proper out of a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`, `payload_offset`, `payload_length`).
+/// The kernel proper out of a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`, `payload_offset`,
+/// `payload_length`).
 fn uncompressed(image: &[u8], scratch: &Path) -> anyhow::Result<Vec<u8>> {
     let payload = payload(image)?;
     let suffix = match payload {
@@ -88,7 +89,8 @@ fn decompress(data: &[u8], suffix: &str, scratch: &Path) -> anyhow::Result<Vec<u
     command.arg("cat-file").arg(&file);
     let out = Child::output(command, "apt-helper", &|_| {})?;
     fs::remove_file(&file)?;
-    // For a kernel's payload the size behind the compressed stream is trailing garbage: output complete, status not.
+    // For a kernel's payload the size behind the compressed stream is trailing garbage: output complete,
+    // status not.
     ensure!(!out.stdout.is_empty(), "apt-helper: {}", String::from_utf8_lossy(&out.stderr).trim());
     Ok(out.stdout)
 }

@@ -1,7 +1,8 @@
-//! Makes the guest environment: QEMU, kernels, programs for the guest. No root, nothing outside one cache folder.
+//! Makes the guest environment: QEMU, kernels, programs for the guest. No root, nothing outside one cache
+//! folder.
 //!
-//! The folder's name carries a version of this recipe; a stamp in it says what is complete. So a second call does
-//! nothing, an interrupted one starts over, and a new recipe never meets an old folder.
+//! The folder's name carries a version of this recipe; a stamp in it says what is complete. So a second call
+//! does nothing, an interrupted one starts over, and a new recipe never meets an old folder.
 
 mod agent;
 mod apt;
@@ -72,7 +73,8 @@ impl Environment {
         self.root.join(format!("kernel-{kernel}/vmlinux"))
     }
 
-    /// Initial file system for our kernel `kernel`, or for a foreign one (no modules), put behind `before` if there is one.
+    /// Initial file system for our kernel `kernel`, or for a foreign one (no modules), put behind `before` if
+    /// there is one.
     ///
     /// # Errors
     /// When files cannot be read or written, or the agent does not build.
@@ -116,7 +118,8 @@ impl Environment {
     }
 }
 
-/// Makes what is missing for `kernels` and answers the environment. Safe to call from several processes at once.
+/// Makes what is missing for `kernels` and answers the environment. Safe to call from several processes at
+/// once.
 ///
 /// Each step that takes time says so; where there is nothing to do nothing is said.
 ///

@@ -1,4 +1,5 @@
-//! Python for the one case that runs somebody else's Python. Not part of the guest's programs: it is as big as all of them.
+//! Python for the one case that runs somebody else's Python. Not part of the guest's programs: it is as big
+//! as all of them.
 
 use std::fs;
 use std::io::{BufWriter, Write};
@@ -13,7 +14,8 @@ use crate::undo::Undo;
 /// Named one by one: what the interpreter's other packages bring, the test has no use for.
 const PACKAGES: [&str; 3] = ["python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib"];
 const PROGRAM: &str = "usr/bin/python3.13";
-/// Folder of the archive. A root of its own, so that its C library need not be the one the guest's programs run on.
+/// Folder of the archive. A root of its own, so that its C library need not be the one the guest's programs
+/// run on.
 const HOME: &str = "python";
 /// Where the archive, once unpacked in the guest's root, has the command.
 pub const PYTHON: &str = "/python/python3";

@@ -25,7 +25,8 @@ impl Qemu {
 
     pub(super) fn find(sysroot: &Sysroot) -> anyhow::Result<Self> {
         let private = sysroot.path(&format!("usr/bin/{PROGRAM}")).exists();
-        // The private one was brought because none was installed then; staying with it keeps results comparable.
+        // The private one was brought because none was installed then; staying with it keeps results
+        // comparable.
         Self::check(private.then(|| sysroot.clone())).context(
             "no usable QEMU (10.1 or newer with vfio-user-pci); if one was uninstalled, remove the cache folder and set up again",
         )

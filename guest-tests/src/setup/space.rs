@@ -6,17 +6,20 @@ use anyhow::ensure;
 
 use super::cache::OVERRIDE;
 
-/// MiB in the cache folder with one kernel, with both, and while they are made.
+/// MB in the cache folder with one kernel, and with both.
 const CACHE: [u64; 2] = [390, 530];
-const MAKING: u64 = 600;
+/// MB that must be free to make the programs, and to make a kernel.
+const MAKING: [u64; 2] = [600, 250];
 /// What the build takes, as cargo's default settings make it.
 const BUILD: &str = "1.6 GB";
 
-/// Fails before anything is fetched when the environment will not fit into `root`.
-pub(super) fn check(root: &Path) -> anyhow::Result<()> {
+/// Fails before anything is fetched when what is missing, `programs` or only a kernel, will not fit into
+/// `root`.
+pub(super) fn check(root: &Path, programs: bool) -> anyhow::Result<()> {
     let stat = rustix::fs::statvfs(root)?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
-    ensure!(free >= MAKING, "{} MB are free in {}. {}", free, root.display(), remedy());
+    let needed = if programs { MAKING[0] } else { MAKING[1] };
+    ensure!(free >= needed, "{free} MB are free in {}, {needed} are needed. {}", root.display(), remedy());
     Ok(())
 }
 
@@ -30,9 +33,9 @@ pub fn advice(error: &str) -> Option<String> {
 
 fn remedy() -> String {
     format!(
-        "Disk full? The guest environment takes {} to {} MB ({MAKING} while it is made), the build {BUILD}: make room, or \
-         set {OVERRIDE} and CARGO_TARGET_DIR to folders on another disk",
-        CACHE[0], CACHE[1]
+        "Disk full? The guest environment takes {} to {} MB ({} while it is made), the build {BUILD}: \
+         make room, or set {OVERRIDE} and CARGO_TARGET_DIR to folders on another disk",
+        CACHE[0], CACHE[1], MAKING[0]
     )
 }
 

@@ -85,7 +85,8 @@ impl Sysroot {
         command
     }
 
-    /// Files the program at `inside` loads, as paths in the root, loader included; empty for a static program.
+    /// Files the program at `inside` loads, as paths in the root, loader included; empty for a static
+    /// program.
     pub(super) fn libraries(&self, inside: &str) -> anyhow::Result<BTreeSet<String>> {
         let program = self.dir.join(inside);
         ensure!(program.exists(), "the packages bring no {inside}");

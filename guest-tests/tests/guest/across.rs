@@ -1,4 +1,5 @@
-//! Copy from other namespaces (format 2), enabled by the host where its kernel allows that, else by the device's property.
+//! Copy from other namespaces (format 2), enabled by the host where its kernel allows that, else by the
+//! device's property.
 
 use anyhow::ensure;
 use guest_tests::Kernel;
@@ -14,8 +15,8 @@ const FORMAT_2: u16 = 1 << 2;
 /// Incompatible Namespace or Format.
 const INCOMPATIBLE: u16 = 0x185;
 
-/// Refused until the host enables it, then across namespaces, and again refused after a controller reset. A kernel that
-/// lets nobody enable it leaves the property, on a device of its own.
+/// Refused until the host enables it, then across namespaces, and again refused after a controller reset. A
+/// kernel that lets nobody enable it leaves the property, on a device of its own.
 pub fn enabled_by_the_host(s: &Session) -> Outcome {
     let source = Target::fill(s, 5, 300)?;
     let mut t = Target::fill(s, 1, 301)?;
@@ -45,7 +46,8 @@ pub fn enabled_by_the_host(s: &Session) -> Outcome {
     Ok(None)
 }
 
-/// From the namespace itself to `at`; and what is refused: blocks of another size, a namespace that is not there.
+/// From the namespace itself to `at`; and what is refused: blocks of another size, a namespace that is not
+/// there.
 fn refusals(s: &Session, t: &mut Target, at: u64) -> anyhow::Result<()> {
     let own = t.model.clone();
     t.accept(s, &Copy::from_namespace(1, at, &[(9, 30)]), Some(&own))?;

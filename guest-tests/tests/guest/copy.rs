@@ -101,7 +101,8 @@ pub fn limits_4096(s: &Session) -> Outcome {
     limits(s, 2)
 }
 
-/// The limits a device has when nobody names any: 127 ranges, 16 MiB a range, 64 MiB a command (512-byte blocks).
+/// The limits a device has when nobody names any: 127 ranges, 16 MiB a range, 64 MiB a command (512-byte
+/// blocks).
 pub fn default_limits(s: &Session) -> Outcome {
     const NSID: u32 = 7;
     let (mssrl, mcl, msrc) = s.ns(NSID)?.limits;
@@ -151,7 +152,8 @@ pub fn out_of_range(s: &Session) -> Outcome {
             t.refuse(s, &copy, nvme::LBA_OUT_OF_RANGE)?;
         }
         if kind() == Kind::Daemon {
-            // A later range is wrong: the earlier ones must not have been copied. (QEMU's own device has copied them.)
+            // A later range is wrong: the earlier ones must not have been copied. (QEMU's own device has
+            // copied them.)
             t.refuse(s, &Copy::new(half, &[(0, 4), (8, 4), (end - 1, 2)]), nvme::LBA_OUT_OF_RANGE)?;
         }
         t.check(s)?;
@@ -168,7 +170,8 @@ pub fn in_a_loop(s: &Session) -> Outcome {
     let said = s.guest.tool(&["copies", &t.node, "1", &block.to_string(), "64", "2", "1", "300"])?;
     let bytes: u64 = said.split(' ').next().unwrap_or_default().parse()?;
     ensure!(bytes > 0 && bytes.is_multiple_of(128 * block), "{said}");
-    // It goes round once it has been through the half, and copies the same again. Its two ranges are the wrong way round.
+    // It goes round once it has been through the half, and copies the same again. Its two ranges are the
+    // wrong way round.
     for at in (0..half.min(bytes / block)).step_by(128) {
         t.model.copy(None, half + at, &[(at + 64, 64), (at, 64)])?;
     }

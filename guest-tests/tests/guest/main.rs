@@ -1,6 +1,8 @@
-//! Guest cases: a real QEMU, real kernels, the daemon. One boot serves many cases, which run in the order of this file.
+//! Guest cases: a real QEMU, real kernels, the daemon. One boot serves many cases, which run in the order of
+//! this file.
 //!
-//! `VFIO_USER_NVME_GUEST_DEVICE=qemu-nvme` runs what applies on QEMU's own device instead, to tell our faults from theirs.
+//! `VFIO_USER_NVME_GUEST_DEVICE=qemu-nvme` runs what applies on QEMU's own device instead, to tell our faults
+//! from theirs.
 
 mod across;
 mod copy;
@@ -11,6 +13,7 @@ mod newest;
 mod nvme_cli;
 mod probe;
 mod reset;
+mod run;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,8 +45,8 @@ fn kind() -> Kind {
 /// Far above what any case needs on a busy machine; a case that hangs must not hang the suite.
 const DEADLINE: Duration = Duration::from_secs(240);
 
-/// What is made once and may take long: environment, agent, daemon, the verdict on KVM. No case's deadline pays for it, and
-/// a kernel that cannot be had fails the cases on it alone.
+/// What is made once and may take long: environment, agent, daemon, the verdict on KVM. No case's deadline
+/// pays for it, and a kernel that cannot be had fails the cases on it alone.
 fn ready(kernel: Kernel) -> Result<(), Failed> {
     static READY: OnceLock<BTreeMap<Kernel, Result<(), String>>> = OnceLock::new();
     let ready = READY.get_or_init(|| {
@@ -175,6 +178,12 @@ fn main() -> ExitCode {
         trial("life::reboot_and_second_guest", Kernel::Stable, life::reboot_and_second_guest),
         trial("life::kill_keeps_acknowledged_writes", Kernel::Stable, life::kill),
         trial("demo", Kernel::Stable, life::demo),
+        trial("run::command", Kernel::Stable, run::command),
+        trial("run::warning", Kernel::Stable, run::warning),
+        trial("run::panic", Kernel::Stable, run::panic),
+        trial("run::other_ends", Kernel::Stable, run::other_ends),
+        trial("run::shell", Kernel::Stable, run::shell),
+        trial("run::interrupted", Kernel::Stable, run::interrupted),
     ]);
     if let Err(error) = undo::when_interrupted() {
         eprintln!("{error:#}");

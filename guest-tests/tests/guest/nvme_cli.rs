@@ -37,7 +37,8 @@ pub fn copy_test(s: &Session) -> Outcome {
     for line in lines {
         println!("nvme-cli's {line}");
     }
-    // The test looks at exit codes only. Each of its copies is blocks 2 and 3 to 0; the formats leave the same.
+    // The test looks at exit codes only. Each of its copies is blocks 2 and 3 to 0; the formats leave the
+    // same.
     t.model.copy(None, 0, &[(2, 2)])?;
     t.check(s)?;
     Ok(None)

@@ -124,8 +124,8 @@ pub fn logs_and_features(s: &Session) -> Outcome {
     );
     nvme::json(&s.guest, &["error-log", "/dev/nvme0"])?;
     nvme::json(&s.guest, &["fw-log", "/dev/nvme0"])?;
-    // Arbitration, power management, temperature threshold, number of queues, interrupt coalescing, vector configuration,
-    // asynchronous events.
+    // Arbitration, power management, temperature threshold, number of queues, interrupt coalescing, vector
+    // configuration, asynchronous events.
     for feature in ["0x01", "0x02", "0x04", "0x07", "0x08", "0x09", "0x0b"] {
         s.guest.sh(&format!("nvme get-feature /dev/nvme0 -f {feature}"))?;
     }
@@ -157,8 +157,8 @@ pub fn idle(s: &Session) -> Outcome {
     let Some(daemon) = &s.device.daemon else {
         return Skip::because("QEMU's own device has no process of its own");
     };
-    // What came before may still be settling (the kernel rescans, timers of the block layer; ours gives bounce buffers back
-    // after a second).
+    // What came before may still be settling (the kernel rescans, timers of the block layer; ours gives
+    // bounce buffers back after a second).
     std::thread::sleep(Duration::from_secs(3));
     let before = daemon.cpu_ticks()?;
     std::thread::sleep(Duration::from_secs(30));

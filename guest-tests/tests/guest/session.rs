@@ -149,7 +149,8 @@ impl Drop for KeepOnError {
     }
 }
 
-/// Started by the first case that needs it. After a failure that cost the guest its health, the next case gets a new one.
+/// Started by the first case that needs it. After a failure that cost the guest its health, the next case
+/// gets a new one.
 pub struct Shared {
     make: fn() -> anyhow::Result<Session>,
     slot: Mutex<Slot>,
