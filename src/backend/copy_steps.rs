@@ -105,6 +105,11 @@ impl CopySteps {
         &self.source
     }
 
+    /// Byte of the source at which the copy begins.
+    pub(super) fn from(&self) -> u64 {
+        self.from
+    }
+
     pub(super) fn next_call(&mut self, iovecs: &mut Iovecs) -> Call {
         let (from, offset) = (self.from + self.done, self.offset + self.done);
         let seek = |whence, offset| Call::Seek { whence, offset };

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use super::align::Alignment;
-use super::file_job::Call;
+use super::failures::{Failure, Failures};
+use super::file_job::{Call, JobKind};
 use super::page_cache::PageCache;
 use super::relay;
 use super::shortcut::{self, FileFacts, Refusals, Way};
 use super::turns::{Claim, Turns};
 use super::uneven::ROOM;
-use super::{CacheMode, Shortcuts};
+use super::{BackendError, CacheMode, Shortcuts};
 
 /// Watches the real calls on one image, on whatever thread makes them: the seam of the durability
 /// laboratory. Without one a job pays a test of an `Option` for each call.
@@ -55,6 +56,11 @@ pub(super) struct ImageFile {
     /// Of an image opened with O_DIRECT.
     direct: Option<Direct>,
     turns: Arc<Turns>,
+    /// Bytes that it had when it was opened.
+    len: u64,
+    /// Bytes that it has, as far as is known, and at most `len`.
+    intact: AtomicU64,
+    failures: Failures,
 }
 
 /// Reads are not to be noted in the file's access time: to look whether they are to be costs a twentieth of a small
@@ -97,7 +103,18 @@ impl ImageFile {
             cache: CacheMode::default(),
             direct: None,
             turns: Arc::default(),
+            len: u64::MAX,
+            intact: AtomicU64::new(u64::MAX),
+            failures: Failures::of("an image".into()),
         }
+    }
+
+    /// An image of this name and length in bytes.
+    pub(super) fn known_as(mut self, name: &str, len: u64) -> Self {
+        self.failures = Failures::of(name.into());
+        self.len = len;
+        self.intact = AtomicU64::new(len);
+        self
     }
 
     /// Cached otherwise; `direct` belongs to a file opened with O_DIRECT.
@@ -214,6 +231,58 @@ impl ImageFile {
         }
         data.truncate(got);
         data
+    }
+
+    /// Bytes from its start that may be read and written: its length, or what somebody left of it. A write behind that would
+    /// lengthen it, and what is lost would read as zeroes.
+    pub(super) fn intact(&self) -> u64 {
+        self.intact.load(Ordering::Relaxed)
+    }
+
+    /// Finds out whether it still has its length; whoever cut it may have lengthened it again. Never waits for a server.
+    pub(super) fn measure(&self) {
+        use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        if let Ok(stat) = statx(&self.file, "", flags, StatxFlags::TYPE | StatxFlags::SIZE)
+            && FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile
+        {
+            self.intact.store(stat.stx_size.min(self.len), Ordering::Relaxed);
+        }
+    }
+
+    /// For the log: the host failed to do this with `len` bytes at `offset`. What only the guest can mend is left out.
+    #[cold]
+    pub(super) fn failed(&self, kind: JobKind, offset: u64, len: u64, error: &BackendError) {
+        let what = match kind {
+            JobKind::Read => "read",
+            JobKind::Write => "write",
+            JobKind::Flush => "flush",
+            JobKind::WriteZeroes => "zeroing",
+            JobKind::Discard => "discard",
+            JobKind::Copy | JobKind::Relay => "copy",
+            JobKind::Probe => "search for blocks",
+        };
+        let (errno, why) = match error {
+            BackendError::Io(error) => {
+                let errno = error.raw_os_error().unwrap_or(0);
+                let remedy = match errno {
+                    libc::ENOSPC | libc::EDQUOT => "; make room on its file system",
+                    libc::EFBIG => "; allow larger files (ulimit -f)",
+                    _ => "",
+                };
+                (errno, format!("{error}{remedy}"))
+            }
+            BackendError::Truncated => {
+                self.measure();
+                let (has, had) = (self.intact(), self.len);
+                let cut = format!(
+                    "somebody cut it to {has} of {had} bytes; restore it, what lies behind them is lost"
+                );
+                (0, if has < had { cut } else { error.to_string() })
+            }
+            _ => return,
+        };
+        self.failures.note(&Failure { what, offset, len, errno, why });
     }
 
     pub(super) fn can(&self, ability: Ability) -> bool {

@@ -13,6 +13,7 @@ mod cache;
 mod copy_steps;
 pub mod engine;
 mod extents;
+mod failures;
 mod file_job;
 mod format;
 mod gather;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::copy_steps::CopySteps;
 use super::engine::Engine;
 use super::extents;
-use super::file_job::FileJob;
+use super::file_job::{FileJob, JobKind};
 use super::image_file::{ImageFile, ignore_access_time};
 use super::open::{self, OpenError, Opened, RawOptions};
 use super::page_cache::TryRead;
@@ -34,14 +34,15 @@ impl RawBackend {
         let Opened { file, len, direct, created, beneath } = open::open(&options)?;
         let path = &options.path;
         ignore_access_time(&file);
+        let name = path.display().to_string();
         let unit = extents::unit(&file, path, len, options.read_only);
-        let mut image = ImageFile::new(file, options.tap).cached(options.cache, direct);
+        let mut image = ImageFile::new(file, options.tap).cached(options.cache, direct).known_as(&name, len);
         if !options.unmap {
             image = image.keeping_blocks();
         }
         Ok(RawBackend {
             unmaps: options.unmap,
-            name: path.display().to_string(),
+            name,
             len,
             read_only: options.read_only,
             unit,
@@ -69,7 +70,7 @@ impl Backend for RawBackend {
     }
 
     fn submit(&self, tag: Tag, op: Op, engine: &mut dyn Engine) -> Option<Completion> {
-        if let Err(error) = op.check(self.len, self.read_only) {
+        if let Err(error) = self.check(&op) {
             return Some(Completion { tag, result: Err(error), buf: op.into_buf() });
         }
         let none_to_make = match op {
@@ -153,6 +154,33 @@ impl Backend for RawBackend {
 }
 
 impl RawBackend {
+    /// A file that somebody cut is noticed by what fails and where durability is promised; from then on no write lengthens
+    /// it again, which would make zeroes of what is lost.
+    fn check(&self, op: &Op) -> Result<(), BackendError> {
+        op.check(self.len, self.read_only)?;
+        let durable = match op {
+            Op::Flush => !self.read_only,
+            Op::Write { fua, .. } | Op::WriteZeroes { fua, .. } | Op::Relay { fua, .. } if *fua => true,
+            _ => op.is_write() && self.file.cache().is_write_through(),
+        };
+        if durable {
+            self.file.measure();
+        }
+        let (offset, len) = op.range();
+        // A Flush promises something of all that was written.
+        let end = if durable && matches!(op, Op::Flush) { self.len } else { offset + len };
+        let fits = || end <= self.file.intact();
+        if !fits() {
+            // It may have its length again.
+            self.file.measure();
+            if !fits() {
+                self.file.failed(JobKind::of(op), offset, len, &BackendError::Truncated);
+                return Err(BackendError::Truncated);
+            }
+        }
+        Ok(())
+    }
+
     /// For a relay whose ranges lie in both images; the operation again if no such way leads here.
     #[expect(clippy::result_large_err, reason = "it is given back as it came")]
     fn relay_job(&self, mut op: Op) -> Result<FileJob, Op> {

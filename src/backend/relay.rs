@@ -59,6 +59,11 @@ impl Relay {
         (ways.offload && !ways.offload_pays).then_some(from)
     }
 
+    /// The next byte of the source.
+    pub(super) fn place(&self) -> u64 {
+        self.pieces.get(self.current).map_or(0, |piece| piece.0 + self.got)
+    }
+
     /// Bytes of the buffer that are filled.
     pub(super) fn filled(&self) -> u64 {
         self.filled

@@ -15,6 +15,7 @@ mod copying;
 mod doorbells;
 mod dulbe;
 mod health;
+mod host_errors;
 mod interrupts;
 mod life;
 mod peer_faults;

@@ -1,5 +1,7 @@
 //! The system calls that jobs are made of, and what jobs are for.
 
+use crate::backend::Op;
+
 /// One system call of a job; its buffers are [`FileJob::iovecs`](super::FileJob::iovecs), its file
 /// [`FileJob::fd`](super::FileJob::fd).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +88,20 @@ pub enum JobKind {
 }
 
 impl JobKind {
+    /// What a job for this operation is for.
+    pub(in crate::backend) fn of(op: &Op) -> Self {
+        match op {
+            Op::Read { .. } => JobKind::Read,
+            Op::Write { .. } => JobKind::Write,
+            Op::Flush => JobKind::Flush,
+            Op::WriteZeroes { .. } => JobKind::WriteZeroes,
+            Op::Discard { .. } => JobKind::Discard,
+            Op::CopyFrom { .. } | Op::MoveFrom { .. } => JobKind::Copy,
+            Op::Probe { .. } => JobKind::Probe,
+            Op::Relay { .. } => JobKind::Relay,
+        }
+    }
+
     /// Made for a thread: of calls for which a ring has no opcode, or that it would hand to one anyway.
     pub(in crate::backend) fn is_beside_a_ring(self) -> bool {
         matches!(self, JobKind::Copy | JobKind::Probe | JobKind::Relay)

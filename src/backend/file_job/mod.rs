@@ -26,7 +26,7 @@ use super::turns::{Answer, Sync, SyncTurn, Turn, Wish};
 use super::uneven::{Target, Uneven, Way};
 use super::{BackendError, Completion, IoBuf, Op, Tag};
 
-/// A file that answers EAGAIN this often in a row is not going to change its mind.
+/// A file that answers EAGAIN or EINTR this often in a row is not going to change its mind.
 const MAX_AGAIN: u32 = 1000;
 
 /// The call a job makes next.
@@ -112,15 +112,10 @@ impl FileJob {
     /// A job for an operation whose range was checked. May need no call at all ([`FileJob::is_done`]).
     pub(super) fn new(file: Arc<ImageFile>, op: Op) -> Self {
         let (offset, len) = op.range();
-        let (kind, fua) = match &op {
-            Op::Read { .. } => (JobKind::Read, false),
-            Op::Write { fua, .. } => (JobKind::Write, *fua),
-            Op::Flush => (JobKind::Flush, false),
-            Op::WriteZeroes { fua, .. } => (JobKind::WriteZeroes, *fua),
-            Op::Discard { .. } => (JobKind::Discard, false),
-            Op::CopyFrom { .. } | Op::MoveFrom { .. } => (JobKind::Copy, false),
-            Op::Probe { .. } => (JobKind::Probe, false),
-            Op::Relay { fua, .. } => (JobKind::Relay, *fua),
+        let kind = JobKind::of(&op);
+        let fua = match &op {
+            Op::Write { fua, .. } | Op::WriteZeroes { fua, .. } | Op::Relay { fua, .. } => *fua,
+            _ => false,
         };
         let cache = file.cache();
         let changes = op.is_write() && len > 0;
@@ -429,12 +424,30 @@ impl FileJob {
         }
     }
 
+    /// Tells the log of a failure of the host.
+    #[cold]
+    fn report(&self, error: &BackendError) {
+        match (error, &self.relay, &self.copy) {
+            (BackendError::Source { at, error }, Some(relay), _) => {
+                relay.0.source().failed(JobKind::Read, relay.0.place(), self.len - at, error);
+            }
+            // Of a copy only the source can be too short.
+            (BackendError::Truncated, _, Some(copy)) => {
+                copy.source().failed(JobKind::Read, copy.from(), self.len, error);
+            }
+            _ => self.file.failed(self.kind, self.offset, self.len, error),
+        }
+    }
+
     /// Ends the job; the buffer goes back to the submitter.
     pub fn finish(mut self, tag: Tag) -> Completion {
         // Not before the end is known, but before it is told.
         self.wish = None;
         self.turn = None;
         self.sync_turn = None;
+        if let Err(error) = &self.result {
+            self.report(error);
+        }
         let lost = self.buf.as_ref().map_or(Ok(()), IoBuf::check);
         Completion { tag, result: self.result.and(lost), buf: self.buf }
     }

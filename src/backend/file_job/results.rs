@@ -94,8 +94,7 @@ impl FileJob {
 
     pub(super) fn failed(&mut self, errno: i32) {
         match (self.stage, errno) {
-            (_, libc::EINTR) => {}
-            (_, libc::EAGAIN) if self.again < MAX_AGAIN => self.again += 1,
+            (_, libc::EINTR | libc::EAGAIN) if self.again < MAX_AGAIN => self.again += 1,
             (Stage::Copy, _) => self.copied(|copy, file| copy.failed(errno, file)),
             (Stage::Splice { .. }, _) => {
                 if is_no_way(errno)
