@@ -16,12 +16,14 @@ pub enum ConfigError {
         valid: String,
     },
     /// QEMU has the property, this device does not.
-    #[error("{option} {property}: QEMU's property, not one of this device; {remedy}")]
+    #[error("{option} {property}: {whose}, not one of this device; {remedy}")]
     NotOurs {
         /// `--nvme` or `--nvme-ns`.
         option: &'static str,
         /// The name as given.
         property: String,
+        /// Of which option of QEMU's it is.
+        whose: &'static str,
         /// What to do instead.
         remedy: &'static str,
     },
@@ -187,8 +189,13 @@ mod tests {
         );
         assert_eq!(unknown(None).to_string(), "--nvme mtds: unknown property; valid: serial, mdts");
         assert_eq!(
-            ConfigError::NotOurs { option: "--nvme", property: "addr".into(), remedy: "leave it out" }
-                .to_string(),
+            ConfigError::NotOurs {
+                option: "--nvme",
+                property: "addr".into(),
+                whose: "QEMU's property",
+                remedy: "leave it out"
+            }
+            .to_string(),
             "--nvme addr: QEMU's property, not one of this device; leave it out"
         );
         assert_eq!(

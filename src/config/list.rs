@@ -13,10 +13,11 @@ pub(super) struct Item {
 }
 
 /// Splits a list. Never fails: which names and values are good is decided elsewhere. A trailing
-/// comma is allowed, as QEMU does; an empty list has no items.
+/// comma is allowed, as QEMU does; an empty list has no items. Unlike QEMU's, names may have space before them: a list in
+/// quotes reads better so, and no name begins with any.
 pub(super) fn split(list: &[u8]) -> Vec<Item> {
     let mut items = Vec::new();
-    let mut rest = list;
+    let mut rest = list.trim_ascii_start();
     while !rest.is_empty() {
         let end = rest.iter().position(|&b| b == b'=' || b == b',').unwrap_or(rest.len());
         let name = OsString::from_vec(rest[..end].to_vec());
@@ -27,6 +28,7 @@ pub(super) fn split(list: &[u8]) -> Vec<Item> {
             rest = after;
             OsString::from_vec(value)
         });
+        rest = rest.trim_ascii_start();
         items.push(Item { name, value });
     }
     items
@@ -78,6 +80,13 @@ mod tests {
         assert_eq!(pairs("a=,b"), [pair("a", Some("")), pair("b", None)]);
         assert_eq!(pairs("=1,,2"), [pair("", Some("1,2"))]);
         assert_eq!(pairs(",a=1"), [pair("", None), pair("a", Some("1"))]);
+        // Space before a name is none of it; a value may begin and end with some.
+        assert_eq!(
+            pairs(" a= 1 , b=2,\n\tc"),
+            [pair("a", Some(" 1 ")), pair("b", Some("2")), pair("c", None)]
+        );
+        assert_eq!(pairs("a=1, "), [pair("a", Some("1"))]);
+        assert_eq!(pairs(" "), []);
     }
 
     proptest! {

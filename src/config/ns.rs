@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::error::ConfigError;
 use super::nvme::{NOT_YET, NvmeConfig, THE_VMMS, properties};
-use super::table::{Default as Def, Property, Table};
+use super::table::{Default as Def, NotOurs, Property, Table};
 use super::value::{self, Reject};
 use super::{Aio, identity};
 use crate::backend::{CacheMode, HugePages};
@@ -391,40 +391,51 @@ pub(super) const TABLE: Table<NsDraft> = Table {
             |d, v| { format(v)?; d.raw = true; Ok(()) };
     },
     not_ours: &[
-        ("eui64-default", "leave it out: an eui64 is made unless eui64=0"),
-        ("bus", "leave it out: there is one controller"),
-        ("id", "leave it out"),
-        ("bootindex", THE_VMMS),
-        ("file.locking", "use locking="),
-        ("shared", NOT_YET),
-        ("detached", NOT_YET),
-        ("ms", NOT_YET),
-        ("mset", NOT_YET),
-        ("pi", NOT_YET),
-        ("pil", NOT_YET),
-        ("pif", NOT_YET),
-        ("physical_block_size", NOT_YET),
-        ("min_io_size", NOT_YET),
-        ("opt_io_size", NOT_YET),
-        ("discard_granularity", NOT_YET),
-        ("write-cache", NOT_YET),
-        ("share-rw", NOT_YET),
-        ("atomic.nawun", NOT_YET),
-        ("atomic.nawupf", NOT_YET),
-        ("atomic.nabsn", NOT_YET),
-        ("atomic.nabspf", NOT_YET),
-        ("atomic.nabo", NOT_YET),
-        ("zoned", NOT_YET),
-        ("zoned.zone_size", NOT_YET),
-        ("zoned.zone_capacity", NOT_YET),
-        ("zoned.max_active", NOT_YET),
-        ("zoned.max_open", NOT_YET),
-        ("zoned.cross_read", NOT_YET),
-        ("zoned.descr_ext_size", NOT_YET),
-        ("zoned.numzrwa", NOT_YET),
-        ("zoned.zrwas", NOT_YET),
-        ("zoned.zrwafg", NOT_YET),
-        ("fdp.ruhs", NOT_YET),
+        NotOurs::neutral("eui64-default", "on", "leave it out: an eui64 is made unless eui64=0"),
+        NotOurs::property("bus", "leave it out: there is one controller"),
+        NotOurs::property("id", "leave it out"),
+        NotOurs::property("bootindex", THE_VMMS),
+        NotOurs::property("file.locking", "use locking="),
+        NotOurs::neutral("shared", "off", NOT_YET),
+        NotOurs::neutral("detached", "off", NOT_YET),
+        NotOurs::neutral("ms", "0", NOT_YET),
+        NotOurs::neutral("mset", "0", NOT_YET),
+        NotOurs::neutral("pi", "0", NOT_YET),
+        NotOurs::neutral("pil", "0", NOT_YET),
+        NotOurs::neutral("pif", "0", NOT_YET),
+        NotOurs::neutral("physical_block_size", "512", NOT_YET),
+        NotOurs::neutral("min_io_size", "0", NOT_YET),
+        NotOurs::neutral("opt_io_size", "0", NOT_YET),
+        NotOurs::property("discard_granularity", NOT_YET),
+        NotOurs::neutral("write-cache", "auto", NOT_YET),
+        NotOurs::neutral("share-rw", "off", NOT_YET),
+        NotOurs::neutral("atomic.nawun", "0", NOT_YET),
+        NotOurs::neutral("atomic.nawupf", "0", NOT_YET),
+        NotOurs::neutral("atomic.nabsn", "0", NOT_YET),
+        NotOurs::neutral("atomic.nabspf", "0", NOT_YET),
+        NotOurs::neutral("atomic.nabo", "0", NOT_YET),
+        NotOurs::neutral("zoned", "off", NOT_YET),
+        NotOurs::property("zoned.zone_size", NOT_YET),
+        NotOurs::property("zoned.zone_capacity", NOT_YET),
+        NotOurs::neutral("zoned.max_active", "0", NOT_YET),
+        NotOurs::neutral("zoned.max_open", "0", NOT_YET),
+        NotOurs::neutral("zoned.cross_read", "off", NOT_YET),
+        NotOurs::neutral("zoned.descr_ext_size", "0", NOT_YET),
+        NotOurs::neutral("zoned.numzrwa", "0", NOT_YET),
+        NotOurs::neutral("zoned.zrwas", "0", NOT_YET),
+        NotOurs::neutral("zoned.zrwafg", "0", NOT_YET),
+        NotOurs::property("fdp.ruhs", NOT_YET),
+        NotOurs::drive("file", None, "write drive=PATH"),
+        NotOurs::drive("if", Some("none"), "leave it out"),
+        NotOurs::drive("index", None, "leave it out"),
+        NotOurs::drive("media", Some("disk"), "leave it out"),
+        NotOurs::drive("snapshot", Some("off"), NOT_YET),
+        NotOurs::drive("copy-on-read", Some("off"), NOT_YET),
+        NotOurs::drive("detect-zeroes", Some("off"), NOT_YET),
+        NotOurs::drive("werror", Some("report"), "leave it out: errors are always the guest's"),
+        NotOurs::drive("rerror", Some("report"), "leave it out: errors are always the guest's"),
+        NotOurs::drive("throttling.bps-total", None, NOT_YET),
+        NotOurs::drive("throttling.iops-total", None, NOT_YET),
     ],
 };
 
@@ -636,6 +647,55 @@ mod tests {
             (
                 "read-only=on",
                 "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages, cache, discard, format",
+            ),
+        ] {
+            assert_eq!(error(list), message);
+        }
+    }
+
+    /// A QEMU command line can be moved over where it asks for nothing that is not there.
+    #[test]
+    fn what_qemu_says_and_this_device_does_anyway() {
+        for neutral in [
+            "zoned=off",
+            "zoned=false",
+            "pi=0",
+            "ms=0",
+            "ms=0x0",
+            "physical_block_size=512",
+            "share-rw=off",
+            "zoned.max_open=0",
+            "if=none",
+            "media=disk",
+            "snapshot=off",
+            "zoned=off,pi=0,ms=0,physical_block_size=512",
+        ] {
+            assert_eq!(config(&format!("{neutral},drive=a")), config("drive=a"), "{neutral}");
+        }
+        for (list, message) in [
+            (
+                "drive=a,zoned=on",
+                "--nvme-ns zoned: QEMU's property, not one of this device; leave it out, it is not supported yet",
+            ),
+            (
+                "drive=a,zoned",
+                "--nvme-ns zoned: QEMU's property, not one of this device; leave it out, it is not supported yet",
+            ),
+            (
+                "drive=a,ms=8",
+                "--nvme-ns ms: QEMU's property, not one of this device; leave it out, it is not supported yet",
+            ),
+            (
+                "file=a.img",
+                "--nvme-ns file: a word of QEMU's -drive, not one of this device; write drive=PATH",
+            ),
+            (
+                "drive=a,if=virtio",
+                "--nvme-ns if: a word of QEMU's -drive, not one of this device; leave it out",
+            ),
+            (
+                "drive=a,snapshot=on",
+                "--nvme-ns snapshot: a word of QEMU's -drive, not one of this device; leave it out, it is not supported yet",
             ),
         ] {
             assert_eq!(error(list), message);

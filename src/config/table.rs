@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::error::{ConfigError, printable};
 use super::list;
-use super::value::Reject;
+use super::value::{self, Reject};
 
 /// What holds when a property is left out.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,48 @@ impl<T> Property<T> {
     }
 }
 
+/// A property of QEMU's that this device does not have.
+#[derive(Debug)]
+pub(super) struct NotOurs {
+    pub(super) name: &'static str,
+    /// Of which option of QEMU's it is.
+    pub(super) whose: &'static str,
+    /// What this device does anyway: accepted, so that a QEMU command line can be moved over.
+    pub(super) neutral: Option<&'static str>,
+    /// What to do instead of any other value.
+    pub(super) remedy: &'static str,
+}
+
+impl NotOurs {
+    pub(super) const fn property(name: &'static str, remedy: &'static str) -> Self {
+        NotOurs { name, whose: "QEMU's property", neutral: None, remedy }
+    }
+
+    pub(super) const fn neutral(name: &'static str, neutral: &'static str, remedy: &'static str) -> Self {
+        NotOurs { neutral: Some(neutral), ..Self::property(name, remedy) }
+    }
+
+    /// A word of the option that describes images to QEMU.
+    pub(super) const fn drive(
+        name: &'static str,
+        neutral: Option<&'static str>,
+        remedy: &'static str,
+    ) -> Self {
+        NotOurs { name, whose: "a word of QEMU's -drive", neutral, remedy }
+    }
+
+    /// Is it what this device does anyway, however it is spelled?
+    fn is_neutral(&self, given: Option<&OsStr>) -> bool {
+        let (Some(given), Some(neutral)) = (given, self.neutral) else { return false };
+        let neutral = OsStr::new(neutral);
+        let number = |text| value::number(text, 0..=u64::MAX).ok();
+        let same = |one: Option<u64>, other| one.is_some() && one == other;
+        given == neutral
+            || same(number(given), number(neutral))
+            || same(value::switch(given).ok().map(u64::from), value::switch(neutral).ok().map(u64::from))
+    }
+}
+
 /// All properties of one option.
 #[derive(Debug)]
 pub(super) struct Table<T: 'static> {
@@ -55,8 +97,8 @@ pub(super) struct Table<T: 'static> {
     pub(super) option: &'static str,
     /// The properties, in the order of help.
     pub(super) properties: &'static [Property<T>],
-    /// QEMU's properties that this device does not have, each with what to do instead.
-    pub(super) not_ours: &'static [(&'static str, &'static str)],
+    /// QEMU's properties that this device does not have.
+    pub(super) not_ours: &'static [NotOurs],
 }
 
 impl<T> Table<T> {
@@ -64,6 +106,17 @@ impl<T> Table<T> {
     pub(super) fn apply(&self, draft: &mut T, given: &OsStr) -> Result<(), ConfigError> {
         let mut seen: Vec<&'static str> = Vec::new();
         for list::Item { name, value } in list::split(given.as_bytes()) {
+            if let Some(not_ours) = self.not_ours.iter().find(|n| name == n.name) {
+                if not_ours.is_neutral(value.as_deref()) {
+                    continue;
+                }
+                return Err(ConfigError::NotOurs {
+                    option: self.option,
+                    property: printable(&name),
+                    whose: not_ours.whose,
+                    remedy: not_ours.remedy,
+                });
+            }
             let property = self.find(&name, value.as_deref())?;
             let value = value.ok_or(ConfigError::NoValue {
                 option: self.option,
@@ -96,9 +149,6 @@ impl<T> Table<T> {
             return Ok(property);
         }
         let property = printable(name);
-        if let Some((_, remedy)) = self.not_ours.iter().find(|(n, _)| n == name) {
-            return Err(ConfigError::NotOurs { option, property, remedy });
-        }
         Err(ConfigError::UnknownProperty {
             option,
             nearest: self.nearest(&property),
@@ -169,7 +219,7 @@ impl<T: std::fmt::Debug + PartialEq> Table<T> {
     pub(super) fn check(&self, fresh: impl Fn() -> T) {
         for (i, p) in self.properties.iter().enumerate() {
             assert!(!self.properties[..i].iter().any(|q| q.name == p.name), "{} twice", p.name);
-            assert!(!self.not_ours.iter().any(|(n, _)| *n == p.name), "{} is ours", p.name);
+            assert!(!self.not_ours.iter().any(|n| n.name == p.name), "{} is ours", p.name);
             let mut draft = fresh();
             (p.set)(&mut draft, p.example.as_ref()).unwrap();
             assert_ne!(draft, fresh(), "{}: the example changes nothing", p.name);
