@@ -1,6 +1,5 @@
 //! What the host fails to do with one image, for the log: the first failure of each kind at once, then one line for many.
 
-use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,17 +54,14 @@ impl Failures {
     fn line(&self, failure: &Failure, now: Instant) -> Option<String> {
         let Failure { what, offset, len, errno, why } = failure;
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = if *len > 0 { format!(" of {len} bytes at byte {offset}") } else { String::new() };
-        let mut line = format!("{}: {what}{place} failed: {why}", self.image);
+        let mut unsaid = 0;
         if let Some(kind) = kinds.iter_mut().find(|kind| (kind.what, kind.errno) == (*what, *errno)) {
             if now.saturating_duration_since(kind.said) < QUIET {
                 kind.unsaid += 1;
                 return None;
             }
-            if kind.unsaid > 0 {
-                let _ = write!(line, " ({} more since the last such line)", kind.unsaid);
-            }
-            *kind = Kind { said: now, unsaid: 0, ..*kind };
+            kind.said = now;
+            unsaid = std::mem::take(&mut kind.unsaid);
         } else {
             if kinds.len() == MAX_KINDS
                 && let Some((oldest, _)) = kinds.iter().enumerate().min_by_key(|(_, kind)| kind.said)
@@ -74,7 +70,10 @@ impl Failures {
             }
             kinds.push(Kind { what, errno: *errno, said: now, unsaid: 0 });
         }
-        Some(line)
+        let place = if *len > 0 { format!(" of {len} bytes at byte {offset}") } else { String::new() };
+        let more =
+            if unsaid > 0 { format!(" ({unsaid} more since the last such line)") } else { String::new() };
+        Some(format!("{}: {what}{place} failed: {why}{more}", self.image))
     }
 
     /// A line for each kind of which not all has been said.
