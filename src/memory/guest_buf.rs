@@ -11,9 +11,10 @@ use vm_memory::VolatileSlice;
 use super::region::Pin;
 use super::{DmaError, Region};
 
-/// Pieces of one buffer, at most. Larger than any transfer of one page per piece that MDTS allows, small enough
-/// that a hostile list costs a megabyte. (More than IOV_MAX: the engines hand them to the kernel in portions.)
-pub const MAX_IOVECS: usize = 65536;
+/// Pieces of one buffer, at most: twice as many as the longest transfer that MDTS can allow has pages, and 32
+/// times as many as Linux makes. A hostile list costs 64 KiB. (More than IOV_MAX: the engines hand them to
+/// the kernel in portions.)
+pub const MAX_IOVECS: usize = 4096;
 
 /// Where discarded data goes, from all threads at once. Nobody reads it.
 struct Scratch(UnsafeCell<[u8; SCRATCH_LEN]>);
@@ -46,9 +47,9 @@ fn is_scratch(iovec: &libc::iovec) -> bool {
 
 /// Host memory of one data transfer (PRP or SGL resolved), pinned.
 ///
-/// While it lives the memory stays mapped; the pages behind may still be revoked, and then the copies here fail
-/// with [`DmaError::Gone`] and the kernel's go to pages of ours. Whoever hands the iovecs to the kernel asks
-/// [`check`](Self::check) when the transfer is over.
+/// While it lives the memory stays mapped; the pages behind may still be revoked, and then the copies here
+/// fail with [`DmaError::Gone`] and the kernel's go to pages of ours. Whoever hands the iovecs to the kernel
+/// asks [`check`](Self::check) when the transfer is over.
 #[derive(Default)]
 pub struct GuestBuf {
     /// Few in place: the value is moved several times on its way to an engine.
@@ -63,8 +64,8 @@ pub struct GuestBuf {
     held: bool,
 }
 
-// SAFETY: the iovecs point into mappings that the pins hold, or into the scratch area; both may be used from any
-// thread, and nothing in them belongs to one.
+// SAFETY: the iovecs point into mappings that the pins hold, or into the scratch area; both may be used from
+// any thread, and nothing in them belongs to one.
 unsafe impl Send for GuestBuf {}
 
 impl fmt::Debug for GuestBuf {
@@ -99,6 +100,13 @@ impl GuestBuf {
         &self.iovecs
     }
 
+    /// Bytes that it has allocated.
+    pub fn heap(&self) -> usize {
+        let iovecs = if self.iovecs.spilled() { self.iovecs.capacity() } else { 0 };
+        let pins = if self.pins.spilled() { self.pins.capacity() } else { 0 };
+        iovecs * size_of::<libc::iovec>() + pins * size_of::<Pin>()
+    }
+
     /// `Gone` (with the region's first guest address) when the pages of a region it lies in were lost.
     pub fn check(&self) -> Result<(), DmaError> {
         match self.pins.iter().find(|pin| pin.region().is_dead()) {
@@ -107,8 +115,8 @@ impl GuestBuf {
         }
     }
 
-    /// The memory is about to be handed to the kernel for a transfer past the page cache, or that is over. Meanwhile
-    /// the kernel reaches the pages themselves: they cannot be taken away under the call.
+    /// The memory is about to be handed to the kernel for a transfer past the page cache, or that is over.
+    /// Meanwhile the kernel reaches the pages themselves: they cannot be taken away under the call.
     pub fn hold(&mut self, begins: bool) {
         if self.held != begins {
             self.held = begins;
@@ -147,9 +155,9 @@ impl GuestBuf {
         Ok(())
     }
 
-    /// Guest to us: copies `dst.len()` bytes from byte `offset` of the buffer. Discarded parts read as zeroes.
-    /// Errors: `Gone`; `Denied` when a region may not be read; `Unmapped(offset)` when the buffer is shorter.
-    /// After an error `dst` holds anything.
+    /// Guest to us: copies `dst.len()` bytes from byte `offset` of the buffer. Discarded parts read as
+    /// zeroes. Errors: `Gone`; `Denied` when a region may not be read; `Unmapped(offset)` when the buffer is
+    /// shorter. After an error `dst` holds anything.
     pub fn copy_out(&self, offset: usize, dst: &mut [u8]) -> Result<(), DmaError> {
         if self.no_read {
             return Err(self.denied());
@@ -168,9 +176,9 @@ impl GuestBuf {
         })
     }
 
-    /// Us to guest: copies `src` to byte `offset` of the buffer.
-    /// Errors: `Gone`; `Denied` when a region may not be written; `Unmapped(offset)` when the buffer is shorter.
-    /// After an error some of it may have been written.
+    /// Us to guest: copies `src` to byte `offset` of the buffer. Errors: `Gone`; `Denied` when a region may
+    /// not be written; `Unmapped(offset)` when the buffer is shorter. After an error some of it may have been
+    /// written.
     pub fn copy_in(&self, offset: usize, src: &[u8]) -> Result<(), DmaError> {
         if self.no_write {
             return Err(self.denied());
@@ -235,8 +243,8 @@ impl GuestBuf {
                 each(Piece::Scratch(now));
             } else {
                 let host = iovec.iov_base.cast::<u8>().wrapping_add(skip);
-                // SAFETY: `skip + now` is within the piece, which the pins keep mapped while `self` lives; the
-                // guest may change it at any time, which is what a volatile slice allows.
+                // SAFETY: `skip + now` is within the piece, which the pins keep mapped while `self` lives;
+                // the guest may change it at any time, which is what a volatile slice allows.
                 each(Piece::Guest(unsafe { VolatileSlice::new(host, now) }));
             }
             left -= now;

@@ -36,11 +36,12 @@ impl From<DmaError> for SglError {
     }
 }
 
-/// Descriptors of one command that we follow, in all its segments.
-pub const MAX_DESCRIPTORS: usize = 65536;
+/// Descriptors of one command that we follow, in all its segments: as a buffer has
+/// [`MAX_IOVECS`](super::MAX_IOVECS) pieces at most, more of them are empty or continue each other. 100 us.
+pub const MAX_DESCRIPTORS: usize = 8192;
 
 /// Segments of one command that we follow. A guest can make a cycle of them.
-pub const MAX_SEGMENTS: usize = 4096;
+pub const MAX_SEGMENTS: usize = 1024;
 
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = 16;
@@ -119,18 +120,43 @@ impl Walk<'_> {
     }
 }
 
-/// The guest address of `len` bytes, if `first` is a data block that has them, as almost every SGL is; else [`walk`] has
-/// to be asked, and knows what is wrong.
+/// The guest address of `len` bytes, if `first` is a data block that has them, as almost every SGL is; else
+/// [`walk`] has to be asked, and knows what is wrong.
 pub fn data_block(first: [u8; DESCRIPTOR], len: usize) -> Option<u64> {
     let descriptor = Descriptor::decode(&first).ok()?;
     let enough = usize::try_from(descriptor.len).is_ok_and(|has| has >= len);
     (descriptor.kind == Kind::DataBlock && enough).then_some(descriptor.address)
 }
 
-/// The host memory of `len` bytes described by the command's descriptor `first` (DPTR). `access` says what the
-/// device does with the data; bit buckets discard on [`Access::Write`] and are ignored on [`Access::Read`]. An SGL
-/// may describe more than `len` bytes (SGLS bit 18): the walk stops where it has enough and looks no further.
+/// The host memory of `len` bytes described by the command's descriptor `first` (DPTR). `access` says what
+/// the device does with the data; bit buckets discard on [`Access::Write`] and are ignored on
+/// [`Access::Read`]. An SGL may describe more than `len` bytes (SGLS bit 18): the walk stops where it has
+/// enough and looks no further.
 pub fn walk(map: &DmaMap, first: [u8; DESCRIPTOR], len: usize, access: Access) -> Result<GuestBuf, SglError> {
+    walk_counted(map, first, len, access, &mut 0)
+}
+
+/// As [`walk`]; adds to `walked` the descriptors that were looked at, whatever came of it.
+pub fn walk_counted(
+    map: &DmaMap,
+    first: [u8; DESCRIPTOR],
+    len: usize,
+    access: Access,
+    walked: &mut usize,
+) -> Result<GuestBuf, SglError> {
+    let mut budget = MAX_DESCRIPTORS;
+    let result = follow(map, first, len, access, &mut budget);
+    *walked += MAX_DESCRIPTORS - budget;
+    result
+}
+
+fn follow(
+    map: &DmaMap,
+    first: [u8; DESCRIPTOR],
+    len: usize,
+    access: Access,
+    budget: &mut usize,
+) -> Result<GuestBuf, SglError> {
     let mut walk = Walk { map, access, left: len, buf: GuestBuf::default() };
     let mut link = match Descriptor::decode(&first) {
         // In this place an unknown type is a fault of the segment, which is the command's own.
@@ -145,12 +171,11 @@ pub fn walk(map: &DmaMap, first: [u8; DESCRIPTOR], len: usize, access: Access) -
         }
         Ok(descriptor) => descriptor,
     };
-    let mut budget = MAX_DESCRIPTORS;
     for _ in 0..MAX_SEGMENTS {
         if walk.left == 0 {
             return finish(walk);
         }
-        match segment(&mut walk, &link, &mut budget)? {
+        match segment(&mut walk, &link, budget)? {
             Some(next) if link.kind == Kind::Segment => link = next,
             Some(_) => return Err(SglError::SegmentInvalid),
             None => return finish(walk),
@@ -166,8 +191,8 @@ fn finish(walk: Walk<'_>) -> Result<GuestBuf, SglError> {
     Ok(walk.buf)
 }
 
-/// Takes the data of the segment that `link` leads to. Some: the descriptor at its end that leads on; None: it ends
-/// the list, or the transfer has all it needs.
+/// Takes the data of the segment that `link` leads to. Some: the descriptor at its end that leads on; None:
+/// it ends the list, or the transfer has all it needs.
 fn segment(
     walk: &mut Walk<'_>,
     link: &Descriptor,

@@ -17,6 +17,7 @@ mod registers;
 mod shared;
 mod status;
 mod transfer;
+mod work;
 mod worker;
 
 pub use controller::{Controller, ControllerConfig};

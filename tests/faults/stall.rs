@@ -259,7 +259,7 @@ fn unmap_with_nothing_in_flight() {
     });
 }
 
-/// Commands that hang hold all slots of the worker; those that memory does at once need none, whether it was awake when
+/// Commands that hang hold all slots of the worker that their queues may have; those that memory does at once need none, whether it was awake when
 /// they came or asleep.
 #[test]
 fn memory_goes_on_while_every_slot_hangs() {
@@ -268,28 +268,29 @@ fn memory_goes_on_while_every_slot_hangs() {
         let mut host = Host::cold(&device.socket());
         host.enable();
         host.set_queue_count(3);
-        for (qid, size) in [(1, 1024), (2, 64), (3, 64)] {
+        for (qid, size) in [(1, 1024), (2, 1024), (3, 64)] {
             host.create_cq(qid, size, Some(qid));
             host.create_sq(qid, size, qid);
         }
         let (file, mut ram) = (Ns::facts(&mut host, 1), Ns::identify(&mut host, 3));
         let page = host.ram.pages(1);
         let hung = Host::rw(io::READ, &file, 0, 8).prp(page, 0);
-        // More than there are slots: the last ones stay in their queue.
-        for (qid, count) in [(1, 1023), (2, 30)] {
+        // More than there are slots: the last ones stay in their queues. Of 1024 slots the first queue has the half that
+        // is for who comes first, the second one its part of the other half.
+        for (qid, count, held) in [(1, 1023, 512), (2, 400, 512 + 256)] {
             for _ in 0..count {
                 host.queue(qid, hung);
             }
             host.ring_sq(qid);
+            hang.wait_held(held);
         }
-        hang.wait_held(1024);
         for round in 0..10 {
             host.write(3, &mut ram, round, 1, round);
             assert_eq!(host.read(3, &ram, round, 1), ram.at(round, 1));
             std::thread::sleep(Duration::from_millis(2));
         }
         hang.end();
-        let mut left = 1023 + 30;
+        let mut left = 1023 + 400;
         while left > 0 {
             left -= host.drain(1) + host.drain(2);
         }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use super::bounce::{Bounce, Pool};
 use super::cut::{Piece, Stretch, one_source, piece};
-use super::ladder::{Ladder, Way};
+use super::ladder::{Ladder, Span, Way};
 use super::plan::{CopyPlan, PlannedRange, Reject};
 use super::probe::Probes;
 use super::status::{Side, status};
@@ -179,6 +179,12 @@ impl CopyTask {
     /// Bytes of bounce memory held or reserved: at most the budget, and what [`Bounce`] has for held sources.
     pub fn bounce_bytes(&self) -> u64 {
         self.pool.in_use()
+    }
+
+    /// Bytes of memory that it has for what it knows, whatever it moves.
+    pub fn heap(&self) -> usize {
+        // Of each range the plan, its account, and a span or a stretch.
+        self.plan.ranges.len() * (size_of::<PlannedRange>() + size_of::<u64>() + size_of::<Span>())
     }
 
     /// Does a poll spend the poller's own time on moving bytes (some 50 us at most)? Such tasks take turns with all

@@ -20,6 +20,7 @@ use super::io::Outcome;
 use super::queue::{CompletionQueue, Post, SubmissionQueue};
 use super::registers::AdminQueues;
 use super::transfer;
+use super::work::Work;
 use crate::memory::{Access, DmaMap};
 use crate::spec::commands::AdminCommand;
 use crate::spec::{Sqe, Status};
@@ -335,13 +336,14 @@ impl Controller {
     /// Sends `data` to the host through the command's data pointer.
     fn send_data(&self, memory: &DmaMap, sqe: &Sqe, data: &[u8]) -> Result<Reply, Status> {
         let page_size = self.shared.page_size();
-        let buf = transfer::resolve(memory, sqe, data.len(), page_size, Access::Write, false)?;
+        let buf =
+            transfer::resolve(memory, sqe, data.len(), page_size, Access::Write, false, &Work::default())?;
         buf.copy_in(0, data)?;
         Ok(Status::SUCCESS.into())
     }
 
     /// Takes `len` bytes from the host through the command's data pointer.
     fn take_data(&self, memory: &DmaMap, sqe: &Sqe, len: usize) -> Result<Vec<u8>, Status> {
-        transfer::fetch(memory, sqe, len, self.shared.page_size(), false)
+        transfer::fetch(memory, sqe, len, self.shared.page_size(), false, &Work::default())
     }
 }

@@ -10,6 +10,7 @@ use crate::namespace::Namespace;
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
 use crate::nvme_ctrl::transfer;
+use crate::nvme_ctrl::work::Work;
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
@@ -30,13 +31,15 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
     };
     let checked = copy::check_command(&command, cmd.namespaces, capabilities).map_err(refuse)?;
     // The list is copied out once: what is checked is what is carried out, whatever the host does to its pages.
-    let list = transfer::fetch(cmd.memory, sqe, checked.list_len(), shared.page_size(), true)?;
+    let list = transfer::fetch(cmd.memory, sqe, checked.list_len(), shared.page_size(), true, cmd.work)?;
     let ranges = checked.decode(&list).map_err(refuse)?;
+    cmd.work.charge(ranges.len() as u64 * Work::RANGE);
     let plan = copy::plan(&checked, &ranges, cmd.namespaces).map_err(refuse)?;
     let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
     if cmd.at_once && plan.move_now() {
         shared.counters.copied(plan.dst().len);
-        return Ok(Task::Over { moved: plan.dst().len, outcome: Outcome::of(Status::SUCCESS) });
+        cmd.work.charge(plan.dst().len);
+        return Ok(Task::Over(Outcome::of(Status::SUCCESS)));
     }
     let volatile = (!plan.fua()).then(|| Arc::clone(plan.dst_ns()));
     let task = CopyTask::new(plan, ExecOptions::default(), cmd.bounce).map_err(refuse)?;
@@ -97,6 +100,10 @@ impl Copying {
         };
         // DW0 after a failure: no range is durable.
         self.flushing = Some(Some(Outcome::of(status)));
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        size_of::<Self>() + self.task.heap()
     }
 
     pub(super) fn abort(&mut self) {

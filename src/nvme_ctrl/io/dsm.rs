@@ -11,6 +11,7 @@ use crate::backend::Op;
 use crate::namespace::{self, Access, Lbas};
 use crate::nvme_ctrl::status::Direction;
 use crate::nvme_ctrl::transfer;
+use crate::nvme_ctrl::work::Work;
 use crate::spec::Status;
 use crate::spec::command::DsmRange;
 
@@ -29,7 +30,9 @@ pub(super) fn dsm(cmd: &Command<'_>) -> Result<Task, Status> {
             count * size_of::<DsmRange>(),
             cmd.shared.page_size(),
             true,
+            cmd.work,
         )?;
+        cmd.work.charge(count as u64 * Work::RANGE);
         // All ranges are checked before the first is given back. QEMU skips a bad range and reports success; the
         // specification has LBA Out of Range for it.
         for bytes in list.chunks_exact(size_of::<DsmRange>()) {

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use smallvec::SmallVec;
 
 use super::{Issue, Outcome};
-use crate::backend::{BackendError, Op};
+use crate::backend::{BackendError, IoBuf, Op};
 use crate::namespace::{ByteRange, Namespace};
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
+use crate::nvme_ctrl::work::{self, Work};
 use crate::spec::Status;
 
 /// What a group counts as in the SMART log once it has succeeded.
@@ -23,8 +24,8 @@ pub enum Account {
     Nothing,
 }
 
-/// Operations in flight at once: enough to keep a disk busy, few enough that 256 ranges of one Dataset Management
-/// leave room for others.
+/// Operations in flight at once: enough to keep a disk busy, few enough that 256 ranges of one Dataset
+/// Management leave room for others.
 const WINDOW: u32 = 32;
 
 /// See the module docs.
@@ -54,14 +55,15 @@ impl Group {
         }
     }
 
-    /// Changes data of `ns` without making it durable: should the volatile write cache be off when it ends, a flush
-    /// comes before its completion.
+    /// Changes data of `ns` without making it durable: should the volatile write cache be off when it ends, a
+    /// flush comes before its completion.
     pub fn volatile(mut self, ns: &Arc<Namespace>) -> Self {
         self.volatile = Some(Arc::clone(ns));
         self
     }
 
-    /// Fails with Deallocated or Unwritten Logical Block, and does nothing, unless all of `range` is allocated.
+    /// Fails with Deallocated or Unwritten Logical Block, and does nothing, unless all of `range` is
+    /// allocated.
     pub fn if_allocated(mut self, ns: &Arc<Namespace>, range: ByteRange) -> Self {
         // The last is the first, and the others wait for it.
         self.todo.push((Arc::clone(ns), Op::Probe { offset: range.offset, len: range.len }));
@@ -74,11 +76,18 @@ impl Group {
         Self::new(SmallVec::from_buf([(Arc::clone(ns), op)]), direction, account)
     }
 
-    pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
-        while self.in_flight < self.window {
-            let Some((ns, op)) = self.todo.pop() else { break };
+    pub(super) fn poll(&mut self, shared: &Shared, work: &Work, issue: &mut Issue<'_>) -> Option<Outcome> {
+        let most = work.done().saturating_add(Work::SLICE);
+        while self.in_flight < self.window && work.done() < most {
+            let Some((ns, mut op)) = self.todo.pop() else { break };
             self.in_flight += 1;
-            issue(0, &ns, op);
+            match work::slice(&ns, &mut op) {
+                Some(slice) => {
+                    issue(0, &ns, slice);
+                    self.todo.push((ns, op));
+                }
+                None => issue(0, &ns, op),
+            }
         }
         if self.in_flight > 0 {
             return None;
@@ -98,6 +107,39 @@ impl Group {
             }
         }
         Some(Outcome::of(self.status))
+    }
+
+    /// Nothing more begins; what has begun ends by itself, as quickly as it could be cancelled. True if
+    /// something is left undone.
+    pub(super) fn abort(&mut self) -> bool {
+        let stops = !self.todo.is_empty();
+        if stops {
+            self.todo.clear();
+            if self.status.is_success() {
+                self.status = Status::ABORT_REQUESTED;
+            }
+        }
+        stops
+    }
+
+    /// Is it done, but for its outcome?
+    pub(super) fn is_over(&self) -> bool {
+        self.in_flight == 0 && self.todo.is_empty()
+    }
+
+    /// Is what it has still to do done in the worker's own time?
+    pub(super) fn moves_memory(&self) -> bool {
+        self.todo.last().is_some_and(|(ns, _)| ns.backend.is_immediate())
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        let list =
+            if self.todo.spilled() { self.todo.capacity() * size_of::<(Arc<Namespace>, Op)>() } else { 0 };
+        let pieces = self.todo.iter().map(|(_, op)| match op {
+            Op::Read { buf: IoBuf::Guest(buf), .. } | Op::Write { buf: IoBuf::Guest(buf), .. } => buf.heap(),
+            _ => 0,
+        });
+        list + pieces.sum::<usize>()
     }
 
     pub(super) fn done(&mut self, result: Result<(), BackendError>) {

@@ -8,10 +8,11 @@ use crate::memory::{self, GuestBuf};
 use crate::namespace::{Access, ByteRange, Extent, Namespace};
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
+use crate::nvme_ctrl::work::Work;
 use crate::spec::Status;
 
-/// Bytes read at a time. Bounds the memory of a command, whatever its length (a Verify has no limit, VSL is 0), and
-/// with it that of a worker: 64 MiB when every slot holds such a command.
+/// Bytes read at a time. Bounds the memory of a command, whatever its length (a Verify has no limit, VSL is
+/// 0), and with it that of a worker: 64 MiB when every slot holds such a command.
 const PIECE: u64 = 64 << 10;
 
 /// See the module docs.
@@ -24,6 +25,8 @@ pub struct Inspect {
     /// Bytes looked at so far.
     at: u64,
     buf: Option<Buffer>,
+    /// `buf` has been read and not yet looked at.
+    unseen: bool,
     /// An operation is in flight.
     busy: bool,
     /// DULBE: it is asked first whether all blocks are allocated.
@@ -61,16 +64,18 @@ impl Inspect {
             expected,
             at: 0,
             buf: None,
+            unseen: false,
             busy: false,
             probe,
             status: Status::SUCCESS,
         }
     }
 
-    pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
+    pub(super) fn poll(&mut self, shared: &Shared, work: &Work, issue: &mut Issue<'_>) -> Option<Outcome> {
         if self.busy {
             return None;
         }
+        self.look_at_what_was_read(work);
         if self.probe == Probe::Due {
             (self.busy, self.probe) = (true, Probe::InFlight);
             issue(0, &self.ns, Op::Probe { offset: self.range.offset, len: self.range.len });
@@ -98,17 +103,50 @@ impl Inspect {
     pub(super) fn done(&mut self, result: Result<(), BackendError>, buf: Option<IoBuf>) {
         self.busy = false;
         let probed = std::mem::replace(&mut self.probe, Probe::Over) == Probe::InFlight;
+        if self.status == Status::ABORT_REQUESTED {
+            return;
+        }
         self.status = match (result, buf) {
             (Err(error), _) => status::backend(&error, Direction::Read),
             (Ok(()), _) if probed => Status::SUCCESS,
             (Ok(()), Some(IoBuf::Pool(data))) => {
-                let status = self.look(&data);
-                self.at += data.len() as u64;
-                self.buf = Some(data);
-                status
+                (self.buf, self.unseen) = (Some(data), true);
+                Status::SUCCESS
             }
             (Ok(()), _) => Status::INTERNAL_ERROR,
         };
+    }
+
+    /// Not before it is polled: a worker counts what its polls take, and takes any number of completions in a
+    /// turn.
+    fn look_at_what_was_read(&mut self, work: &Work) {
+        if !std::mem::take(&mut self.unseen) || !self.status.is_success() {
+            return;
+        }
+        if let Some(data) = self.buf.take() {
+            self.status = self.look(&data);
+            self.at += data.len() as u64;
+            work.charge(data.len() as u64);
+            self.buf = Some(data);
+        }
+    }
+
+    /// Reads no more. True if there was something left to read.
+    pub(super) fn abort(&mut self) -> bool {
+        let stops = self.at < self.range.len && self.status.is_success();
+        if stops {
+            (self.status, self.probe) = (Status::ABORT_REQUESTED, Probe::Over);
+        }
+        stops
+    }
+
+    /// Does it move or compare memory when it is polled?
+    pub(super) fn moves_memory(&self) -> bool {
+        self.expected.is_some() || self.ns.backend.is_immediate()
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        self.range.len.min(PIECE) as usize + self.expected.as_ref().map_or(0, GuestBuf::heap)
     }
 
     fn look(&self, data: &[u8]) -> Status {

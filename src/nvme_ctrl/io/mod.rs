@@ -1,8 +1,8 @@
 //! I/O commands: decoded and checked completely, then run as state machines.
 //!
-//! [`start`] turns a submission into a [`Task`] or into the status it is refused with; nothing has changed by then,
-//! unless the task says that it is over.
-//! A task emits backend operations and takes their completions; it never waits and knows no thread.
+//! [`start`] turns a submission into a [`Task`] or into the status it is refused with; nothing has changed by
+//! then, unless the task says that it is over. A task emits backend operations and takes their completions;
+//! it never waits and knows no thread.
 
 mod copy;
 mod dsm;
@@ -24,6 +24,7 @@ use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
 
 use super::shared::Shared;
+use super::work::Work;
 use copy::Copying;
 use group::Group;
 use inspect::Inspect;
@@ -35,29 +36,26 @@ pub type Issue<'a> = dyn FnMut(u32, &Arc<Namespace>, Op) + 'a;
 /// A command under way.
 #[derive(Debug)]
 pub enum Task {
-    /// Independent operations, all of which must succeed: Read, Write, Flush, Write Zeroes, Dataset Management.
+    /// Independent operations, all of which must succeed: Read, Write, Flush, Write Zeroes, Dataset
+    /// Management.
     Group(Group),
     /// Data read into our memory and looked at: Compare, Verify.
     Inspect(Inspect),
     /// Copy.
     Copy(Box<Copying>),
-    /// Nothing is left to do: a Copy that was done when it was started.
-    Over {
-        /// Bytes that were moved.
-        moved: u64,
-        /// How it ended.
-        outcome: Outcome,
-    },
+    /// Nothing is left to do: a Copy that was done when it was started. How it ended.
+    Over(Outcome),
 }
 
 impl Task {
-    /// Issues what can be issued now. `Some` once everything has ended; the task is then over.
-    pub fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
+    /// Issues what can be issued now. `Some` once everything has ended; the task is then over. What of it
+    /// takes the caller's own time is charged to `work`, but for the operations: who takes them does that.
+    pub fn poll(&mut self, shared: &Shared, work: &Work, issue: &mut Issue<'_>) -> Option<Outcome> {
         match self {
-            Self::Group(task) => task.poll(shared, issue),
-            Self::Inspect(task) => task.poll(shared, issue),
+            Self::Group(task) => task.poll(shared, work, issue),
+            Self::Inspect(task) => task.poll(shared, work, issue),
             Self::Copy(task) => task.poll(shared, issue),
-            Self::Over { outcome, .. } => Some(*outcome),
+            Self::Over(outcome) => Some(*outcome),
         }
     }
 
@@ -67,31 +65,52 @@ impl Task {
             Self::Group(task) => task.done(result),
             Self::Inspect(task) => task.done(result, buf),
             Self::Copy(task) => task.done(part, result, buf),
-            Self::Over { .. } => {}
+            Self::Over(_) => {}
         }
     }
 
-    /// Asks the task to end early. True when it may: then it ends with Command Abort Requested, unless it was past
-    /// that.
+    /// Asks the task to end early. True when it may: then it ends with Command Abort Requested, unless it was
+    /// past that.
     pub fn abort(&mut self) -> bool {
         match self {
             Self::Copy(task) => {
                 task.abort();
                 true
             }
-            // One transfer each, already with the kernel: it ends by itself, as quickly as it could be cancelled.
-            Self::Group(_) | Self::Inspect(_) | Self::Over { .. } => false,
+            Self::Group(task) => task.abort(),
+            Self::Inspect(task) => task.abort(),
+            Self::Over(_) => false,
         }
     }
 
     /// Does a poll spend the worker's own time on moving bytes?
     pub fn moves_memory(&self) -> bool {
-        matches!(self, Self::Copy(task) if task.moves_memory())
+        match self {
+            Self::Copy(task) => task.moves_memory(),
+            Self::Group(task) => task.moves_memory(),
+            Self::Inspect(task) => task.moves_memory(),
+            Self::Over(_) => false,
+        }
     }
 
     /// Will the next poll end it, without moving anything more? `false`: perhaps not.
     pub fn is_over(&self) -> bool {
-        matches!(self, Self::Copy(task) if task.is_over())
+        match self {
+            Self::Copy(task) => task.is_over(),
+            Self::Group(task) => task.is_over(),
+            Self::Inspect(_) | Self::Over(_) => false,
+        }
+    }
+
+    /// Bytes that it has allocated, or will have: for its lists, for the pieces of guest memory it reaches,
+    /// and for what it reads to look at; not the bounce memory of a Copy, which has a bound of its own.
+    pub fn memory(&self) -> usize {
+        match self {
+            Self::Group(task) => task.memory(),
+            Self::Inspect(task) => task.memory(),
+            Self::Copy(task) => task.memory(),
+            Self::Over(_) => 0,
+        }
     }
 
     /// Does it wait, with nothing in flight, for bounce memory that other Copies hold?
@@ -113,13 +132,14 @@ pub struct Context<'a> {
     pub at_once: bool,
 }
 
-/// Decodes and checks one I/O command. A short Copy within memory is done by then ([`Task::Over`]).
+/// Decodes and checks one I/O command. A short Copy within memory is done by then ([`Task::Over`]). What it
+/// took is charged to `work`.
 ///
 /// # Errors
 /// The status it is refused with.
-pub fn start(context: Context<'_>, bounce: &Bounce, sqe: &Sqe) -> Result<Task, Status> {
+pub fn start(context: Context<'_>, bounce: &Bounce, work: &Work, sqe: &Sqe) -> Result<Task, Status> {
     let Context { shared, namespaces, memory, at_once } = context;
-    let cmd = Command { shared, namespaces, memory, bounce, at_once, sqe };
+    let cmd = Command { shared, namespaces, memory, bounce, work, at_once, sqe };
     if sqe.fuse() != 0 {
         return Err(Status::INVALID_FIELD.dnr()); // FUSES is 0: no fused operation is supported
     }
@@ -142,6 +162,7 @@ struct Command<'a> {
     memory: &'a DmaMap,
     bounce: &'a Bounce,
     at_once: bool,
+    work: &'a Work,
     sqe: &'a Sqe,
 }
 

@@ -34,5 +34,5 @@ pub(super) fn write(cmd: &Command<'_>) -> Result<Task, Status> {
 /// The data pointer of a transfer of `len` bytes, at most MDTS.
 pub(super) fn data(cmd: &Command<'_>, len: u64, access: memory::Access) -> Result<memory::GuestBuf, Status> {
     let len = usize::try_from(len).map_err(|_| Status::INVALID_FIELD.dnr())?;
-    transfer::resolve(cmd.memory, cmd.sqe, len, cmd.shared.page_size(), access, true)
+    transfer::resolve(cmd.memory, cmd.sqe, len, cmd.shared.page_size(), access, true, cmd.work)
 }

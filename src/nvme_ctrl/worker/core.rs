@@ -12,7 +12,7 @@ use super::by_id::ById;
 use super::interrupt::{Coalescing, Owed, Verdict};
 use super::rotation::Rotation;
 use super::shadow::Shadow;
-use super::slots::{Command, Slots, untag};
+use super::slots::{Command, Slots, Taken, untag};
 use super::{Fence, FromWorker, Mailbox, ToWorker, Token, fetch};
 use crate::backend::engine::Engine;
 use crate::backend::{Completion, Op};
@@ -25,6 +25,7 @@ use crate::nvme_ctrl::doorbells::Bell;
 use crate::nvme_ctrl::io::{Issue, Outcome, Task};
 use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
 use crate::nvme_ctrl::shared::{Shared, Tally};
+use crate::nvme_ctrl::work::Work;
 use crate::spec::Status;
 use crate::spec::commands::nvm_name;
 
@@ -33,7 +34,7 @@ use crate::spec::commands::nvm_name;
 pub(super) struct Sq {
     pub ring: SubmissionQueue,
     /// Commands fetched and not yet ended.
-    pub in_flight: u32,
+    pub in_flight: Taken,
     /// The message to acknowledge when none is in flight; nothing is fetched from now on.
     pub deleting: Option<Token>,
     /// Tail.
@@ -77,11 +78,13 @@ pub struct Core {
     done: Vec<Completion>,
     /// Commands to poll again.
     pub(super) ready: VecDeque<u32>,
-    /// Commands to poll again whose polls take a while, for they move memory: one in a turn.
+    /// Commands to poll again whose polls take a while, for they move memory: few in a turn.
     moving: VecDeque<u32>,
     /// Copies that wait for bounce memory which other Copies hold.
     starved: VecDeque<u32>,
     pub(super) bounce: Bounce,
+    /// Of this turn.
+    pub(super) work: Work,
     /// This worker's part of the SMART log.
     pub(super) tally: Arc<Tally>,
     /// Aborts of commands that may still lie in their queues.
@@ -113,9 +116,6 @@ struct Flushing {
 
 /// Looks at the doorbells from one whole turn to the next, which takes as long as some of them.
 const GLANCES: usize = 8;
-/// Short moves of memory are done in one turn, and announced together, as long as they take less than this: to raise an
-/// interrupt can cost as much.
-const BRIEF: Duration = Duration::from_micros(10);
 
 /// Slot numbers from here on belong to [`Flushing`]s.
 const FLUSH_SLOTS: u32 = 1 << 31;
@@ -150,6 +150,7 @@ impl Core {
             aborts: Vec::new(),
             told: Vec::new(),
             bounce: Bounce::default(),
+            work: Work::default(),
             resetting: None,
             flushing: None,
             flushes: 0,
@@ -176,7 +177,14 @@ impl Core {
             ToWorker::CreateSq(ring) => {
                 let tail = Bell::default();
                 self.rotation.push(ring.qid);
-                self.sqs.push(Sq { ring, in_flight: 0, deleting: None, tail, register: 0, event: None });
+                self.sqs.push(Sq {
+                    ring,
+                    in_flight: Taken::default(),
+                    deleting: None,
+                    tail,
+                    register: 0,
+                    event: None,
+                });
             }
             ToWorker::DeleteSq(qid, token) => match self.sqs.find(qid) {
                 Some(sq) => {
@@ -211,8 +219,10 @@ impl Core {
     }
 
     /// One round: completions in, commands on, new commands in, completions out, interrupts.
-    /// True when anything happened, that is, when another round should follow before sleeping.
+    /// True when anything happened, that is, when another round should follow before sleeping. How long it may
+    /// be: see [`crate::nvme_ctrl::work`].
     pub fn turn(&mut self) -> bool {
+        self.work.reset();
         let mut done = std::mem::take(&mut self.done);
         self.engine.reap(&mut done);
         let mut busy = !done.is_empty();
@@ -226,7 +236,10 @@ impl Core {
             busy |= fetch::fetch(self);
             self.settle_aborts();
         }
-        while let Some(index) = self.ready.pop_front() {
+        let most = self.work.done() + Work::POLLS;
+        while self.work.done() < most
+            && let Some(index) = self.ready.pop_front()
+        {
             busy = true;
             match self.slots.get_mut(index) {
                 Some(command) if command.task.moves_memory() => self.moving.push_back(index),
@@ -235,19 +248,18 @@ impl Core {
             }
         }
         // Between these, commands are fetched and all others go on: nothing waits for more than a poll and a little.
-        let since = (!self.moving.is_empty()).then(Instant::now);
-        while let Some(index) = self.moving.pop_front() {
+        let most = self.work.done() + Work::MOVES;
+        while self.work.done() < most
+            && let Some(index) = self.moving.pop_front()
+        {
             busy = true;
             self.poll_moving(index);
-            if since.is_none_or(|since| since.elapsed() >= BRIEF) {
-                break;
-            }
         }
         self.interrupt(false);
         if self.failed {
             self.end_reset();
         }
-        busy || !self.done.is_empty() || !self.ready.is_empty()
+        busy || !self.done.is_empty() || !self.ready.is_empty() || !self.moving.is_empty()
     }
 
     /// Waits for a completion, a doorbell or a message, or for `timeout` to pass. At most until bounce buffers are to be
@@ -410,15 +422,17 @@ impl Core {
     fn poll(&mut self, index: u32) {
         let Some(command) = self.slots.get_mut(index) else { return };
         command.ready = false;
-        let (engine, done) = (&mut self.engine, &mut self.done);
+        let (engine, done, work) = (&mut self.engine, &mut self.done, &self.work);
+        work.charge(Work::COMMAND);
         let issue: &mut Issue<'_> = &mut |part, ns, op| {
             let tag = super::slots::tag(index, part);
+            work.charge_op(ns, &op);
             done.extend(ns.backend.submit(tag, op, engine.as_mut()));
         };
-        match command.task.poll(&self.shared, issue) {
+        match command.task.poll(&self.shared, work, issue) {
             Some(outcome) if self.off_bus && !command.orphan => {
                 // With its task go its pins.
-                command.task = Task::Over { moved: 0, outcome };
+                command.task = Task::Over(outcome);
                 self.unposted.push((index, outcome));
             }
             Some(outcome) => self.end(index, outcome),
@@ -455,7 +469,8 @@ impl Core {
             }
             self.conclude(&command, outcome);
             if let Some(sq) = self.sqs.find(command.sqid) {
-                sq.in_flight -= 1;
+                sq.in_flight.commands -= 1;
+                sq.in_flight.memory -= command.memory;
             }
             self.answer_aborts(index, aborted);
             self.end_deleted_queue(command.sqid);
@@ -465,7 +480,7 @@ impl Core {
 
     fn end_deleted_queue(&mut self, qid: u16) {
         if let Some(sq) = self.sqs.find(qid)
-            && sq.in_flight == 0
+            && sq.in_flight.commands == 0
             && let Some(token) = sq.deleting
         {
             self.sqs.remove(qid);
@@ -580,7 +595,8 @@ impl Core {
             log::info!(target: ASKED_FOR, "{:?}", cq.ring);
         }
         for sq in self.sqs.iter() {
-            log::info!(target: ASKED_FOR, "{:?}, {:?}, event {:?}, {} in flight", sq.ring, sq.tail, sq.event, sq.in_flight);
+            let Sq { ring, tail, event, in_flight, .. } = sq;
+            log::info!(target: ASKED_FOR, "{ring:?}, {tail:?}, event {event:?}, in flight: {in_flight:?}");
         }
         for (index, command) in self.slots.iter_mut() {
             log::info!(

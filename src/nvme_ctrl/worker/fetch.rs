@@ -14,32 +14,39 @@ use crate::memory::{DmaError, DmaMap};
 use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::io::{self, Context, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
+use crate::nvme_ctrl::work::Work;
 use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
 
 /// Commands taken from one queue before the next one has its turn.
 pub(super) const BURST: usize = 32;
 
-/// Bytes moved for one queue before the next one has its turn; a transfer that is begun is ended.
+/// Bytes moved for one queue before the next one has its turn, and what it takes to decode its commands; a
+/// transfer that is begun is ended.
 const BURST_BYTES: u64 = 512 << 10;
 
-/// Commands that are looked at before the first of them is done: its data is on its way to the processor while the
-/// others are decoded. No more, for the host shall have completions to work on while we work.
+/// Commands that are looked at before the first of them is done: its data is on its way to the processor
+/// while the others are decoded. No more, for the host shall have completions to work on while we work.
 const AHEAD: usize = 4;
 
-/// The same of Reads of files that are tried, which the engine makes with one call: what that costs is spread over them.
-/// No more than this, nor than half of what waits, for the host shall have the others' completions to work on.
+/// The same of Reads of files that are tried, which the engine makes with one call: what that costs is spread
+/// over them. No more than this, nor than half of what waits, for the host shall have the others' completions
+/// to work on.
 const TRIES: usize = 16;
 
 /// Bytes of such a batch, from which on it takes no more: long ones gain nothing by it.
 const TRIES_BYTES: u64 = 64 << 10;
 
-/// Fetches from every queue, at most a burst each, beginning with the one that has gone without for longest. True when a
-/// command was fetched.
+/// Fetches from every queue, at most a burst each, beginning with the one that has gone without for longest.
+/// True when a command was fetched.
 pub(super) fn fetch(core: &mut Core) -> bool {
     let mut fetched = false;
     let mut place = 0;
     for _ in 0..core.sqs.len() {
+        // The others are the first in the next turn.
+        if core.work.done() >= Work::FETCH {
+            break;
+        }
         // A failure on the way forgets all queues: then none is there.
         let Some(at) = core.rotation.get(place).and_then(|qid| core.sqs.position(qid)) else { break };
         let mut served = false;
@@ -74,7 +81,7 @@ pub(super) fn has_work(core: &mut Core) -> bool {
 
 /// Could [`fetch`] do anything for the SQ at `at`?
 pub(super) fn queue_has_work(core: &mut Core, at: usize) -> bool {
-    can_fetch(core, at) && (!core.slots.is_full() || needs_no_slot(core, at))
+    can_fetch(core, at) && (has_room(core, at) || needs_no_slot(core, at))
 }
 
 /// The completion queue of the SQ at `at`, if a command waits in that one.
@@ -96,6 +103,11 @@ fn can_fetch(core: &mut Core, at: usize) -> bool {
     has_room(core)
 }
 
+/// Is there a slot for a command of the SQ at `at`, and memory?
+fn has_room(core: &Core, at: usize) -> bool {
+    core.sqs.get(at).is_some_and(|sq| core.slots.room(sq.in_flight, core.sqs.len()) > 0)
+}
+
 /// Can the next command of the SQ at `at` be done at once?
 fn needs_no_slot(core: &mut Core, at: usize) -> bool {
     let Core { shared, memory, namespaces, sqs, lab: None, .. } = core else { return false };
@@ -105,21 +117,25 @@ fn needs_no_slot(core: &mut Core, at: usize) -> bool {
     sqe.is_some_and(|sqe| io::now(context, &sqe, false).is_some())
 }
 
-/// Fetches from the SQ at `at` until it is empty, its completion queue full, no slot left, or the burst over. True when
-/// a command was fetched.
+/// Fetches from the SQ at `at` until it is empty, its completion queue full, no slot left, or the burst over.
+/// True when a command was fetched.
 ///
 /// # Errors
 /// A queue's memory is not there: what to say of the controller's end.
 fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
-    let Core { shared, memory, namespaces, sqs, cqs, slots, ready, bounce, tally, engine, .. } = core;
+    let Core { shared, memory, namespaces, sqs, cqs, slots, ready, bounce, work, tally, engine, .. } = core;
     // The table is looked at after the doorbell: a mapping the host made before ringing is in it.
     let memory: &DmaMap = memory.load();
     let context = Context { shared, namespaces: namespaces.load(), memory, at_once: true };
+    let queues = sqs.len();
     let Some(sq) = sqs.get_mut(at) else { return Ok(false) };
     let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };
     let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
     let (mut fetched, mut bytes, mut stuck) = (0, 0, false);
     let may_try = engine.may_be_passed();
+    let mut room = slots.room(sq.in_flight, queues);
+    // Of decoding.
+    let decoding = Work::default();
     let mut batch: SmallVec<[Now<'_>; TRIES]> = SmallVec::new();
     // Of those in the batch that may fail: then they go the usual way.
     let mut tried: SmallVec<[Sqe; TRIES]> = SmallVec::new();
@@ -135,7 +151,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         {
             let sqe = sq.ring.peek(memory).map_err(|error| format!("submission queue {sqid}: {error}"))?;
             // What is tried may need a slot after all; so may each that waits in the batch.
-            let has_slot = tried.len() < slots.room();
+            let has_slot = tried.len() < room;
             let now = io::now(context, &sqe, may_try && has_slot);
             if now.is_none() && !has_slot {
                 // It stays where it is, and is read anew when a slot is free.
@@ -166,15 +182,17 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 batch.push(now);
                 continue;
             }
-            let task = start(context, bounce, sqid, &sqe);
-            if let Ok(Task::Over { moved, outcome }) = task {
-                bytes += moved;
+            let task = start(context, bounce, &decoding, sqid, &sqe);
+            bytes += decoding.take();
+            if let Ok(Task::Over(outcome)) = task {
                 post(cq, &sq.ring, sqe.cid.get(), outcome, memory)?;
                 continue;
             }
             begin(sq, cq, slots, ready, memory, &sqe, task)?;
+            room = slots.room(sq.in_flight, queues);
         }
         if batch.is_empty() {
+            work.charge(bytes + fetched as u64 * Work::COMMAND);
             return Ok(fetched > 0);
         }
         if tried.is_empty() {
@@ -200,8 +218,9 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 Some((sqe, filled)) => match filled.then(|| now.filled(tally)).flatten() {
                     Some(outcome) => outcome,
                     None => {
-                        let task = start(context, bounce, sqid, &sqe);
+                        let task = start(context, bounce, &decoding, sqid, &sqe);
                         begin(sq, cq, slots, ready, memory, &sqe, task)?;
+                        room = slots.room(sq.in_flight, queues);
                         continue;
                     }
                 },
@@ -212,9 +231,9 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
 }
 
 /// Decodes and checks a command. One that is refused is noted in the Error Information log.
-fn start(context: Context<'_>, bounce: &Bounce, sqid: u16, sqe: &Sqe) -> Result<Task, Status> {
+fn start(context: Context<'_>, bounce: &Bounce, work: &Work, sqid: u16, sqe: &Sqe) -> Result<Task, Status> {
     let errors = &context.shared.errors;
-    io::start(context, bounce, sqe).map_err(|status| errors.failed(Failed::of(sqid, sqe), status))
+    io::start(context, bounce, work, sqe).map_err(|status| errors.failed(Failed::of(sqid, sqe), status))
 }
 
 /// Puts a command into the slot that there is for it, or completes it where it was refused.
@@ -230,7 +249,9 @@ pub(super) fn begin(
     let (sqid, cid) = (sq.ring.qid, sqe.cid.get());
     match task {
         Ok(task) => {
-            sq.in_flight += 1;
+            let memory = task.memory();
+            sq.in_flight.commands += 1;
+            sq.in_flight.memory += memory;
             let command = Command {
                 sqid,
                 cqid: sq.ring.cqid,
@@ -240,6 +261,7 @@ pub(super) fn begin(
                 slba: sqe.slba(),
                 since: Instant::now(),
                 task,
+                memory,
                 ready: true,
                 orphan: false,
             };

@@ -6,8 +6,6 @@
 mod aborts;
 mod by_id;
 mod core;
-#[cfg(test)]
-mod fairness;
 mod fetch;
 mod interrupt;
 mod park;
@@ -16,6 +14,8 @@ mod shadow;
 mod sleeper;
 mod slots;
 mod streak;
+#[cfg(test)]
+mod tests;
 mod watched;
 
 use std::io;

@@ -1,0 +1,162 @@
+//! How much a worker does in one turn. It looks at its queues, its messages and its completions once a turn,
+//! so a turn has to be short, whatever a host asks for: about a millisecond at most.
+//!
+//! Everything that takes a worker's own time charges what it costs. What is left of a turn is asked before
+//! the next command is fetched or polled, never the clock; so one command may go beyond, and has to be short
+//! by itself: [`Work::SLICE`] for what is done in slices, MDTS for a transfer, the bounds of a list for what
+//! decodes one.
+
+use std::cell::Cell;
+
+use crate::backend::{IoBuf, Op};
+use crate::namespace::Namespace;
+
+/// Work done in a turn, in bytes: of memory that is moved in the same time. 1 MiB are some 200 us.
+#[derive(Debug, Default)]
+pub struct Work(Cell<u64>);
+
+impl Work {
+    /// Of one turn, to fetch commands and to do at once what can be: enough for all queues of a host that
+    /// uses four of them with the longest transfers, or 64 with short ones.
+    pub const FETCH: u64 = 2 << 20;
+    /// Of one turn, to poll commands that are ready.
+    pub const POLLS: u64 = 1 << 20;
+    /// Of one turn, to poll those that move memory. One is polled in any case, and more where they are short,
+    /// so that they are announced together: to raise an interrupt can cost as much.
+    pub const MOVES: u64 = 64 << 10;
+    /// Of one poll at most.
+    pub const SLICE: u64 = 128 << 10;
+    /// A command that is fetched, or polled.
+    pub const COMMAND: u64 = 2 << 10;
+    /// A descriptor of an SGL, or one of the pieces it leads to.
+    pub const DESCRIPTOR: u64 = 256;
+    /// A range of a list that is checked and laid out.
+    pub const RANGE: u64 = 512;
+    /// What is given back with one call of the kernel, which takes its pages one by one.
+    const GIVEN_BACK: u64 = 16;
+    /// What is looked up in a map of pages.
+    const LOOKED_UP: u64 = 64;
+
+    /// So much has been done.
+    pub fn charge(&self, units: u64) {
+        self.0.set(self.0.get().saturating_add(units));
+    }
+
+    /// What has been done in all.
+    pub fn done(&self) -> u64 {
+        self.0.get()
+    }
+
+    /// What has been done, which counts no more.
+    pub fn take(&self) -> u64 {
+        self.0.take()
+    }
+
+    /// A turn begins.
+    pub fn reset(&self) {
+        self.0.set(0);
+    }
+
+    /// `op` is handed to the image of `ns`.
+    pub fn charge_op(&self, ns: &Namespace, op: &Op) {
+        let immediate = ns.backend.is_immediate();
+        self.charge(match op {
+            // The disk moves them.
+            Op::Read { .. } | Op::Write { .. } if ns.backend.is_direct() => Self::COMMAND,
+            Op::Read { buf, .. } | Op::Write { buf, .. } => {
+                let pieces = if let IoBuf::Guest(buf) = buf { buf.iovecs().len() } else { 1 };
+                buf.len() as u64 + pieces as u64 * Self::DESCRIPTOR
+            }
+            Op::CopyFrom { len, .. } if immediate => *len,
+            Op::MoveFrom { len, pieces, .. } => len + pieces.len() as u64 * Self::DESCRIPTOR,
+            Op::WriteZeroes { len, unmap: false, .. } if immediate => *len,
+            Op::WriteZeroes { len, .. } | Op::Discard { len, .. } if immediate => len / Self::GIVEN_BACK,
+            Op::Probe { len, .. } if immediate => len / Self::LOOKED_UP,
+            // Threads do them.
+            _ => Self::COMMAND,
+        });
+    }
+}
+
+/// As much of an operation as an image that does it at once may do in one go; `rest` keeps what is left, if
+/// anything is. Nothing for an operation that is no longer than that, or is short by its nature.
+pub fn slice(ns: &Namespace, rest: &mut Op) -> Option<Op> {
+    if !ns.backend.is_immediate() {
+        return None;
+    }
+    let most = match rest {
+        Op::WriteZeroes { unmap: false, .. } => Work::SLICE,
+        // Pages go back to the system many at a time, whole huge pages where they lie on some.
+        Op::WriteZeroes { .. } | Op::Discard { .. } => Work::SLICE * Work::GIVEN_BACK,
+        _ => return None,
+    };
+    let (Op::WriteZeroes { offset, len, .. } | Op::Discard { offset, len }) = rest else { return None };
+    // Slices end where one that began at 0 would, so that none ends within a page.
+    let now = most - *offset % most;
+    if *len <= now {
+        return None;
+    }
+    let at = *offset;
+    (*offset, *len) = (at + now, *len - now);
+    Some(match rest {
+        Op::WriteZeroes { unmap, fua, .. } => {
+            Op::WriteZeroes { offset: at, len: now, unmap: *unmap, fua: *fua }
+        }
+        _ => Op::Discard { offset: at, len: now },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backend::MemoryBackend;
+    use crate::namespace::{CopyLimits, Identity};
+
+    #[test]
+    fn slices_end_with_whole_pages_and_are_all_there_is() {
+        let image = Arc::new(MemoryBackend::new(64 << 20).expect("memory"));
+        let limits = CopyLimits { mssrl: 1, mcl: 1, msrc: 0 };
+        let ns = Namespace::new(1, image, 9, limits, Identity::default());
+        for (offset, len) in
+            [(0, 512), (512, 5 << 20), (0, 64 << 20), (3 << 20, 1 << 20), ((2 << 20) - 512, 1024)]
+        {
+            for op in [
+                Op::Discard { offset, len },
+                Op::WriteZeroes { offset, len, unmap: false, fua: true },
+                Op::WriteZeroes { offset, len, unmap: true, fua: false },
+            ] {
+                let most =
+                    if matches!(op, Op::WriteZeroes { unmap: false, .. }) { 128 << 10 } else { 2 << 20 };
+                let (mut rest, mut at) = (op, offset);
+                loop {
+                    let next = slice(&ns, &mut rest);
+                    let is_last = next.is_none();
+                    let op = next.as_ref().unwrap_or(&rest);
+                    let (Op::Discard { offset: from, len } | Op::WriteZeroes { offset: from, len, .. }) = op
+                    else {
+                        panic!("{op:?}")
+                    };
+                    assert!(*from == at && *len > 0 && *len <= most, "{op:?} at {at}");
+                    at += len;
+                    if is_last {
+                        break;
+                    }
+                    assert!(at.is_multiple_of(most), "{op:?}");
+                }
+                assert_eq!(at, offset + len);
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_turn_has_done_adds_up() {
+        let work = Work::default();
+        work.charge(3);
+        work.charge(u64::MAX);
+        assert_eq!(work.done(), u64::MAX);
+        work.reset();
+        assert_eq!(work.done(), 0);
+    }
+}
