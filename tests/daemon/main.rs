@@ -7,6 +7,7 @@ mod host;
 mod admin;
 mod attach;
 mod bench;
+mod bounds;
 mod cache;
 mod cli;
 mod commands;
