@@ -3,7 +3,7 @@
 //! Control thread only. What has to wait for commands in flight (an unmap, a reset, Bus Master Enable cleared) is kept
 //! here until it may be answered, or until its deadline, when memory is taken away from whoever still holds it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,10 @@ const MAPPED: [SparseArea; 1] = [SparseArea { offset: DOORBELLS, size: SharedPag
 impl InterruptSink for Interrupts {
     fn raise(&self, vector: u16) {
         Interrupts::raise(self, vector);
+    }
+
+    fn raise_at_once(&self, vector: u16) {
+        Interrupts::raise_at_once(self, vector);
     }
 }
 
@@ -266,7 +270,7 @@ impl Device for NvmeDevice {
         self.interrupts.set(request)
     }
 
-    fn dma_map(&mut self, request: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
+    fn dma_map(&mut self, request: DmaMap, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
         let rights = Rights { read: request.read, write: request.write };
         self.memory
             .map(request.iova, request.size, rights, request.offset, fd)

@@ -25,12 +25,15 @@ use crate::memory::{DmaLimits, DmaSpace};
 use crate::nvme_ctrl::{Controller, ControllerConfig, Poll, WorkerParts};
 use crate::pci::{Function, FunctionConfig, Ids};
 use crate::subsystem::Subsystem;
-use crate::vfio_user::{Interrupts, Listener, Pumped, Session};
+use crate::vfio_user::{Interrupts, Listener, Pumped, Session, closes_too_slowly};
 use guarded::Guarded;
 pub use signals::Signals;
 
 /// From SIGTERM to the end of the process, at most.
 const FAREWELL: Duration = Duration::from_secs(10);
+
+/// While the end is waited for: how often workers are looked after that do not answer.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// BAR 0: registers, then one page of doorbells.
 const BAR0_SIZE: u64 = 16 << 10;
@@ -222,6 +225,10 @@ impl Server {
         if !self.is_open() {
             return None;
         }
+        if closes_too_slowly() {
+            log::error!("no client is let in before descriptors of earlier ones could be closed");
+            return Some(Duration::from_secs(1));
+        }
         match self.listener.accept(self.session.is_none()) {
             Ok(Some(socket)) => match peer_of(&socket).and_then(|peer| Ok((peer, Session::new(socket)?))) {
                 Ok((peer, session)) => {
@@ -345,10 +352,12 @@ impl Server {
             if done(&self.device) {
                 return true;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let now = Instant::now();
+            self.device.controller.unblock(now);
+            if now >= deadline {
                 return false;
             }
+            let left = deadline.min(now + GLANCE).saturating_duration_since(now);
             let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             let mut fds = [PollFd::new(&*self.wake, PollFlags::IN)];
             let _ = poll(&mut fds, Some(&left));

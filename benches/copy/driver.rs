@@ -6,7 +6,7 @@
 //! its own thread, and the host sleeps until it is interrupted.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -129,8 +129,7 @@ impl Driver {
         ram.set_len(RAM).expect("size of guest memory");
         let map = map(&ram);
         let mut space = DmaSpace::new(DmaLimits::default(), Arc::new(|| {}));
-        let fd = OwnedFd::from(ram.try_clone().expect("descriptor"));
-        space.map(0, RAM, Rights::READ_WRITE, 0, Some(fd)).expect("DMA map");
+        space.map(0, RAM, Rights::READ_WRITE, 0, Some(ram.as_fd())).expect("DMA map");
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
         let ns = Namespace::new(1, backend, lbads, limits, Identity::default())
             .with_policy(CopyPolicy { method, ..CopyPolicy::default() });

@@ -3,7 +3,7 @@
 //! Used by `instructions` and `micro`.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -39,8 +39,7 @@ impl Guest {
             ram.write_all_at(&vec![0xa5; 1 << 20], at).expect("guest memory");
         }
         let mut space = DmaSpace::new(DmaLimits::default(), Arc::new(|| {}));
-        let fd = OwnedFd::from(ram.try_clone().expect("descriptor"));
-        space.map(0, RAM, Rights::READ_WRITE, 0, Some(fd)).expect("DMA map");
+        space.map(0, RAM, Rights::READ_WRITE, 0, Some(ram.as_fd())).expect("DMA map");
         Self { ram, space }
     }
 

@@ -1,6 +1,6 @@
 //! PRP and SGL walks over hostile guest memory, against walkers of this file's own that read the memory as a file.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, LazyLock};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -30,8 +30,7 @@ impl Guest {
         ftruncate(&file, FILE as u64).expect("memfd");
         let mut space = DmaSpace::new(DmaLimits::default(), Arc::new(|| ()));
         for (iova, len, offset, read, write) in REGIONS {
-            let fd = file.try_clone().expect("a descriptor");
-            space.map(iova, len, Rights { read, write }, offset, Some(fd)).expect("a good map");
+            space.map(iova, len, Rights { read, write }, offset, Some(file.as_fd())).expect("a good map");
         }
         // Memory that exists and cannot be reached.
         space.map(0x24000, 0x1000, Rights::READ_WRITE, 0, None).expect("a good map");

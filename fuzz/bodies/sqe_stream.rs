@@ -5,7 +5,7 @@
 //! pages, PRP and SGL lists lie in memory the device cannot write.
 
 use std::cell::RefCell;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -63,8 +63,7 @@ impl Rig {
             (LISTS, LISTS_LEN, Rights::READ_ONLY, DATA_LEN),
             (QUEUES, 0x4000, Rights::READ_WRITE, page(0)),
         ] {
-            let fd = file.try_clone().expect("a descriptor");
-            space.map(iova, len, rights, offset, Some(fd)).expect("a good map");
+            space.map(iova, len, rights, offset, Some(file.as_fd())).expect("a good map");
         }
         let copy = CopyLimits { mssrl: 1000, mcl: 4000, msrc: 60 };
         let ns = |nsid, lbads| {

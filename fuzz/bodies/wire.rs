@@ -1,7 +1,7 @@
 //! Bytes from a client: the codec alone, then a whole session over a socket pair with a device that says yes.
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
 use vfio_user_nvme::vfio_user::codec::{self, Request};
@@ -194,7 +194,7 @@ impl Device for YesDevice {
         Ok(())
     }
 
-    fn dma_map(&mut self, _: DmaMap, _: Option<OwnedFd>) -> Result<(), Errno> {
+    fn dma_map(&mut self, _: DmaMap, _: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
         Ok(())
     }
 

@@ -255,6 +255,8 @@ mod tests {
     use proptest::prelude::*;
     use rustix::fs::ftruncate;
 
+    use std::os::fd::AsFd;
+
     use super::*;
     use crate::memory::testing::Guest;
     use crate::memory::{GuestBuf, Rights};
@@ -366,7 +368,7 @@ mod tests {
         let mut guest = Guest::unmapped(0x3000);
         guest.map(0, 0x3000, Rights::READ_WRITE, 0);
         let other = crate::memory::testing::memfd(0x1000);
-        guest.space.map(0x8000, 0x1000, Rights::READ_WRITE, 0, Some(other)).unwrap();
+        guest.space.map(0x8000, 0x1000, Rights::READ_WRITE, 0, Some(other.as_fd())).unwrap();
         let map = guest.dma();
         let mut buf = GuestBuf::default();
         map.append(0x2000, 0x100, Access::Write, &mut buf).unwrap();

@@ -17,8 +17,10 @@
 //! The guest changes its memory while we look at it, and the client may take the pages away: every access is
 //! a volatile copy or an atomic, and a SIGBUS inside a region kills the region, not the process (`sigbus`).
 
+mod backing;
 mod dma_map;
 mod dma_space;
+mod eventfd;
 mod guest_buf;
 mod prefetch;
 pub mod prp;
@@ -29,10 +31,12 @@ mod sigbus;
 #[cfg(test)]
 pub(crate) mod testing;
 mod transient;
+mod unblock;
 mod words;
 
 pub use dma_map::DmaMap;
 pub use dma_space::{DmaLimits, DmaSpace, Epoch, MapError, Revoked, Unmapping};
+pub use eventfd::EventfdSignal;
 pub use guest_buf::{GuestBuf, MAX_IOVECS};
 pub use prefetch::{LINE, prefetch};
 pub use prp::PrpError;
@@ -40,6 +44,7 @@ pub use region::{Region, Rights};
 pub use sgl::SglError;
 pub use shared_page::SharedPage;
 pub use transient::Transient;
+pub use unblock::unblock;
 pub use words::Words;
 
 /// What the controller is about to do with guest memory.

@@ -1,6 +1,6 @@
 //! Guest memory for tests: a client's memfd and a table that maps it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -41,8 +41,7 @@ impl Guest {
     }
 
     pub(crate) fn map(&mut self, iova: u64, size: u64, rights: Rights, offset: u64) {
-        let file = self.file.try_clone().unwrap();
-        self.space.map(iova, size, rights, offset, Some(file)).unwrap();
+        self.space.map(iova, size, rights, offset, Some(self.file.as_fd())).unwrap();
     }
 
     /// The table as it is now.

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::admin::Admin;
 use super::doorbell_buffers::BufferConfig;
@@ -76,6 +76,9 @@ pub(super) enum Awaited {
     Admin(super::admin::Pending),
 }
 
+/// How long a worker may take for a fence before a client's eventfd is thought to hold it up.
+const FENCE_TIME: Duration = Duration::from_millis(100);
+
 /// What a worker was sent and has not acknowledged.
 #[derive(Clone, Copy, Debug, Default)]
 struct Unanswered {
@@ -110,6 +113,8 @@ pub struct Controller {
     last_token: Token,
     /// By worker.
     unanswered: Vec<Unanswered>,
+    /// When to see whether they still are.
+    unblock_at: Option<Instant>,
     flushes: Flushes,
     /// EN was set while workers still drained.
     enable_when_quiet: bool,
@@ -162,6 +167,7 @@ impl Controller {
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
             unanswered: vec![Unanswered::default(); workers.len()],
+            unblock_at: None,
             flushes: Flushes::default(),
             memory,
             begun: false,
@@ -299,6 +305,7 @@ impl Controller {
     }
 
     fn fence_worker(&mut self, worker: usize) {
+        self.unblock_at.get_or_insert_with(|| Instant::now() + FENCE_TIME);
         let Some(unanswered) = self.unanswered.get_mut(worker) else { return };
         *unanswered = Unanswered { fence: true, fence_again: false, ..*unanswered };
         let fence = Fence { bus_master: self.bus_master, buffers: self.buffers };
@@ -386,15 +393,25 @@ impl Controller {
 
     /// When [`Self::on_time`] wants to be called, if at all.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.admin.keep_alive_deadline(), self.watch_deadline()].into_iter().flatten().min()
+        [self.admin.keep_alive_deadline(), self.watch_deadline(), self.unblock_at].into_iter().flatten().min()
     }
 
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant) {
         self.watch(now);
+        self.unblock(now);
         if self.admin.keep_alive_deadline().is_some_and(|at| now >= at) {
             self.admin.disarm_keep_alive();
             self.fatal("the Keep Alive timer expired");
+        }
+    }
+
+    /// Gets workers that owe a fence for long out of what they wait in. A turn without waiting takes no notice.
+    pub fn unblock(&mut self, now: Instant) {
+        if self.unblock_at.is_some_and(|at| now >= at) {
+            let late = self.workers.iter().zip(&self.unanswered).filter(|(_, unanswered)| unanswered.fence);
+            late.for_each(|(worker, _)| worker.unblock());
+            self.unblock_at = Some(now + FENCE_TIME);
         }
     }
 
@@ -434,7 +451,10 @@ impl Controller {
                 }
             }
             Awaited::Fence(worker) => match self.unanswered.get_mut(worker) {
-                Some(unanswered) if !unanswered.fence_again => unanswered.fence = false,
+                Some(unanswered) if !unanswered.fence_again => {
+                    unanswered.fence = false;
+                    self.unblock_at = self.unblock_at.filter(|_| !self.is_fenced());
+                }
                 _ => self.fence_worker(worker),
             },
             Awaited::Flush => {

@@ -10,7 +10,14 @@ use crate::namespace::{Cntlid, Table};
 /// Raises MSI-X vectors. Lock-free; called from any thread.
 pub trait InterruptSink: Send + Sync {
     /// Raises `vector`, or does nothing when the client gave it no eventfd.
+    ///
+    /// From a worker: what a client does to its eventfd can make it wait until it is interrupted.
     fn raise(&self, vector: u16);
+
+    /// As [`Self::raise`], never waits: from the control thread.
+    fn raise_at_once(&self, vector: u16) {
+        self.raise(vector);
+    }
 }
 
 /// State of one controller shared by its threads.

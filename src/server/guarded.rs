@@ -1,6 +1,6 @@
 //! A fault of ours must not end the process: QEMU would abort the guest. It ends in Controller Fatal Status.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::device::NvmeDevice;
@@ -43,7 +43,7 @@ impl Device for Guarded<'_> {
         guard(self.0, |device| device.set_irqs(request)).unwrap_or(Err(Errno::IO))
     }
 
-    fn dma_map(&mut self, request: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
+    fn dma_map(&mut self, request: DmaMap, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
         guard(self.0, |device| device.dma_map(request, fd)).unwrap_or(Err(Errno::IO))
     }
 

@@ -1,10 +1,11 @@
 //! What a session drives: the device behind the wire, and the values that cross the border.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
-use smallvec::SmallVec;
 use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE};
+
+use super::client_fds::ClientFds;
 
 /// A device as the client sees it. Called on the control thread only, one call at a time, in the
 /// order in which the client's messages arrived.
@@ -41,7 +42,7 @@ pub trait Device {
     ///
     /// # Errors
     /// What the client is to be told, e.g. `EXIST` for an overlap.
-    fn dma_map(&mut self, request: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno>;
+    fn dma_map(&mut self, request: DmaMap, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno>;
 
     /// Takes a range of guest memory away. The answer must wait until nothing touches it any more.
     fn dma_unmap(&mut self, request: DmaUnmap) -> Answer;
@@ -176,5 +177,5 @@ pub enum IrqData<'a> {
     /// One byte per interrupt meant, not 0 where the action is for it.
     Bool(&'a [u8]),
     /// One descriptor per interrupt meant, or none at all: release those interrupts.
-    Eventfds(SmallVec<[OwnedFd; 4]>),
+    Eventfds(ClientFds),
 }

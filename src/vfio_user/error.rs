@@ -19,6 +19,11 @@ pub enum SessionError {
     /// have open.
     #[error("too many descriptors in one message, or too many open in this process")]
     TooManyFds,
+    /// Too many descriptors of clients are not closed yet.
+    #[error(
+        "too many descriptors that clients sent cannot be closed, because whoever serves their files does not answer"
+    )]
+    Unclosed,
     /// The client has closed its end while a reply was being sent.
     #[error("the client is gone")]
     Gone,

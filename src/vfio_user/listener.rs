@@ -11,6 +11,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::client_fds::end;
+
 /// Longest path a socket address holds, bytes: `sun_path` less its NUL.
 const MAX_PATH: usize = 107;
 /// Owner only: who can connect, owns the device's data.
@@ -127,7 +129,10 @@ impl Listener {
         loop {
             match self.socket.accept() {
                 Ok((stream, _)) if vacant => return Ok(Some(stream)),
-                Ok(_) => log::warn!("refused a second client on {:?}: one device, one client", self.path),
+                Ok((stream, _)) => {
+                    log::warn!("refused a second client on {:?}: one device, one client", self.path);
+                    end(&stream);
+                }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return Ok(None),
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}

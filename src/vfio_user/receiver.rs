@@ -9,34 +9,34 @@
 use std::collections::VecDeque;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use rustix::cmsg_space;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
-use smallvec::SmallVec;
 use zerocopy::FromBytes;
 
+use super::client_fds::{ClientFds, closes_too_slowly};
 use super::error::SessionError;
 use super::messages::{HEADER_SIZE, Header, MAX_MESSAGE_SIZE, MAX_MSG_FDS, SetIrqsBody};
 
 /// Descriptors taken with one message: those announced and a few more, for clients that do not look
 /// (cloud-hypervisor). More than that ends the session.
-const FD_ROOM: usize = MAX_MSG_FDS as usize + 8;
+const FD_LIMIT: usize = MAX_MSG_FDS as usize + 8;
+/// Room for all descriptors that one sendmsg() can carry (SCM_MAX_FD): the kernel closes what does not fit, and may wait
+/// for that on the receiving thread.
+const FD_ROOM: usize = 253;
 /// Bytes received beyond the current message: the length of the shortest message that may carry
 /// descriptors, DEVICE_SET_IRQS, and of a REGION_WRITE of four bytes.
 const WINDOW: usize = HEADER_SIZE + size_of::<SetIrqsBody>();
 /// Buffer between long messages. Holds every message but region accesses of many pages.
 const BUFFER_SIZE: usize = 8 << 10;
 
-/// Descriptors of one message; closed when dropped.
-pub(super) type Fds = SmallVec<[OwnedFd; 4]>;
-
 /// One complete message.
 pub(super) struct Message<'a> {
     pub(super) header: Header,
     pub(super) body: &'a [u8],
-    pub(super) fds: Fds,
+    pub(super) fds: ClientFds,
 }
 
 /// What one [`Receiver::fill`] found.
@@ -63,7 +63,7 @@ pub(super) struct Receiver {
     /// Position in the stream of the last message that begins at or before the received end.
     last_begin: u64,
     /// Descriptors with the position of the message they came with, oldest first.
-    fds: VecDeque<(u64, Fds)>,
+    fds: VecDeque<(u64, ClientFds)>,
 }
 
 impl Receiver {
@@ -92,7 +92,7 @@ impl Receiver {
             Some((begin, _)) if *begin == position => {
                 self.fds.pop_front().map(|(_, fds)| fds).unwrap_or_default()
             }
-            _ => Fds::new(),
+            _ => ClientFds::default(),
         };
         let body = self.start + HEADER_SIZE..self.start + size;
         self.start += size;
@@ -103,6 +103,9 @@ impl Receiver {
     /// Receives once. Call only when [`Self::next`] has no message: that bounds the bytes and the
     /// descriptors held to those of one message and one call.
     pub(super) fn fill(&mut self, socket: impl AsFd) -> Result<Filled, SessionError> {
+        if closes_too_slowly() {
+            return Err(SessionError::Unclosed);
+        }
         let limit = self.make_room()?;
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(FD_ROOM))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -117,13 +120,13 @@ impl Receiver {
                 Err(errno) => return Err(SessionError::Receive(errno)),
             }
         };
-        let mut fds = Fds::new();
+        let mut fds = ClientFds::default();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
                 fds.extend(rights);
             }
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
+        if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > FD_LIMIT {
             return Err(SessionError::TooManyFds);
         }
         if received.bytes == 0 {
@@ -197,13 +200,13 @@ impl Receiver {
         }
     }
 
-    fn keep_fds(&mut self, fds: Fds) -> Result<(), SessionError> {
+    fn keep_fds(&mut self, fds: ClientFds) -> Result<(), SessionError> {
         match self.fds.back_mut() {
             Some((begin, known)) if *begin == self.last_begin => {
-                if known.len() + fds.len() > FD_ROOM {
+                if known.len() + fds.len() > FD_LIMIT {
                     return Err(SessionError::TooManyFds);
                 }
-                known.extend(fds);
+                known.append(fds);
             }
             _ => self.fds.push_back((self.last_begin, fds)),
         }

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::client_fds::{self, ClientFds};
 use super::codec::{self, IrqSet, IrqSetData, RegionAccess, Request};
 use super::device::{Answer, Device, DmaUnmap, IrqData, SetIrqs};
 use super::error::SessionError;
 use super::messages::{Header, NUM_REGIONS, command};
-use super::receiver::{Fds, Filled, Message, Receiver};
+use super::receiver::{Filled, Message, Receiver};
 use super::sender::Sender;
 use super::version::ClientVersion;
 
@@ -214,6 +215,12 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        client_fds::end(&self.socket);
+    }
+}
+
 impl AsFd for Session {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -269,7 +276,7 @@ impl State {
         socket: &UnixStream,
         header: &Header,
         request: Request<'_>,
-        fds: Fds,
+        fds: ClientFds,
         device: &mut dyn Device,
     ) -> Result<(), SessionError> {
         match request {
@@ -281,7 +288,7 @@ impl State {
                 })
             }
             Request::DmaMap(map) => {
-                let result = device.dma_map(map, fds.into_iter().next());
+                let result = device.dma_map(map, fds.first());
                 self.mapped |= result.is_ok();
                 self.answer(socket, header, Repeated::Nothing, result)
             }
@@ -456,7 +463,7 @@ impl State {
 
 /// Joins a decoded DEVICE_SET_IRQS with its descriptors. Their number was checked by the decoder;
 /// those that came with another data type are closed here.
-fn join(set: IrqSet<'_>, fds: Fds) -> SetIrqs<'_> {
+fn join(set: IrqSet<'_>, fds: ClientFds) -> SetIrqs<'_> {
     SetIrqs {
         index: set.index,
         start: set.start,

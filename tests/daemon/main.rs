@@ -13,6 +13,7 @@ mod cli;
 mod commands;
 mod copy_methods;
 mod copying;
+mod descriptors;
 mod doorbells;
 mod dulbe;
 mod health;

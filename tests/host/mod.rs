@@ -7,6 +7,7 @@ pub mod client;
 pub mod ctrl;
 pub mod daemon;
 pub mod data;
+pub mod fuse;
 pub mod le;
 pub mod ns;
 pub mod nvme;

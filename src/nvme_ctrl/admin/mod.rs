@@ -258,7 +258,7 @@ impl Controller {
         let Some(rings) = &mut self.admin.rings else { return };
         let post = Post { sqid: 0, sqhd: rings.sq.head(), cid, status: outcome.status, dw0: outcome.dw0 };
         match rings.cq.post(&memory, &post) {
-            Ok(()) => self.shared.interrupts.raise(0),
+            Ok(()) => self.shared.interrupts.raise_at_once(0),
             Err(error) => self.fatal(&format!("admin completion queue: {error}")),
         }
     }

@@ -31,7 +31,7 @@ use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::Shared;
 use crate::backend::engine::{Engine, Waker};
 use crate::laboratory::LabFactory;
-use crate::memory::Epoch;
+use crate::memory::{self, Epoch};
 
 pub use self::core::Core;
 pub use self::park::{Look, Park, Poll};
@@ -215,6 +215,13 @@ impl Worker {
     pub fn doorbell(&self) {
         if self.sleeper.ring() {
             self.waker.wake();
+        }
+    }
+
+    /// Ends a system call in which the thread waits, if it does. It never should, but a client's eventfd can make it.
+    pub fn unblock(&self) {
+        if let Some(thread) = &self.thread {
+            memory::unblock(thread);
         }
     }
 

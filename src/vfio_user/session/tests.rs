@@ -118,9 +118,9 @@ impl Device for Fake {
         self.interrupts.set(request)
     }
 
-    fn dma_map(&mut self, request: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
+    fn dma_map(&mut self, request: DmaMap, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
         self.calls.push(Call::Map(request, fd.is_some()));
-        self.mapped.extend(fd);
+        self.mapped.extend(fd.map(|fd| fd.try_clone_to_owned().unwrap()));
         self.map_result
     }
 
@@ -737,7 +737,7 @@ fn the_end_of_the_connection() {
 /// Sends with copies of a pipe's writing end, drops all that is ours but the device, and says
 /// whether a copy is still open anywhere. Unlike a count of this process's descriptors this is not
 /// disturbed by tests that run at the same time.
-fn leaks(device: &mut Fake, sends: &[(Vec<u8>, usize)]) -> bool {
+fn leaks(device: &mut Fake, sends: &[(Vec<u8>, usize)], patience: Duration) -> bool {
     let (reader, writer) = std::io::pipe().unwrap();
     let (client, mut session) = attached(device);
     for (bytes, count) in sends {
@@ -746,8 +746,10 @@ fn leaks(device: &mut Fake, sends: &[(Vec<u8>, usize)]) -> bool {
     drop(writer);
     let _ = session.pump(device);
     drop((client, session));
-    rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK).unwrap();
-    rustix::io::read(&reader, &mut [0; 1]) != Ok(0)
+    // Those that nobody wanted are closed by other threads, soon.
+    let mut fds = [PollFd::new(&reader, PollFlags::IN)];
+    poll(&mut fds, Some(&patience.try_into().unwrap())).unwrap();
+    !fds[0].revents().contains(PollFlags::HUP)
 }
 
 #[test]
@@ -776,13 +778,11 @@ fn descriptors_do_not_leak() {
         ],
     ];
     for (number, sends) in cases.iter().enumerate() {
-        assert!(!leaks(&mut Fake::new(), sends), "case {number}");
+        assert!(!leaks(&mut Fake::new(), sends, Duration::from_secs(10)), "case {number}");
     }
     // And where they belong, they arrive and live as long as the device holds them.
-    for sends in [&[(map(0, 0x1000), 1)], &[(irqs(0x24, 2, 0, 8), 8)]] {
-        let mut device = Fake::new();
-        assert!(leaks(&mut device, sends));
-    }
+    let mut device = Fake::new();
+    assert!(leaks(&mut device, &[(map(0, 0x1000), 1)], Duration::from_millis(50)));
 }
 
 #[test]
