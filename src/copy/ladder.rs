@@ -1,5 +1,6 @@
 //! Which way the bytes of a Copy go: the ladder of methods for each source, and what has been refused on the way.
 
+use std::fmt;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -88,6 +89,22 @@ impl Ladder {
             (Shortcut::Offload, Method::Auto) => shortcuts.offload && shortcuts.offload_pays,
             (Shortcut::Offload, Method::Reflink | Method::Offload) => shortcuts.offload,
             _ => false,
+        }
+    }
+
+    /// The best way from the source `nsid`, in words for a person. What copy_file_range does is named as what it is: a
+    /// file system that can share blocks cannot be asked to copy them.
+    fn best(&self, nsid: u32) -> &'static str {
+        let clones = self.source(nsid).is_some_and(|source| source.shortcuts.offload_clones);
+        let allows = |how| self.allows(nsid, how);
+        match () {
+            () if allows(Shortcut::MemMove) => "memmove",
+            () if allows(Shortcut::Reflink) => "FICLONERANGE: blocks are shared",
+            () if allows(Shortcut::Offload) && clones => {
+                "copy_file_range, which shares blocks on this file system"
+            }
+            () if allows(Shortcut::Offload) => "copy_file_range",
+            () => "read and write",
         }
     }
 
@@ -206,8 +223,7 @@ impl Ladder {
     }
 }
 
-/// How a long, aligned Copy within a namespace goes, in words for a person. What copy_file_range does is named as what it
-/// is: a file system that can share blocks cannot be asked to copy them.
+/// How a long, aligned Copy within a namespace goes, in words for a person.
 pub fn best_way(ns: &Namespace) -> &'static str {
     let shortcuts = ns.backend.shortcuts_from(&*ns.backend);
     let source = Source { nsid: ns.nsid, shortcuts, memory: shortcuts.memmove };
@@ -218,15 +234,29 @@ pub fn best_way(ns: &Namespace) -> &'static str {
         dst_memory: source.memory,
         sources: [source].into_iter().collect(),
     };
-    let allows = |how| ladder.allows(ns.nsid, how);
-    match () {
-        () if allows(Shortcut::MemMove) => "memmove",
-        () if allows(Shortcut::Reflink) => "FICLONERANGE: blocks are shared",
-        () if allows(Shortcut::Offload) && shortcuts.offload_clones => {
-            "copy_file_range, which shares blocks on this file system"
+    ladder.best(ns.nsid)
+}
+
+/// What an accepted Copy is to do, for the log, in blocks: destination, and each source range with the way that is tried
+/// first for ranges that are long and aligned enough for it.
+impl fmt::Display for CopyPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dst = &self.dst_ns;
+        let to = self.dst.offset >> dst.facts.lbads;
+        let durable = if self.fua { ", durable" } else { "" };
+        write!(f, "{} bytes to nsid {} lba {to}{durable}, from", self.dst.len, dst.nsid)?;
+        let ladder = Ladder::new(self);
+        let mut before = None;
+        for range in &self.ranges {
+            let (nsid, lbads) = (range.ns.nsid, range.ns.facts.lbads);
+            if before != Some(nsid) {
+                write!(f, " nsid {nsid} by {}:", ladder.best(nsid))?;
+                before = Some(nsid);
+            }
+            let fast = if range.fco { " fast" } else { "" };
+            write!(f, " {}+{}{fast}", range.src.offset >> lbads, range.src.len >> lbads)?;
         }
-        () if allows(Shortcut::Offload) => "copy_file_range",
-        () => "read and write",
+        Ok(())
     }
 }
 

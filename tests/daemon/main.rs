@@ -20,6 +20,7 @@ mod health;
 mod host_errors;
 mod interrupts;
 mod life;
+mod log;
 mod peer_faults;
 mod pointers;
 mod process;

@@ -13,6 +13,8 @@ mod queues;
 use std::fmt;
 use std::time::Instant;
 
+use zerocopy::IntoBytes as _;
+
 use super::controller::{Controller, ControllerConfig};
 use super::doorbells::{Bell, Tick};
 use super::error_log::Failed;
@@ -223,6 +225,14 @@ impl Controller {
                 Ok(sqe) => sqe,
                 Err(error) => return self.fatal(&format!("admin submission queue: {error}")),
             };
+            // Where the host's writes do not reach us, the first command is what such memory holds. No driver begins by
+            // deleting queue 0.
+            if rings.sq.head() == 1 && sqe.as_bytes().iter().all(|byte| *byte == 0) {
+                log::warn!(
+                    "an admin command of nothing but zeroes: guest memory seems not to be shared with this process; \
+                     give QEMU's memory object share=on, cloud-hypervisor's --memory shared=on"
+                );
+            }
             match self.admin_command(&memory, &sqe).unwrap_or_else(Reply::from) {
                 Reply::Done(outcome) => {
                     if !outcome.status.is_success() {

@@ -36,6 +36,7 @@ pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
     cmd.work.charge(ranges.len() as u64 * Work::RANGE);
     let plan = copy::plan(&checked, &ranges, cmd.namespaces).map_err(refuse)?;
     let plan = if shared.write_cache.load(Ordering::SeqCst) { plan } else { plan.durable() };
+    log::debug!("Copy cid {:#x}: {plan}", sqe.cid.get());
     if cmd.at_once && plan.move_now() {
         shared.counters.copied(plan.dst().len);
         cmd.work.charge(plan.dst().len);
