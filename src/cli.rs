@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
 use crate::bench::{BenchArgs, Plan};
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, SocketArgs};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -37,16 +37,28 @@ enum Command {
 #[derive(Debug)]
 pub enum Run {
     /// `serve`
-    Serve(Config),
+    Serve(Box<Config>),
     /// `bench`
     Bench(Box<Plan>),
 }
 
 #[derive(Args, Debug)]
 struct Serve {
-    /// UNIX socket to listen on; created with mode 0600
-    #[arg(long, value_name = "PATH")]
-    socket: PathBuf,
+    /// UNIX socket to listen on
+    #[arg(long, value_name = "PATH", required_unless_present = "fd", conflicts_with = "fd")]
+    socket: Option<PathBuf>,
+
+    /// Who may connect, as chmod has it; to write is to connect [default: 0600, with --socket-group 0660]
+    #[arg(long, value_name = "MODE", conflicts_with = "fd")]
+    socket_mode: Option<OsString>,
+
+    /// The socket's group, by name or number
+    #[arg(long, value_name = "GROUP", conflicts_with = "fd")]
+    socket_group: Option<OsString>,
+
+    /// Instead of --socket: the descriptor of a UNIX socket that listens already, as systemd passes it (3)
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    fd: Option<OsString>,
 
     /// The controller
     #[arg(long, value_name = "NAME=VALUE,...")]
@@ -126,7 +138,15 @@ where
     })?;
     Ok(match cli.command {
         Command::Serve(serve) => {
-            Run::Serve(Config::new(serve.socket, serve.nvme.as_deref(), &serve.nvme_ns, serve.log)?)
+            let given = SocketArgs {
+                path: serve.socket,
+                mode: serve.socket_mode,
+                group: serve.socket_group,
+                fd: serve.fd,
+            };
+            let (socket, listen) = given.check()?;
+            let config = Config::new(socket, serve.nvme.as_deref(), &serve.nvme_ns, serve.log)?;
+            Run::Serve(Box::new(config.with_listen(listen)))
         }
         Command::Bench(bench) => Run::Bench(Box::new(bench.plan()?)),
     })
@@ -155,7 +175,7 @@ mod tests {
 
     fn run(args: &[&str]) -> Result<Config, CliError> {
         match parse(["vfio-user-nvme"].iter().chain(args))? {
-            Run::Serve(config) => Ok(config),
+            Run::Serve(config) => Ok(*config),
             Run::Bench(plan) => panic!("{plan:?}"),
         }
     }

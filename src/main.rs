@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         }
     };
     let result = match run {
-        Run::Serve(config) => serve(config),
+        Run::Serve(config) => serve(*config),
         Run::Bench(plan) => bench::run(&plan).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -17,7 +17,7 @@ use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use smallvec::SmallVec;
 
-use crate::config::{self, Config, ConfigError, NvmeConfig, start_line};
+use crate::config::{self, Config, ConfigError, Listen, NvmeConfig, start_line};
 use crate::copy;
 use crate::device::NvmeDevice;
 use crate::logging;
@@ -144,8 +144,11 @@ impl Server {
             waker,
         )
         .context("cannot start the workers")?;
-        let listener = Listener::bind(&config.socket)
-            .map_err(|error| ConfigError::Unusable { prefix: "--socket: ", text: error.to_string() })?;
+        let (listener, prefix) = match config.listen {
+            Listen::Bind(access) => (Listener::bind(&config.socket, access), "--socket: "),
+            Listen::Inherited(fd) => (Listener::inherit(fd), "--fd: "),
+        };
+        let listener = listener.map_err(|error| ConfigError::Unusable { prefix, text: error.to_string() })?;
         let device = NvmeDevice::new(function, controller, memory, interrupts);
         Ok(Self { listener, device, session: None, peer: String::new(), leaving: false, wake })
     }

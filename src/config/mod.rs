@@ -8,6 +8,7 @@ mod identity;
 mod list;
 mod ns;
 mod nvme;
+mod socket;
 mod start_line;
 mod table;
 mod value;
@@ -20,13 +21,16 @@ use log::LevelFilter;
 pub use error::ConfigError;
 pub use ns::{Drive, NSID_MAX, NsConfig};
 pub use nvme::NvmeConfig;
+pub use socket::{Listen, SocketArgs};
 pub use start_line::start_line;
 
 /// All of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The UNIX socket, as given: UTF-8, no control characters, 1 to [`SUN_PATH_MAX`] bytes.
+    /// The UNIX socket, as given or inherited: UTF-8, no control characters, 1 to [`SUN_PATH_MAX`] bytes.
     pub socket: PathBuf,
+    /// Where that socket comes from.
+    pub listen: Listen,
     /// The controller.
     pub nvme: NvmeConfig,
     /// The namespaces in the order of their ids; at least one.
@@ -130,7 +134,13 @@ impl Config {
             [] => vec![ns::NsDraft::memory_1g()],
             lists => lists.iter().map(|list| ns::parse(list)).collect::<Result<_, _>>()?,
         };
-        Ok(Self { socket, namespaces: number(drafts, &nvme)?, nvme, log })
+        let listen = Listen::default();
+        Ok(Self { socket, listen, namespaces: number(drafts, &nvme)?, nvme, log })
+    }
+
+    /// The same with a socket that comes from elsewhere, or that others may connect to.
+    pub fn with_listen(self, listen: Listen) -> Self {
+        Self { listen, ..self }
     }
 
     /// What works but deserves a warning in the log, one line each.

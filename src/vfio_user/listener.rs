@@ -1,22 +1,22 @@
 //! The socket file: one client at a time, and no other file ever harmed.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::client_fds::end;
 
 /// Longest path a socket address holds, bytes: `sun_path` less its NUL.
 const MAX_PATH: usize = 107;
-/// Owner only: who can connect, owns the device's data.
-const MODE: Mode = Mode::from_raw_mode(0o600);
 /// Connections that may wait while one is refused after the other.
 const BACKLOG: i32 = 8;
 /// How often, and how long apart, another start in the same folder is waited for.
@@ -50,6 +50,16 @@ pub enum ListenError {
         /// As given.
         path: PathBuf,
     },
+    /// The descriptor of an inherited socket is not one.
+    #[error(
+        "descriptor {fd} {problem}; pass that of a UNIX stream socket that has a path and listens, as systemd does (--fd 3)"
+    )]
+    NotInherited {
+        /// As given.
+        fd: RawFd,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Anything else.
     #[error("cannot {action} socket {path:?}: {source}; choose a path in a folder that this user may write")]
     Io {
@@ -62,22 +72,38 @@ pub enum ListenError {
     },
 }
 
+/// Who may connect to a socket that is made here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Permission bits, at most 0777. To connect takes the right to write.
+    pub mode: u32,
+    /// The file's group, if not the one that new files have.
+    pub group: Option<u32>,
+}
+
+impl Default for SocketAccess {
+    /// The owner only: who can connect, owns the device's data.
+    fn default() -> Self {
+        Self { mode: 0o600, group: None }
+    }
+}
+
 /// A listening socket and its file, which goes when this is dropped, if it is still ours.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file this listener made.
-    identity: (u64, u64),
+    /// Device and inode of the file this listener made; none of a socket that somebody else has made.
+    identity: Option<(u64, u64)>,
 }
 
 impl Listener {
-    /// Binds `path` with mode 0600 and listens, non-blocking. A socket file on which nobody listens
-    /// is replaced; nothing else is.
+    /// Binds `path` and listens, non-blocking. A socket file on which nobody listens is replaced; nothing
+    /// else is.
     ///
     /// # Errors
     /// [`ListenError`], for a person to read.
-    pub fn bind(path: impl AsRef<Path>) -> Result<Self, ListenError> {
+    pub fn bind(path: impl AsRef<Path>, access: SocketAccess) -> Result<Self, ListenError> {
         let path = path.as_ref();
         let failed =
             |action, errno: Errno| ListenError::Io { action, path: path.to_path_buf(), source: errno.into() };
@@ -93,10 +119,11 @@ impl Listener {
         // bound and not yet listening, for a stale one.
         let _folder = lock_folder(path);
         let socket = new_socket().map_err(|errno| failed("create", errno))?;
-        // The file inherits the mode of the unbound socket, so it is never open to others, not even
-        // for the moment that bind-then-chmod would leave; and unlike umask this touches no other
-        // thread.
-        rustix::fs::fchmod(&socket, MODE).map_err(|errno| failed("protect", errno))?;
+        // The file inherits the mode of the unbound socket less the umask, so it is never open to
+        // others, not even for the moment that bind-then-chmod would leave; and unlike umask this
+        // touches no other thread.
+        let owners = Mode::from_raw_mode(access.mode & 0o700);
+        rustix::fs::fchmod(&socket, owners).map_err(|errno| failed("protect", errno))?;
         let bound = match rustix::net::bind(&socket, &address) {
             Err(Errno::ADDRINUSE) => {
                 remove_stale(path, &address)?;
@@ -114,9 +141,40 @@ impl Listener {
             path: path.to_path_buf(),
             source,
         })?;
-        let listener = Listener { socket: UnixListener::from(socket), path: path.to_path_buf(), identity };
+        let socket = UnixListener::from(socket);
+        let listener = Listener { socket, path: path.to_path_buf(), identity: Some(identity) };
+        listener.open_to(access).map_err(|errno| failed("set mode or group of", errno))?;
         rustix::net::listen(&listener.socket, BACKLOG).map_err(|errno| failed("listen on", errno))?;
         Ok(listener)
+    }
+
+    /// Takes over a socket that whoever started this process has bound and listens on, non-blocking. Its file is
+    /// theirs, and stays.
+    ///
+    /// # Errors
+    /// [`ListenError::NotInherited`]: the descriptor is none, or not of such a socket.
+    pub fn inherit(fd: RawFd) -> Result<Self, ListenError> {
+        let path = bound_path(fd)?;
+        let socket = inherited(fd)?;
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|errno| unfit(fd, errno))?;
+        Ok(Listener { socket: UnixListener::from(socket), path, identity: None })
+    }
+
+    /// Gives the file its group, then its mode: nobody has more rights in between.
+    fn open_to(&self, access: SocketAccess) -> Result<(), Errno> {
+        // By a descriptor of the file we made: another one may lie there by now, or a link to one.
+        let file =
+            rustix::fs::open(&self.path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = rustix::fs::fstat(&file)?;
+        if self.identity != Some((stat.st_dev, stat.st_ino)) {
+            return Err(Errno::STALE);
+        }
+        if let Some(group) = access.group {
+            rustix::fs::chownat(&file, "", None, Some(Gid::from_raw(group)), AtFlags::EMPTY_PATH)?;
+        }
+        // Such a descriptor has no fchmod of its own.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(access.mode), AtFlags::empty())
     }
 
     /// If `vacant`, takes the connection that came first; otherwise closes all that wait, so that a second client
@@ -150,7 +208,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if identity_of(&self.path).is_ok_and(|identity| identity == self.identity) {
+        if identity_of(&self.path).is_ok_and(|identity| Some(identity) == self.identity) {
             // Nothing is lost if it stays: the next start finds nobody listening and replaces it.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -176,6 +234,46 @@ fn new_socket() -> Result<OwnedFd, Errno> {
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )
+}
+
+fn unfit(fd: RawFd, problem: impl std::fmt::Display) -> ListenError {
+    ListenError::NotInherited { fd, problem: format!("is of no use: {problem}") }
+}
+
+/// A descriptor of our own for what `fd` is. The number is whatever somebody wrote on a command line, so it is asked for
+/// as another process's would be: without `unsafe`, and without ending the life of what has that number.
+fn inherited(fd: RawFd) -> Result<OwnedFd, ListenError> {
+    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+    pidfd_open(getpid(), PidfdFlags::empty())
+        .and_then(|this| pidfd_getfd(this, fd, PidfdGetfdFlags::empty()))
+        .map_err(|errno| unfit(fd, errno))
+}
+
+/// The path to which the inherited socket `fd` is bound.
+///
+/// # Errors
+/// [`ListenError::NotInherited`]: it is not a UNIX stream socket that listens at a path.
+pub fn bound_path(fd: RawFd) -> Result<PathBuf, ListenError> {
+    let refuse = |problem: &str| ListenError::NotInherited { fd, problem: problem.to_owned() };
+    let socket = inherited(fd)?;
+    match sockopt::socket_domain(&socket) {
+        Ok(AddressFamily::UNIX) => {}
+        Ok(_) => return Err(refuse("is not a UNIX socket")),
+        Err(Errno::NOTSOCK) => return Err(refuse("is not a socket")),
+        Err(errno) => return Err(unfit(fd, errno)),
+    }
+    if sockopt::socket_type(&socket).map_err(|errno| unfit(fd, errno))? != SocketType::STREAM {
+        return Err(refuse("is not a stream socket"));
+    }
+    if !sockopt::socket_acceptconn(&socket).map_err(|errno| unfit(fd, errno))? {
+        return Err(refuse("is a socket that does not listen"));
+    }
+    let address = rustix::net::getsockname(&socket).map_err(|errno| unfit(fd, errno))?;
+    let address = SocketAddrUnix::try_from(address).map_err(|errno| unfit(fd, errno))?;
+    match address.path_bytes() {
+        Some(path) if !path.is_empty() => Ok(PathBuf::from(OsStr::from_bytes(path))),
+        _ => Err(refuse("is a socket without a path")),
+    }
 }
 
 fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
@@ -232,6 +330,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::time::Instant;
 
+    fn bind(path: impl AsRef<Path>) -> Result<Listener, ListenError> {
+        Listener::bind(path, SocketAccess::default())
+    }
+
     fn folder() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
     }
@@ -240,7 +342,7 @@ mod tests {
     fn only_the_owner_may_connect() {
         let folder = folder();
         let path = folder.path().join("s");
-        let listener = Listener::bind(&path).unwrap();
+        let listener = bind(&path).unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
         assert_eq!(listener.path(), path);
@@ -250,7 +352,7 @@ mod tests {
     fn one_client_the_others_are_turned_away() {
         let folder = folder();
         let path = folder.path().join("s");
-        let listener = Listener::bind(&path).unwrap();
+        let listener = bind(&path).unwrap();
         assert!(listener.accept(true).unwrap().is_none());
         let _first = UnixStream::connect(&path).unwrap();
         let mut second = UnixStream::connect(&path).unwrap();
@@ -267,9 +369,9 @@ mod tests {
     fn the_file_goes_with_the_listener_if_it_is_still_ours() {
         let folder = folder();
         let path = folder.path().join("s");
-        drop(Listener::bind(&path).unwrap());
+        drop(bind(&path).unwrap());
         assert!(!path.exists());
-        let listener = Listener::bind(&path).unwrap();
+        let listener = bind(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "somebody else's").unwrap();
         drop(listener);
@@ -283,7 +385,7 @@ mod tests {
         // std leaves the file when the listener goes, as a killed process does.
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let listener = Listener::bind(&path).unwrap();
+        let listener = bind(&path).unwrap();
         let _client = UnixStream::connect(&path).unwrap();
         assert!(listener.accept(true).unwrap().is_some());
     }
@@ -293,14 +395,14 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("s");
         let _live = UnixListener::bind(&path).unwrap();
-        let error = Listener::bind(&path).unwrap_err();
+        let error = bind(&path).unwrap_err();
         assert!(matches!(error, ListenError::InUse { .. }), "{error}");
         assert!(error.to_string().contains("/s\""), "{error}");
         UnixStream::connect(&path).unwrap();
         // A datagram socket refuses the probe in its own way.
         let other = folder.path().join("d");
         let _datagram = std::os::unix::net::UnixDatagram::bind(&other).unwrap();
-        assert!(matches!(Listener::bind(&other).unwrap_err(), ListenError::InUse { .. }));
+        assert!(matches!(bind(&other).unwrap_err(), ListenError::InUse { .. }));
         assert!(other.exists());
     }
 
@@ -314,7 +416,7 @@ mod tests {
         let dangling = folder.path().join("dangling");
         std::os::unix::fs::symlink(folder.path().join("nothing"), &dangling).unwrap();
         for path in [&file, &link, &dangling, &folder.path().to_path_buf()] {
-            let error = Listener::bind(path).unwrap_err();
+            let error = bind(path).unwrap_err();
             assert!(matches!(error, ListenError::NotASocket { .. }), "{error}");
             assert!(std::fs::symlink_metadata(path).is_ok());
         }
@@ -325,11 +427,11 @@ mod tests {
     fn impossible_paths_are_explained() {
         let folder = folder();
         let long = folder.path().join("x".repeat(108));
-        let error = Listener::bind(&long).unwrap_err();
+        let error = bind(&long).unwrap_err();
         assert!(matches!(error, ListenError::TooLong { .. }), "{error}");
-        let error = Listener::bind(folder.path().join("missing/s")).unwrap_err();
+        let error = bind(folder.path().join("missing/s")).unwrap_err();
         assert!(matches!(error, ListenError::NoFolder { .. }), "{error}");
-        let error = Listener::bind("").unwrap_err();
+        let error = bind("").unwrap_err();
         assert!(matches!(error, ListenError::Io { action: "name", .. }), "{error}");
     }
 
@@ -339,7 +441,7 @@ mod tests {
         let path = folder.path().join("s");
         let lock = lock_folder(&path).unwrap();
         let begun = Instant::now();
-        let _listener = Listener::bind(&path).unwrap();
+        let _listener = bind(&path).unwrap();
         assert!(begun.elapsed() >= FOLDER_PAUSE * FOLDER_TRIES as u32);
         drop(lock);
     }

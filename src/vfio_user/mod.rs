@@ -35,6 +35,6 @@ pub use device::{
 };
 pub use error::SessionError;
 pub use interrupts::Interrupts;
-pub use listener::{ListenError, Listener};
+pub use listener::{ListenError, Listener, SocketAccess, bound_path};
 pub use rustix::io::Errno;
 pub use session::{Interest, Pumped, Session};

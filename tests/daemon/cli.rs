@@ -175,6 +175,9 @@ fn help_and_version() {
     let text = String::from_utf8_lossy(&o.stdout);
     for word in [
         "--socket",
+        "--socket-mode",
+        "--socket-group",
+        "--fd",
         "--nvme",
         "--nvme-ns",
         "--log",

@@ -18,8 +18,8 @@ fn told(d: &Daemon, words: &[&str]) -> String {
     }
 }
 
-/// A VMM that shares no memory gives us the descriptor of it all the same, and the guest writes to copies of its own
-/// pages: here is nothing but zeroes.
+/// A VMM that shares no memory gives us the descriptor of it all the same, and the guest writes to copies of
+/// its own pages: here is nothing but zeroes.
 #[test]
 fn memory_that_is_not_shared_is_named() {
     let d = Daemon::start("");

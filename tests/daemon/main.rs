@@ -26,6 +26,7 @@ mod pointers;
 mod process;
 mod queues;
 mod registers;
+mod socket;
 mod wire;
 
 /// Values of `aio=` that work here.

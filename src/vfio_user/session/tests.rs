@@ -18,7 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::*;
 use crate::vfio_user::device::{DmaMap, IrqInfo, RegionInfo, RegionMmap, SparseArea};
 use crate::vfio_user::interrupts::Interrupts;
-use crate::vfio_user::listener::Listener;
+use crate::vfio_user::listener::{Listener, SocketAccess};
 use crate::vfio_user::messages::{FLAG_ERROR, FLAG_NO_REPLY, HEADER_SIZE, TYPE_REPLY};
 
 const REGISTERS: u64 = 16 << 10;
@@ -900,7 +900,7 @@ fn the_vfio_user_crates_client_gets_along() {
     use std::os::fd::AsRawFd;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
-    let listener = Listener::bind(&path).unwrap();
+    let listener = Listener::bind(&path, SocketAccess::default()).unwrap();
     let server = std::thread::spawn(move || {
         let mut device = Fake::new();
         device.doorbells = Some(tempfile::tempfile().unwrap());
