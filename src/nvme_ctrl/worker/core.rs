@@ -255,7 +255,9 @@ impl Core {
             busy = true;
             self.poll_moving(index);
         }
-        self.interrupt(false);
+        if !self.off_bus {
+            self.interrupt(false);
+        }
         if self.failed {
             self.end_reset();
         }
@@ -289,6 +291,7 @@ impl Core {
         !self.failed && !self.off_bus
     }
 
+    #[cold]
     fn fence(&mut self, fence: Fence) {
         self.memory.load();
         self.shadow.configure(fence.buffers);
@@ -303,6 +306,7 @@ impl Core {
     }
 
     /// Completes what ended off the bus.
+    #[cold]
     fn post_unposted(&mut self) {
         for (index, outcome) in std::mem::take(&mut self.unposted) {
             self.end(index, outcome);
@@ -534,10 +538,8 @@ impl Core {
     }
 
     /// Raises what is owed and not put off; see [`super::interrupt`]. How long the rest can wait.
+    #[inline]
     fn interrupt(&mut self, asleep: bool) -> Option<Duration> {
-        if self.off_bus {
-            return None;
-        }
         let mut clock = None;
         let mut rest: Option<Duration> = None;
         for at in 0..self.cqs.len() {
@@ -570,7 +572,7 @@ impl Core {
 
     /// Before a sleep: how long it may last for the sake of interrupts that are put off.
     pub fn settle(&mut self) -> Option<Duration> {
-        self.interrupt(true)
+        if self.off_bus { None } else { self.interrupt(true) }
     }
 
     /// Is something in flight?

@@ -50,6 +50,7 @@ impl Core {
     /// When the memory was unmapped they get what the shadows held last, which is no older than any write trapped up to
     /// now: an unmap is answered, and the next message read, only after this. When its pages are gone (the client
     /// shrank the file), they get what was seen last, unless a write was trapped since.
+    #[cold]
     fn lose_buffers(&mut self, error: DmaError) {
         if self.shadow.buffers.is_some() {
             log::warn!("shadow doorbells are gone ({error}); doorbells in BAR0 count until they are back");
@@ -58,6 +59,7 @@ impl Core {
     }
 
     /// Goes back to BAR0, as when their memory is gone: until they are found again no guest memory is looked at.
+    #[cold]
     pub(super) fn leave_buffers(&mut self) {
         let Some(buffers) = self.shadow.buffers.take() else { return };
         let doorbells = &self.shared.doorbells;
