@@ -48,8 +48,8 @@ fn is_scratch(iovec: &libc::iovec) -> bool {
 /// Host memory of one data transfer (PRP or SGL resolved), pinned.
 ///
 /// While it lives the memory stays mapped; the pages behind may still be revoked, and then the copies here
-/// fail with [`DmaError::Gone`] and the kernel's go to pages of ours. Whoever hands the iovecs to the kernel
-/// asks [`check`](Self::check) when the transfer is over.
+/// fail with [`DmaError::Gone`] and the kernel's with EFAULT. Whoever hands the iovecs to the kernel asks
+/// [`check`](Self::check) when the transfer is over.
 #[derive(Default)]
 pub struct GuestBuf {
     /// Few in place: the value is moved several times on its way to an engine.

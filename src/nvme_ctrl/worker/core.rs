@@ -9,13 +9,14 @@ use arc_swap::Cache;
 
 use super::aborts::Aborting;
 use super::by_id::ById;
+use super::flushing::{FLUSH_SLOTS, Flushing};
 use super::interrupt::{Coalescing, Owed, Verdict};
 use super::rotation::Rotation;
 use super::shadow::Shadow;
 use super::slots::{Command, Slots, Taken, untag};
 use super::{Fence, FromWorker, Mailbox, ToWorker, Token, fetch};
+use crate::backend::Completion;
 use crate::backend::engine::Engine;
-use crate::backend::{Completion, Op};
 use crate::copy::Bounce;
 use crate::laboratory::{CommandId, Lab, Post};
 use crate::logging::ASKED_FOR;
@@ -75,7 +76,7 @@ pub struct Core {
     /// Sees every command, if there is one.
     pub(super) lab: Option<Box<dyn Lab>>,
     /// Operations done but not yet told to their commands.
-    done: Vec<Completion>,
+    pub(super) done: Vec<Completion>,
     /// Commands to poll again.
     pub(super) ready: VecDeque<u32>,
     /// Commands to poll again whose polls take a while, for they move memory: few in a turn.
@@ -94,8 +95,9 @@ pub struct Core {
     pub(super) told: Vec<(u32, Token)>,
     /// The reset to acknowledge.
     resetting: Option<Token>,
-    flushing: Option<Flushing>,
-    flushes: u32,
+    pub(super) flushing: Option<Flushing>,
+    /// Begun up to now, modulo their number.
+    pub(super) flushes: u32,
     /// Bus Master Enable is clear: no command is fetched or completed, no interrupt raised.
     pub(super) off_bus: bool,
     /// Commands that ended meanwhile. They are over to the host when they are posted.
@@ -105,20 +107,8 @@ pub struct Core {
     failed: bool,
 }
 
-/// A Flush of all namespaces on behalf of the control thread (shutdown, write cache off).
-struct Flushing {
-    /// Its tags lie above all slots.
-    id: u32,
-    token: Token,
-    left: usize,
-    ok: bool,
-}
-
 /// Looks at the doorbells from one whole turn to the next, which takes as long as some of them.
 const GLANCES: usize = 8;
-
-/// Slot numbers from here on belong to [`Flushing`]s.
-const FLUSH_SLOTS: u32 = 1 << 31;
 
 impl Core {
     /// A worker without queues.
@@ -510,35 +500,8 @@ impl Core {
         self.out.send(FromWorker::Ack(token, answer));
     }
 
-    fn flush(&mut self, token: Token) {
-        let id = FLUSH_SLOTS | self.flushes;
-        self.flushes = (self.flushes + 1) % FLUSH_SLOTS;
-        let namespaces = self.shared.namespaces.load_full();
-        let left = namespaces.iter().count();
-        if left == 0 {
-            return self.ack(token, true);
-        }
-        // Known before anything is submitted: should that panic, it is still acknowledged.
-        self.flushing = Some(Flushing { id, token, left, ok: true });
-        for (part, ns) in (0..).zip(namespaces.iter()) {
-            let tag = super::slots::tag(id, part);
-            self.done.extend(ns.backend.submit(tag, Op::Flush, self.engine.as_mut()));
-        }
-    }
-
-    fn flushed(&mut self, id: u32, ok: bool) {
-        let Some(flushing) = self.flushing.as_mut().filter(|flushing| flushing.id == id) else { return };
-        flushing.left -= 1;
-        flushing.ok &= ok;
-        if flushing.left == 0 {
-            let (token, ok) = (flushing.token, flushing.ok);
-            self.flushing = None;
-            self.ack(token, ok);
-        }
-    }
-
     /// Raises what is owed and not put off; see [`super::interrupt`]. How long the rest can wait.
-    #[inline]
+    #[inline(always)]
     fn interrupt(&mut self, asleep: bool) -> Option<Duration> {
         let mut clock = None;
         let mut rest: Option<Duration> = None;

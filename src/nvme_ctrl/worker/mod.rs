@@ -7,6 +7,7 @@ mod aborts;
 mod by_id;
 mod core;
 mod fetch;
+mod flushing;
 mod interrupt;
 mod park;
 mod rotation;
