@@ -293,6 +293,33 @@ fn write_what_is_taken(state: &mut State, patience: Duration) {
 mod tests {
     use super::*;
 
+    const CHILD: &str = "VFIO_USER_NVME_TEST_LOGGING_CHILD";
+
+    /// The process whose log is looked at; does nothing in an ordinary run.
+    #[test]
+    fn child() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        install(LevelFilter::Off);
+        begin();
+        let failed = std::thread::Builder::new().name("some".into()).spawn(|| panic!("of no use"));
+        let _ = failed.expect("a thread").join();
+        // Nothing is told to write what is left: this could have been the end of the process.
+        std::process::abort();
+    }
+
+    #[test]
+    fn a_panic_gets_out_whatever_is_logged() {
+        let out = std::process::Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "logging::tests::child", "--nocapture"])
+            .env(CHILD, "")
+            .output()
+            .expect("it runs");
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(text.contains("ERROR] thread some panicked at ") && text.contains("of no use"), "{text}");
+    }
+
     #[test]
     fn a_line_looks_as_ever() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456);
