@@ -2,12 +2,12 @@
 //!
 //! ARCHITECTURE.md draws the rooms; each module says here what its one job is.
 
-pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod copy;
 pub mod device;
+pub mod disk;
 pub mod laboratory;
 pub mod logging;
 pub mod memory;

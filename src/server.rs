@@ -45,11 +45,11 @@ const BAR0_SIZE: u64 = 16 << 10;
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     limits::raise_descriptors();
     let (namespaces, lines) = images::open(&config)?;
-    let kind = images::engine_kind(&config)?;
-    let engine = workers::factory(&config.nvme, kind)?;
+    let kind = images::lane_kind(&config)?;
+    let lanes = workers::factory(&config.nvme, kind)?;
     let signals = Signals::install().context("cannot install signal handlers")?;
     let subsystem = Subsystem::new(namespaces, false);
-    let mut server = Server::new(&config, &subsystem, &engine.into())?;
+    let mut server = Server::new(&config, &subsystem, &lanes.into())?;
     announce(&start_line(&config.socket));
     log::info!("serving with {kind}; Copy formats {:#06x}", copy::OCFS);
     for line in lines {

@@ -15,18 +15,18 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("pci", &["spec"]),
     ("memory", &["pci"]),
     // Bytes, never NVMe: another front-end is to use it unchanged.
-    ("backend", &["spec", "pci"]),
+    ("disk", &["spec", "pci"]),
     ("namespace", &["pci", "memory"]),
     // Its range list reaches it as bytes: it never sees guest memory.
     ("copy", &["pci", "memory"]),
     // It serves every front-end: no wire, no guest.
     ("subsystem", &["spec", "pci", "memory", "copy"]),
-    ("laboratory", &["pci", "memory", "backend", "subsystem"]),
+    ("laboratory", &["pci", "memory", "disk", "subsystem"]),
     ("nvme_ctrl", &["pci"]),
     ("vfio_user", &[]),
     ("config", &[]),
     // A host: it knows the wire and nothing of how a server serves it.
-    ("bench", &["pci", "memory", "backend", "namespace", "copy", "nvme_ctrl"]),
+    ("bench", &["pci", "memory", "disk", "namespace", "copy", "nvme_ctrl"]),
     ("device", &[]),
     ("server", &[]),
     ("cli", &[]),
@@ -260,15 +260,15 @@ fn a_planted_violation_is_found() {
         (&["spec"], "use {crate::cli};", "spec uses cli, which lies above it"),
         (&["pci"], "fn f(a: &[crate::spec::X]) {}", "pci uses spec, which it must not know"),
         (
-            &["backend"],
+            &["disk"],
             "mod tests { mod deep { use super::super::super::config; } }",
-            "backend uses config, which lies above it",
+            "disk uses config, which lies above it",
         ),
-        (&["memory"], "fn f() { g(h!(crate :: backend :: X)) }", "memory uses backend, which lies above it"),
+        (&["memory"], "fn f() { g(h!(crate :: disk :: X)) }", "memory uses disk, which lies above it"),
         (
             &["memory"],
-            "macro_rules! m { () => { $crate::backend::x() } }",
-            "memory uses backend, which lies above it",
+            "macro_rules! m { () => { $crate::disk::x() } }",
+            "memory uses disk, which lies above it",
         ),
         (&["namespace"], "use crate::memory;", "namespace uses memory, which it must not know"),
         (
@@ -292,7 +292,7 @@ fn what_is_allowed_is_no_fault() {
         (&["copy", "plan"], "use super::run; use crate::copy::x; use crate::namespace::Y;"),
         (&["copy"], "mod tests { use super::*; use super::{a, self as b}; }"),
         (&["copy", "plan"], "mod tests { use super::super::ranges; }"),
-        (&["namespace"], "use crate::{backend::{self, Op}, spec}; pub(crate) fn f() {} pub(super) fn g() {}"),
+        (&["namespace"], "use crate::{disk::{self, Op}, spec}; pub(crate) fn f() {} pub(super) fn g() {}"),
         (&["nvme_ctrl"], "use crate::memory::{Access, self}; fn f<'a>(c: char) { let _ = 'x'; }"),
         (&["vfio_user"], "use crate::{pci, nvme_ctrl, memory, spec};"),
         (&["cli"], "use crate::server::run;"),

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use io_uring::types::Fd;
 use io_uring::{IoUring, opcode, squeue};
-use vfio_user_nvme::backend::{Buffer, Slab};
+use vfio_user_nvme::disk::{Buffer, Slab};
 
 use super::driver::Copy;
 

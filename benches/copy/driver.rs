@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::EventfdFlags;
-use vfio_user_nvme::backend::SharedBackend;
-use vfio_user_nvme::backend::engine::{self, EngineKind};
+use vfio_user_nvme::disk::SharedDisk;
+use vfio_user_nvme::disk::{Lane, LaneKind};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, CopyPolicy, Identity, Method, Namespace, Namespaces};
 use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Lone, Poll};
@@ -124,7 +124,7 @@ pub struct Copy {
 
 impl Driver {
     /// A device whose namespace 1 is `backend`.
-    pub fn new(backend: SharedBackend, lbads: u8, engine: EngineKind, method: Method, host: Host) -> Self {
+    pub fn new(backend: SharedDisk, lbads: u8, engine: LaneKind, method: Method, host: Host) -> Self {
         let ram = File::from(memfd());
         ram.set_len(RAM).expect("size of guest memory");
         let map = map(&ram);
@@ -137,7 +137,7 @@ impl Driver {
         let pairs = [1, 2].map(Pair::new);
         let device = match host {
             Host::Lone => {
-                let engine = engine::create(engine).expect("engine");
+                let engine = Lane::new(engine).expect("engine");
                 let lone =
                     Lone::new(namespaces, space.epoch(), engine, pairs[0].sq(), pairs[0].cq(), ENTRIES);
                 Device::Lone(Box::new(lone))
@@ -389,7 +389,7 @@ impl Drop for Driver {
     }
 }
 
-fn threaded(namespaces: Namespaces, space: &DmaSpace, engine: EngineKind) -> Device {
+fn threaded(namespaces: Namespaces, space: &DmaSpace, engine: LaneKind) -> Device {
     let config = ControllerConfig {
         serial: "BENCH".into(),
         model: "bench".into(),
@@ -409,7 +409,7 @@ fn threaded(namespaces: Namespaces, space: &DmaSpace, engine: EngineKind) -> Dev
         map_doorbells: false,
         poll: Poll::Adaptive,
     };
-    let factory: vfio_user_nvme::nvme_ctrl::EngineFactory = Arc::new(move || engine::create(engine));
+    let factory: vfio_user_nvme::nvme_ctrl::LaneFactory = Arc::new(move || Lane::new(engine));
     let bell = Arc::new(Bell(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")));
     let wake = Arc::new(|| {});
     let seat = Subsystem::new(namespaces, false).join(wake.clone()).expect("a seat");

@@ -7,10 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use vfio_user_nvme::backend::engine::{self, EngineKind};
-use vfio_user_nvme::backend::{
-    CacheMode, IoBuf, MemoryBackend, Op, RawBackend, RawOptions, SharedBackend, Tag,
-};
+use vfio_user_nvme::disk::{CacheMode, FileDisk, FileOptions, IoBuf, MemoryDisk, Op, SharedDisk, Tag};
+use vfio_user_nvme::disk::{Lane, LaneKind};
 use vfio_user_nvme::namespace::Method;
 
 use super::baseline::{self, Linked};
@@ -180,8 +178,8 @@ impl Row {
     fn unwritten(&self, size: u64, ranges: u64) {
         let span = (u64::from(DEPTH) * size).clamp(64 * MIB, GIB);
         let copies = sweep(12, size, ranges, span);
-        let backend = Arc::new(MemoryBackend::new(2 * span).expect("memory"));
-        let mut driver = Driver::new(backend, 12, EngineKind::Auto, method(), Host::Lone);
+        let backend = Arc::new(MemoryDisk::new(2 * span).expect("memory"));
+        let mut driver = Driver::new(backend, 12, LaneKind::Auto, method(), Host::Lone);
         let mut memory = baseline::memory(2 * span);
         memory.fill(0);
         let pair = alternate(|| driver.run(DEPTH, &copies), || baseline::memmove(&mut memory, 12, &copies));
@@ -304,16 +302,18 @@ struct Image {
 
 impl Image {
     fn memory(len: u64, lbads: u8, host: Host) -> Self {
-        let backend: SharedBackend = Arc::new(MemoryBackend::new(len).expect("memory"));
+        let backend: SharedDisk = Arc::new(MemoryDisk::new(len).expect("memory"));
         // With data in it: what was never written is not moved.
-        let mut engine = engine::create(EngineKind::Auto).expect("engine");
+        let mut lane = Lane::new(LaneKind::Auto).expect("lane");
         for offset in (0..len).step_by(MIB as usize) {
             let data = vec![0x5a; MIB.min(len - offset) as usize];
             let op = Op::Write { offset, buf: IoBuf::Pool(data.into()), fua: false };
-            let written = backend.submit(Tag(0), op, &mut *engine).expect("memory is written at once");
-            written.result.expect("write");
+            backend.start(Tag(0), op, &mut lane);
+            let mut written = Vec::new();
+            lane.take_done(&mut written);
+            written.pop().expect("memory is written at once").result.expect("write");
         }
-        let driver = Driver::new(backend, lbads, EngineKind::Auto, method(), host);
+        let driver = Driver::new(backend, lbads, LaneKind::Auto, method(), host);
         Self { driver, path: PathBuf::new() }
     }
 
@@ -328,9 +328,9 @@ impl Image {
         fill(&file, len);
         fs::sync(&place.path());
         let unit = 1 << lbads;
-        let options = RawOptions { locking: false, cache, unit, ..RawOptions::new(&path) };
-        let backend = RawBackend::open(options).expect("open");
-        let driver = Driver::new(Arc::new(backend), lbads, EngineKind::Auto, method, host);
+        let options = FileOptions { locking: false, cache, unit, ..FileOptions::new(&path) };
+        let backend = FileDisk::open(options).expect("open");
+        let driver = Driver::new(Arc::new(backend), lbads, LaneKind::Auto, method, host);
         Self { driver, path }
     }
 }

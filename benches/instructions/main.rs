@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
-use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{MemoryBackend, RawBackend, RawOptions, SharedBackend};
+use vfio_user_nvme::disk::LaneKind;
+use vfio_user_nvme::disk::{FileDisk, FileOptions, MemoryDisk, SharedDisk};
 
 use self::profile::Profile;
 
@@ -75,15 +75,15 @@ fn main() -> ExitCode {
 fn run(row: &Row) {
     const LEN: u64 = 8 << 20;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
-    let backend: SharedBackend = if row.of_file {
+    let backend: SharedDisk = if row.of_file {
         let path = folder.path().join("image");
-        // Written here and not by the worker, whose engine would have to wait; then it is in the page cache.
+        // Written here and not by the worker, whose lane would have to wait; then it is in the page cache.
         std::fs::write(&path, vec![0xa5; LEN as usize]).expect("an image");
-        Arc::new(RawBackend::open(RawOptions::new(&path)).expect("an image"))
+        Arc::new(FileDisk::open(FileOptions::new(&path)).expect("an image"))
     } else {
-        Arc::new(MemoryBackend::new(LEN).expect("memory"))
+        Arc::new(MemoryDisk::new(LEN).expect("memory"))
     };
-    let mut host = lone::Host::new(backend, EngineKind::Threads);
+    let mut host = lone::Host::new(backend, LaneKind::Threads);
     // All of it written, and every path walked once, before anything counts.
     for opc in [lone::WRITE, lone::READ].into_iter().filter(|opc| *opc == lone::READ || !row.of_file) {
         for _ in 0..LEN / 4096 / 16 {

@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use vfio_user_nvme::backend::SharedBackend;
-use vfio_user_nvme::backend::engine::{self, EngineKind};
+use vfio_user_nvme::disk::SharedDisk;
+use vfio_user_nvme::disk::{Lane, LaneKind};
 use vfio_user_nvme::memory::{DmaLimits, DmaMap, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
 use vfio_user_nvme::nvme_ctrl::Lone;
@@ -72,15 +72,15 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(backend: SharedBackend, kind: EngineKind) -> Self {
+    pub fn new(backend: SharedDisk, kind: LaneKind) -> Self {
         let guest = Guest::new();
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
         let ns = Namespace::new(1, backend, 12, limits, Identity::default());
         let blocks = ns.facts.nsze;
         guest.put(CQ, &[0; 16 * ENTRIES as usize]);
-        let engine = engine::create(kind).expect("engine");
+        let lane = Lane::new(kind).expect("lane");
         let namespaces = Namespaces::new(vec![ns], 1);
-        let worker = Lone::new(namespaces, guest.space.epoch(), engine, SQ, CQ, ENTRIES);
+        let worker = Lone::new(namespaces, guest.space.epoch(), lane, SQ, CQ, ENTRIES);
         Self { guest, worker, blocks, tail: 0, head: 0, phase: 1, dice: 0x9e37_79b9_7f4a_7c15 }
     }
 

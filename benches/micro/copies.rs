@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::Criterion;
-use vfio_user_nvme::backend::MemoryBackend;
 use vfio_user_nvme::copy::{Bounce, Capabilities, CopyTask, ExecOptions, OCFS, check_command, plan};
+use vfio_user_nvme::disk::MemoryDisk;
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
 use vfio_user_nvme::spec::copy::CopyCommand;
 
@@ -28,7 +28,7 @@ fn list(starts: &[u64]) -> Vec<u8> {
 
 /// Checks, decodes and plans a Copy of 1, 16 and 256 ranges: in order with gaps, in disorder, and onto themselves.
 pub fn planner(criterion: &mut Criterion) {
-    let backend = Arc::new(MemoryBackend::new(BLOCKS * 512).expect("memory"));
+    let backend = Arc::new(MemoryDisk::new(BLOCKS * 512).expect("memory"));
     let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
     let namespaces = Namespaces::new(vec![Namespace::new(1, backend, 9, limits, Identity::default())], 1);
     let capabilities = Capabilities { ocfs: OCFS, cdfe: 0, ..Capabilities::default() };

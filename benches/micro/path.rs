@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
-use vfio_user_nvme::backend::MemoryBackend;
-use vfio_user_nvme::backend::engine::EngineKind;
+use vfio_user_nvme::disk::LaneKind;
+use vfio_user_nvme::disk::MemoryDisk;
 use vfio_user_nvme::memory::{Access, prp, sgl};
 use vfio_user_nvme::nvme_ctrl::{CompletionQueue, Post, SubmissionQueue};
 use vfio_user_nvme::spec::Status;
@@ -74,7 +74,7 @@ pub fn walks(criterion: &mut Criterion) {
 /// A turn of a worker with so many 4 KiB commands, from doorbell to completion; the host's own part is not timed.
 pub fn dispatch(criterion: &mut Criterion) {
     const LEN: u64 = 8 << 20;
-    let mut host = Host::new(Arc::new(MemoryBackend::new(LEN).expect("memory")), EngineKind::Auto);
+    let mut host = Host::new(Arc::new(MemoryDisk::new(LEN).expect("memory")), LaneKind::Auto);
     for _ in 0..LEN / 4096 / 16 {
         host.submit(lone::WRITE, 32);
         while host.turn() {}

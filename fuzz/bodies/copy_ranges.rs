@@ -4,9 +4,8 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use vfio_user_nvme::backend::engine::{Engine, PoolEngine};
-use vfio_user_nvme::backend::{IoBuf, MemoryBackend, Op, Tag};
 use vfio_user_nvme::copy::{Bounce, Capabilities, CopyTask, ExecOptions, check_command, plan};
+use vfio_user_nvme::disk::{IoBuf, Lane, LaneKind, MemoryDisk, Op, Tag};
 use vfio_user_nvme::namespace::{CopyLimits, CopyPolicy, Identity, Namespace, Namespaces, Overlap};
 use vfio_user_nvme::spec::copy::CopyCommand;
 
@@ -34,7 +33,7 @@ const NN: u32 = 6;
 
 struct World {
     namespaces: Namespaces,
-    engine: PoolEngine,
+    lane: Lane,
     images: Vec<Vec<u8>>,
 }
 
@@ -44,7 +43,7 @@ impl World {
         let mut images = Vec::new();
         for n in &NSS {
             let bytes = n.blocks << n.lbads;
-            let backend = MemoryBackend::new(bytes).expect("memory");
+            let backend = MemoryDisk::new(bytes).expect("memory");
             let copy = CopyLimits { mssrl: n.mssrl as u16, mcl: n.mcl as u32, msrc: (n.ranges - 1) as u8 };
             let image: Vec<u8> =
                 (0..bytes).map(|i| ((i >> 9) as u8).wrapping_mul(31) ^ i as u8 ^ n.nsid as u8).collect();
@@ -55,7 +54,7 @@ impl World {
         }
         let mut world = World {
             namespaces: Namespaces::new(list, NN),
-            engine: PoolEngine::new(1).expect("an engine"),
+            lane: Lane::new(LaneKind::Threads).expect("a lane"),
             images,
         };
         for i in 0..NSS.len() {
@@ -67,8 +66,10 @@ impl World {
 
     fn submit(&mut self, i: usize, op: Op) -> Option<IoBuf> {
         let ns = self.namespaces.get(NSS[i].nsid).expect("it is there");
-        let done = ns.backend.submit(Tag(0), op, &mut self.engine);
-        let done = done.expect("memory answers at once");
+        ns.backend.start(Tag(0), op, &mut self.lane);
+        let mut done = Vec::new();
+        self.lane.take_done(&mut done);
+        let done = done.pop().expect("memory answers at once");
         done.result.expect("a good operation");
         done.buf
     }
@@ -237,18 +238,16 @@ fn execute(world: &mut World, plan: vfio_user_nvme::copy::CopyPlan) {
         CopyTask::new(plan, ExecOptions::default(), &bounce).expect("no overlap, so no cycle to buffer");
     for _ in 0..100_000 {
         let mut inline = Vec::new();
-        let engine: &mut dyn Engine = &mut world.engine;
-        let outcome = task.poll(&mut |part, ns, op| {
-            let done = ns.backend.submit(Tag(part.into()), op, engine);
-            inline.extend(done.map(|done| (part, done)));
-        });
+        let lane = &mut world.lane;
+        let outcome = task.poll(&mut |part, ns, op| ns.backend.start(Tag(part.into()), op, lane));
+        world.lane.take_done(&mut inline);
         if let Some(outcome) = outcome {
             assert!(outcome.status.is_success(), "{:?}", outcome.status);
             assert_eq!(outcome.dw0, 0);
             return;
         }
-        for (part, done) in inline {
-            task.done(part, done.result, done.buf);
+        for done in inline {
+            task.done(done.tag.0 as u32, done.result.map(|_| ()), done.buf);
         }
     }
     panic!("the Copy never ends");

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{pread, pwrite};
-use vfio_user_nvme::backend::MemoryBackend;
-use vfio_user_nvme::backend::engine::{EngineKind, create};
+use vfio_user_nvme::disk::MemoryDisk;
+use vfio_user_nvme::disk::{Lane, LaneKind};
 use vfio_user_nvme::memory::{DmaLimits, DmaSpace, Rights};
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
 use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Poll, WorkerParts};
@@ -67,7 +67,7 @@ impl Rig {
         }
         let copy = CopyLimits { mssrl: 1000, mcl: 4000, msrc: 60 };
         let ns = |nsid, lbads| {
-            let image = MemoryBackend::new(1 << 20).expect("memory");
+            let image = MemoryDisk::new(1 << 20).expect("memory");
             Namespace::new(nsid, Arc::new(image), lbads, copy, Identity::default())
         };
         let config = ControllerConfig {
@@ -97,7 +97,7 @@ impl Rig {
             seat,
             space.epoch(),
             Arc::new(NoInterrupts),
-            &WorkerParts { engine: Arc::new(|| create(EngineKind::Threads)), lab: None },
+            &WorkerParts { lanes: Arc::new(|| Lane::new(LaneKind::Threads)), lab: None },
             Arc::new(|| ()),
         )
         .expect("a controller");

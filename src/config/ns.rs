@@ -10,7 +10,7 @@ use super::nvme::{NOT_YET, NvmeConfig, THE_VMMS, properties};
 use super::table::{Default as Def, NotOurs, Property, Table};
 use super::value::{self, Reject};
 use super::{Aio, identity};
-use crate::backend::{CacheMode, HugePages};
+use crate::disk::{CacheMode, HugePages};
 use crate::namespace::{CopyPolicy, Method, Overlap};
 
 /// Largest nsid and most namespaces, as in QEMU.

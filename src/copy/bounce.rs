@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Buffer, Slab};
+use crate::disk::{Buffer, Slab};
 
 /// Bounce memory of one worker. Cheap to clone; all clones are the same memory.
 #[derive(Clone, Debug)]

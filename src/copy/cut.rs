@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::plan::{CopyPlan, PlannedRange};
-use crate::backend::Pieces;
+use crate::disk::Pieces;
 use crate::namespace::Namespace;
 
 /// A stretch of the destination. Bytes from the start of the destination.

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::cut::{Stretch, pieces};
 use super::plan::CopyPlan;
-use crate::backend::{Shortcut, Shortcuts};
+use crate::disk::{How, Ways};
 use crate::namespace::{ByteRange, Method, Namespace};
 
 /// From here on one operation of the file system costs less than what it saves: 256 scattered copies of 4 KiB took six
@@ -18,7 +18,7 @@ const WORTH_IT: u64 = 64 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// Without a buffer of ours; the stretch is one piece, or several of one source where it is moved in memory.
-    Direct(Shortcut),
+    Direct(How),
     /// By reads and one write.
     Bounce,
 }
@@ -34,7 +34,7 @@ pub(super) struct Span {
 #[derive(Debug)]
 struct Source {
     nsid: u32,
-    shortcuts: Shortcuts,
+    shortcuts: Ways,
     memory: bool,
 }
 
@@ -57,7 +57,7 @@ impl Ladder {
             if sources.iter().all(|source| source.nsid != range.ns.nsid) {
                 sources.push(Source {
                     nsid: range.ns.nsid,
-                    shortcuts: dst.backend.shortcuts_from(&*range.ns.backend),
+                    shortcuts: dst.backend.ways_from(&range.ns.backend.handle()),
                     memory: is_memory(&range.ns),
                 });
             }
@@ -81,13 +81,13 @@ impl Ladder {
     }
 
     /// Does the way still lead from the source `nsid`?
-    pub fn allows(&self, nsid: u32, how: Shortcut) -> bool {
+    pub fn allows(&self, nsid: u32, how: How) -> bool {
         let Some(Source { shortcuts, .. }) = self.source(nsid) else { return false };
         match (how, self.method) {
-            (Shortcut::MemMove, Method::Auto) => shortcuts.memmove,
-            (Shortcut::Reflink, Method::Auto | Method::Reflink) => shortcuts.reflink.is_some(),
-            (Shortcut::Offload, Method::Auto) => shortcuts.offload && shortcuts.offload_pays,
-            (Shortcut::Offload, Method::Reflink | Method::Offload) => shortcuts.offload,
+            (How::MemMove, Method::Auto) => shortcuts.memmove,
+            (How::Reflink, Method::Auto | Method::Reflink) => shortcuts.reflink.is_some(),
+            (How::Offload, Method::Auto) => shortcuts.offload && shortcuts.offload_pays,
+            (How::Offload, Method::Reflink | Method::Offload) => shortcuts.offload,
             _ => false,
         }
     }
@@ -98,19 +98,19 @@ impl Ladder {
         let clones = self.source(nsid).is_some_and(|source| source.shortcuts.offload_clones);
         let allows = |how| self.allows(nsid, how);
         match () {
-            () if allows(Shortcut::MemMove) => "memmove",
-            () if allows(Shortcut::Reflink) => "FICLONERANGE: blocks are shared",
-            () if allows(Shortcut::Offload) && clones => {
+            () if allows(How::MemMove) => "memmove",
+            () if allows(How::Reflink) => "FICLONERANGE: blocks are shared",
+            () if allows(How::Offload) && clones => {
                 "copy_file_range, which shares blocks on this file system"
             }
-            () if allows(Shortcut::Offload) => "copy_file_range",
+            () if allows(How::Offload) => "copy_file_range",
             () => "read and write",
         }
     }
 
     /// Is a bounce from the source `nsid` one operation, its reads and its write?
     pub fn relays(&self, nsid: u32) -> bool {
-        self.source(nsid).is_some_and(|source| source.shortcuts.relay)
+        self.source(nsid).is_some_and(|source| source.shortcuts.read_write)
     }
 
     /// May a bounce be left to the kernel? Who asks for `bounce` wants no copy_file_range.
@@ -120,23 +120,17 @@ impl Ladder {
 
     /// Is every bounce one operation? Not with several sources: what comes from two of them is not.
     pub fn relays_all(&self) -> bool {
-        matches!(&self.sources[..], [source] if source.shortcuts.relay)
-    }
-
-    /// The backend has refused to.
-    pub fn refuse_relay(&mut self, nsid: u32) {
-        if let Some(source) = self.sources.iter_mut().find(|source| source.nsid == nsid) {
-            source.shortcuts.relay = false;
-        }
+        matches!(&self.sources[..], [source] if source.shortcuts.read_write)
     }
 
     /// The backend has refused it.
-    pub fn refuse(&mut self, nsid: u32, how: Shortcut) {
+    pub fn refuse(&mut self, nsid: u32, how: How) {
         let Some(source) = self.sources.iter_mut().find(|source| source.nsid == nsid) else { return };
         match how {
-            Shortcut::MemMove => source.shortcuts.memmove = false,
-            Shortcut::Reflink => source.shortcuts.reflink = None,
-            Shortcut::Offload => source.shortcuts.offload = false,
+            How::MemMove => source.shortcuts.memmove = false,
+            How::Reflink => source.shortcuts.reflink = None,
+            How::Offload => source.shortcuts.offload = false,
+            How::ReadWrite { .. } => source.shortcuts.read_write = false,
         }
     }
 
@@ -153,7 +147,7 @@ impl Ladder {
             for span in self.ways(plan, run.ns, run.offset, run.to, fco) {
                 let together = match span.way {
                     Way::Bounce => true,
-                    Way::Direct(Shortcut::MemMove) => source == Some(run.ns.nsid),
+                    Way::Direct(How::MemMove) => source == Some(run.ns.nsid),
                     Way::Direct(_) => false,
                 };
                 match spans.last_mut() {
@@ -176,8 +170,8 @@ impl Ladder {
         fco: bool,
     ) -> SmallVec<[Span; 3]> {
         let mut spans = SmallVec::new();
-        if self.allows(ns.nsid, Shortcut::MemMove) && !fco {
-            spans.push(Span { to, way: Way::Direct(Shortcut::MemMove) });
+        if self.allows(ns.nsid, How::MemMove) && !fco {
+            spans.push(Span { to, way: Way::Direct(How::MemMove) });
             return spans;
         }
         let shared = self.shared(plan, ns, from, to, fco).unwrap_or(Stretch { start: to.end, end: to.end });
@@ -187,7 +181,7 @@ impl Ladder {
             }
         };
         push(to.start, shared.start, self.below_reflink(ns.nsid, shared.start - to.start));
-        push(shared.start, shared.end, Way::Direct(Shortcut::Reflink));
+        push(shared.start, shared.end, Way::Direct(How::Reflink));
         push(shared.end, to.end, self.below_reflink(ns.nsid, to.end - shared.end));
         spans
     }
@@ -201,7 +195,7 @@ impl Ladder {
         to: Stretch,
         fco: bool,
     ) -> Option<Stretch> {
-        if !self.allows(ns.nsid, Shortcut::Reflink) || (self.no_holes && !fco) {
+        if !self.allows(ns.nsid, How::Reflink) || (self.no_holes && !fco) {
             return None;
         }
         let align = self.source(ns.nsid)?.shortcuts.reflink?;
@@ -215,8 +209,8 @@ impl Ladder {
 
     fn below_reflink(&self, nsid: u32, len: u64) -> Way {
         let long = self.method != Method::Auto || len >= WORTH_IT;
-        if long && !self.no_holes && self.allows(nsid, Shortcut::Offload) {
-            Way::Direct(Shortcut::Offload)
+        if long && !self.no_holes && self.allows(nsid, How::Offload) {
+            Way::Direct(How::Offload)
         } else {
             Way::Bounce
         }
@@ -225,7 +219,7 @@ impl Ladder {
 
 /// How a long, aligned Copy within a namespace goes, in words for a person.
 pub fn best_way(ns: &Namespace) -> &'static str {
-    let shortcuts = ns.backend.shortcuts_from(&*ns.backend);
+    let shortcuts = ns.backend.ways_from(&ns.backend.handle());
     let source = Source { nsid: ns.nsid, shortcuts, memory: shortcuts.memmove };
     let method = ns.facts.policy.method;
     let ladder = Ladder {
@@ -262,7 +256,7 @@ impl fmt::Display for CopyPlan {
 
 /// A memory namespace says of itself that memmove leads from it to it.
 fn is_memory(ns: &Namespace) -> bool {
-    ns.backend.shortcuts_from(&*ns.backend).memmove
+    ns.backend.ways_from(&ns.backend.handle()).memmove
 }
 
 /// The part of a copy of `dst.len` bytes that a reflink with this alignment can do, as start and end within the copy.
@@ -289,7 +283,7 @@ pub(super) fn shares_whole(source: &Namespace, from: u64, dst_ns: &Namespace, ds
     if !matches!(dst_ns.facts.policy.method, Method::Auto | Method::Reflink) {
         return false;
     }
-    let align = dst_ns.backend.shortcuts_from(&*source.backend).reflink;
+    let align = dst_ns.backend.ways_from(&source.backend.handle()).reflink;
     align.and_then(|align| aligned(align, source, from, dst_ns, dst)) == Some((0, dst.len))
 }
 
@@ -303,16 +297,16 @@ mod tests {
     const BLOCK: u64 = 4096;
     const MIB: u64 = 1 << 20;
 
-    const FILES: Shortcuts = Shortcuts {
+    const FILES: Ways = Ways {
         memmove: false,
         reflink: Some(BLOCK),
         offload: true,
         offload_pays: true,
         offload_clones: false,
-        relay: false,
+        read_write: false,
     };
 
-    fn ns(nsid: u32, method: Method, shortcuts: Shortcuts) -> Arc<Namespace> {
+    fn ns(nsid: u32, method: Method, shortcuts: Ways) -> Arc<Namespace> {
         let policy = CopyPolicy { method, ..CopyPolicy::default() };
         Arc::new(special(nsid, (64 * MIB) >> 9, 9, shortcuts, policy))
     }
@@ -320,7 +314,7 @@ mod tests {
     /// One range from namespace 2 to namespace 1, which knows no other way than `shortcuts`.
     struct Run {
         method: Method,
-        shortcuts: Shortcuts,
+        shortcuts: Ways,
         from: u64,
         to: u64,
         len: u64,
@@ -339,7 +333,7 @@ mod tests {
             dst_ns.set_dulbe(Cntlid::default(), self.dulbe);
             assert_eq!(dst_ns.life.any_dulbe(), self.dulbe);
             let src = ByteRange { offset: self.from, len: self.len };
-            let source = ns(2, Method::Auto, Shortcuts::default());
+            let source = ns(2, Method::Auto, Ways::default());
             let plan = CopyPlan {
                 dst_ns,
                 dst: ByteRange { offset: self.to, len: self.len },
@@ -357,15 +351,15 @@ mod tests {
         }
     }
 
-    const SHARED: Way = Way::Direct(Shortcut::Reflink);
-    const OFFLOADED: Way = Way::Direct(Shortcut::Offload);
+    const SHARED: Way = Way::Direct(How::Reflink);
+    const OFFLOADED: Way = Way::Direct(How::Offload);
 
     #[test]
     fn short_runs_are_not_worth_it() {
         for (len, way) in [(WORTH_IT - BLOCK, Way::Bounce), (WORTH_IT, SHARED)] {
             assert_eq!(Run::of(Method::Auto, len).spans(), [(len, way)]);
         }
-        let unshared = Shortcuts { reflink: None, ..FILES };
+        let unshared = Ways { reflink: None, ..FILES };
         for (len, way) in [(WORTH_IT - 512, Way::Bounce), (WORTH_IT, OFFLOADED)] {
             assert_eq!(Run { shortcuts: unshared, ..Run::of(Method::Auto, len) }.spans(), [(len, way)]);
         }
@@ -378,7 +372,7 @@ mod tests {
     /// With large blocks they may be long themselves, and each goes the way that is best for its length.
     #[test]
     fn what_lies_before_and_behind_shared_blocks() {
-        let large = Shortcuts { reflink: Some(MIB), ..FILES };
+        let large = Ways { reflink: Some(MIB), ..FILES };
         let run = |before, behind| {
             let run = Run::of(Method::Auto, before + 2 * MIB + behind);
             Run { shortcuts: large, from: 8 * MIB - before, to: 24 * MIB - before, ..run }.spans()
@@ -408,7 +402,7 @@ mod tests {
 
     #[test]
     fn either_side_may_be_memory() {
-        let memory = Shortcuts { memmove: true, ..Shortcuts::default() };
+        let memory = Ways { memmove: true, ..Ways::default() };
         for (dst, source) in [(true, true), (true, false), (false, true), (false, false)] {
             let [dst_ns, source_ns] = [(1, dst), (2, source)]
                 .map(|(nsid, memmove)| ns(nsid, Method::Bounce, if memmove { memory } else { FILES }));

@@ -165,7 +165,7 @@ mod tests {
 
     use super::super::testing::{namespace, special};
     use super::*;
-    use crate::backend::Shortcuts;
+    use crate::disk::Ways;
     use crate::namespace::{ByteRange, CopyPolicy, Namespace};
 
     const BLOCK: u64 = 512;
@@ -196,7 +196,7 @@ mod tests {
     fn stages_end_where_they_must() {
         let stages = |ranges: &[(u64, u64)]| -> Vec<_> {
             let policy = CopyPolicy { overlap: Overlap::InOrder, ..CopyPolicy::default() };
-            let plan = planned(special(1, 400, 9, Shortcuts::default(), policy), 100, ranges);
+            let plan = planned(special(1, 400, 9, Ways::default(), policy), 100, ranges);
             stages(&plan).into_iter().map(|stage| (stage.to, stage.order.is_some())).collect()
         };
         assert_eq!(stages(&[(0, 8), (20, 8)]), [(bytes(0, 16), false)]);

@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use super::checks::{Check, CommandView, Fails, ListView, RangeView, TABLE};
 use super::range::{Layout, SourceRange};
+use crate::disk::Inline;
 use crate::namespace::{Access, ByteRange, Cntlid, Extent, Lbas, Method, Namespace, Namespaces, admit};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
@@ -160,9 +161,10 @@ impl CopyPlan {
         };
         let dst = &self.dst_ns;
         let plain = !self.fua && dst.facts.policy.method == Method::Auto;
-        plain
-            && src.len <= AT_ONCE
-            && dst.backend.move_now(&*ns.backend, src.offset, self.dst.offset, src.len)
+        let (true, Inline::Immediate(disk)) = (plain && src.len <= AT_ONCE, dst.backend.inline()) else {
+            return false;
+        };
+        disk.move_from(&ns.backend.handle(), src.offset, self.dst.offset, src.len)
     }
 
     /// The same plan with the destination durable before the completion, whatever FUA says: for a controller whose

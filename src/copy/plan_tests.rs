@@ -9,7 +9,7 @@ use super::checks::TABLE;
 use super::plan::*;
 use super::range::SourceRange;
 use super::testing::{command, encode, namespace, special};
-use crate::backend::Shortcuts;
+use crate::disk::Ways;
 use crate::namespace::{Cntlid, CopyPolicy, Method, Namespace, Namespaces, Overlap};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
@@ -118,12 +118,12 @@ const FAULTS: [(Fault, u16, Option<u8>); 19] = [
 /// 64 KiB of memory, in one range, and nothing that needs more than a move. What is left to a task has not begun.
 #[test]
 fn only_a_short_plain_move_is_made_at_once() {
-    use crate::backend::MemoryBackend;
+    use crate::disk::MemoryDisk;
     use crate::namespace::Identity;
     type Change<'a> = &'a dyn Fn(&mut Scenario);
 
     let memory = |nsid| {
-        let image = Arc::new(MemoryBackend::new(BLOCKS << 9).expect("the memory is there"));
+        let image = Arc::new(MemoryDisk::new(BLOCKS << 9).expect("the memory is there"));
         Namespace::new(nsid, image, 9, super::testing::LIMITS, Identity::default())
     };
     let scenario = |blocks: &[u32], change: Change<'_>| {
@@ -480,7 +480,7 @@ fn fast_copy_only_is_a_matter_of_format() {
 /// The answer is the truth: all of the range is shared, or the Copy is refused before anything moves.
 #[test]
 fn fast_copy_only_needs_a_reflink_of_the_whole_range() {
-    let reflink = |align| Shortcuts { reflink: Some(align), offload: true, ..Shortcuts::default() };
+    let reflink = |align| Ways { reflink: Some(align), offload: true, ..Ways::default() };
     let status = |shortcuts, method, sdlba, ranges: &[(u64, u32, bool)]| {
         let ranges = ranges
             .iter()
@@ -505,11 +505,8 @@ fn fast_copy_only_needs_a_reflink_of_the_whole_range() {
         assert_eq!(status(8, &[(1984, 12, true)]), no(0));
     }
     for (shortcuts, method) in [
-        (Shortcuts::default(), Method::Auto),
-        (
-            Shortcuts { memmove: true, offload: true, offload_pays: true, ..Shortcuts::default() },
-            Method::Auto,
-        ),
+        (Ways::default(), Method::Auto),
+        (Ways { memmove: true, offload: true, offload_pays: true, ..Ways::default() }, Method::Auto),
         (reflink(4096), Method::Offload),
         (reflink(4096), Method::Bounce),
         (reflink(0), Method::Auto),

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use crate::backend::BackendError;
+use crate::disk::DiskError;
 use crate::spec::Status;
 
 /// Which part of the Copy an operation belonged to.
@@ -15,24 +15,25 @@ pub(super) enum Side {
 }
 
 /// The status for `error`. No DNR where another try may succeed.
-pub(super) fn status(side: Side, error: &BackendError) -> Status {
+pub(super) fn status(side: Side, error: &DiskError) -> Status {
     match (side, error) {
-        (Side::Source, BackendError::Io(_) | BackendError::Truncated) => Status::UNRECOVERED_READ,
+        (Side::Source, DiskError::Io(_) | DiskError::Truncated) => Status::UNRECOVERED_READ,
         // Of the probes that come before the first write, no other operation asks.
-        (_, BackendError::Deallocated) => Status::DEALLOCATED_BLOCK,
+        (_, DiskError::Deallocated) => Status::DEALLOCATED_BLOCK,
         // A sparse image on a full file system is a thin namespace out of capacity; a host knows what to do about that.
-        (Side::Destination, BackendError::Io(e))
+        (Side::Destination, DiskError::Io(e))
             if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
         {
             Status::CAPACITY_EXCEEDED
         }
-        (Side::Destination, BackendError::Io(_) | BackendError::Truncated) => Status::WRITE_FAULT,
-        (_, BackendError::Source { error, .. }) => status(Side::Source, error),
-        (Side::Destination, BackendError::ReadOnly) => Status::WRITE_PROTECTED.dnr(),
+        (Side::Destination, DiskError::Io(_) | DiskError::Truncated) => Status::WRITE_FAULT,
+        (_, DiskError::Source { error, .. }) => status(Side::Source, error),
+        (Side::Destination, DiskError::ReadOnly) => Status::WRITE_PROTECTED.dnr(),
         // A bounce buffer is not guest memory, and a read needs no leave to write.
         // A shortcut that is not there is replaced by another way before it gets here.
-        (Side::Source, BackendError::ReadOnly)
-        | (_, BackendError::GuestMemory | BackendError::NoShortcut) => Status::INTERNAL_ERROR,
+        (Side::Source, DiskError::ReadOnly) | (_, DiskError::GuestMemory | DiskError::NoWay) => {
+            Status::INTERNAL_ERROR
+        }
     }
 }
 
@@ -42,21 +43,21 @@ mod tests {
 
     #[test]
     fn every_error_has_its_status() {
-        let io = |kind: ErrorKind| BackendError::Io(kind.into());
+        let io = |kind: ErrorKind| DiskError::Io(kind.into());
         for (side, error, expected) in [
             (Side::Source, io(ErrorKind::Other), 0x281),
             (Side::Source, io(ErrorKind::StorageFull), 0x281),
-            (Side::Source, BackendError::Truncated, 0x281),
-            (Side::Source, BackendError::Deallocated, 0x287),
-            (Side::Source, BackendError::ReadOnly, 0x006),
-            (Side::Source, BackendError::GuestMemory, 0x006),
+            (Side::Source, DiskError::Truncated, 0x281),
+            (Side::Source, DiskError::Deallocated, 0x287),
+            (Side::Source, DiskError::ReadOnly, 0x006),
+            (Side::Source, DiskError::GuestMemory, 0x006),
             (Side::Destination, io(ErrorKind::Other), 0x280),
-            (Side::Destination, BackendError::Io(std::io::Error::from_raw_os_error(libc::EIO)), 0x280),
-            (Side::Destination, BackendError::Io(std::io::Error::from_raw_os_error(libc::ENOSPC)), 0x081),
-            (Side::Destination, BackendError::Io(std::io::Error::from_raw_os_error(libc::EDQUOT)), 0x081),
-            (Side::Destination, BackendError::Truncated, 0x280),
-            (Side::Destination, BackendError::ReadOnly, 0x4020),
-            (Side::Destination, BackendError::GuestMemory, 0x006),
+            (Side::Destination, DiskError::Io(std::io::Error::from_raw_os_error(libc::EIO)), 0x280),
+            (Side::Destination, DiskError::Io(std::io::Error::from_raw_os_error(libc::ENOSPC)), 0x081),
+            (Side::Destination, DiskError::Io(std::io::Error::from_raw_os_error(libc::EDQUOT)), 0x081),
+            (Side::Destination, DiskError::Truncated, 0x280),
+            (Side::Destination, DiskError::ReadOnly, 0x4020),
+            (Side::Destination, DiskError::GuestMemory, 0x006),
         ] {
             assert_eq!(status(side, &error), Status(expected), "{side:?} {error:?}");
         }

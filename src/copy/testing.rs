@@ -6,8 +6,7 @@ use zerocopy::IntoBytes;
 
 use super::plan::{CopyPlan, PlannedRange};
 use super::range::{Layout, SourceRange, Tags};
-use crate::backend::engine::Engine;
-use crate::backend::{Backend, Completion, Op, Shortcuts, Tag};
+use crate::disk::{Disk, Handle, Lane, Op, Tag, Ways};
 use crate::namespace::{ByteRange, CopyLimits, CopyPolicy, Identity, Namespace};
 use crate::spec::copy::{CopyCommand, Range32, Range40, SOPT_FCO, ZeroBased16};
 
@@ -15,24 +14,24 @@ use crate::spec::copy::{CopyCommand, Range32, Range40, SOPT_FCO, ZeroBased16};
 #[derive(Debug)]
 struct Size {
     len: u64,
-    shortcuts: Shortcuts,
+    shortcuts: Ways,
     is_direct: bool,
 }
 
-impl Backend for Size {
+impl Disk for Size {
     fn len(&self) -> u64 {
         self.len
     }
     fn read_only(&self) -> bool {
         false
     }
-    fn submit(&self, _: Tag, _: Op, _: &mut dyn Engine) -> Option<Completion> {
+    fn submit(&self, _: Tag, _: Op, _: &mut Lane) {
         unreachable!("no test hands this image an operation")
     }
     fn allocation_unit(&self) -> Option<u64> {
         Some(512)
     }
-    fn shortcuts_from(&self, _: &dyn Backend) -> Shortcuts {
+    fn ways_from(&self, _: &Handle<'_>) -> Ways {
         self.shortcuts
     }
     fn is_direct(&self) -> bool {
@@ -46,24 +45,18 @@ impl Backend for Size {
 pub(super) const LIMITS: CopyLimits = CopyLimits { mssrl: 32768, mcl: 131_072, msrc: 255 };
 
 pub(super) fn namespace(nsid: u32, blocks: u64, lbads: u8) -> Namespace {
-    special(nsid, blocks, lbads, Shortcuts::default(), CopyPolicy::default())
+    special(nsid, blocks, lbads, Ways::default(), CopyPolicy::default())
 }
 
 /// A namespace with shortcuts to it and a policy.
-pub(super) fn special(
-    nsid: u32,
-    blocks: u64,
-    lbads: u8,
-    shortcuts: Shortcuts,
-    policy: CopyPolicy,
-) -> Namespace {
+pub(super) fn special(nsid: u32, blocks: u64, lbads: u8, shortcuts: Ways, policy: CopyPolicy) -> Namespace {
     let image = Arc::new(Size { len: blocks << lbads, shortcuts, is_direct: false });
     Namespace::new(nsid, image, lbads, LIMITS, Identity::default()).with_policy(policy)
 }
 
 /// A namespace that is read and written past the page cache.
 pub(super) fn direct(nsid: u32, blocks: u64, lbads: u8) -> Namespace {
-    let image = Arc::new(Size { len: blocks << lbads, shortcuts: Shortcuts::default(), is_direct: true });
+    let image = Arc::new(Size { len: blocks << lbads, shortcuts: Ways::default(), is_direct: true });
     Namespace::new(nsid, image, lbads, LIMITS, Identity::default())
 }
 

@@ -14,7 +14,7 @@ pub use self::admit::{Access, Extent, Lbas, Refusal, admit, gate};
 pub use self::life::{Cntlid, Life, MAX_CONTROLLERS};
 pub use self::limits::{CopyLimits, CopyPolicy, Method, Overlap};
 pub use self::table::{Cached, Namespaces, NoNamespace, Table};
-use crate::backend::SharedBackend;
+use crate::disk::SharedDisk;
 
 /// Names a namespace outlives its controller by (Identify Namespace, Namespace Identification Descriptors).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct Namespace {
     /// Its NSID, 1-based.
     pub nsid: u32,
     /// Where its bytes are.
-    pub backend: SharedBackend,
+    pub backend: SharedDisk,
     /// Format and limits.
     pub facts: Facts,
     /// Identifiers.
@@ -89,7 +89,7 @@ impl Facts {
 
 impl Namespace {
     /// A namespace over all whole blocks of `backend`.
-    pub fn new(nsid: u32, backend: SharedBackend, lbads: u8, copy: CopyLimits, identity: Identity) -> Self {
+    pub fn new(nsid: u32, backend: SharedDisk, lbads: u8, copy: CopyLimits, identity: Identity) -> Self {
         let facts = Facts {
             nsze: backend.len() >> lbads,
             lbads,

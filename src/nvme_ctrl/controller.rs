@@ -129,7 +129,7 @@ impl Controller {
     /// `parts` make each of its workers; `wake` wakes the control thread, which then calls [`Self::on_messages`].
     ///
     /// # Errors
-    /// A worker's thread or engine cannot be made.
+    /// A worker's thread or lane cannot be made.
     pub fn new(
         config: ControllerConfig,
         seat: Seat,

@@ -11,7 +11,7 @@ use super::error_log::ErrorLog;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
 use super::worker::{Core, FromWorker, Look, Mailbox, Park, Poll, ToWorker};
-use crate::backend::engine::Engine;
+use crate::disk::Lane;
 use crate::memory::Epoch;
 use crate::namespace::{Cntlid, Namespaces, Table};
 
@@ -52,18 +52,10 @@ pub struct Lone {
 impl Lone {
     /// A worker whose queues of `entries` entries (1-based, at least 2) lie at the guest addresses `sq` and `cq`. It
     /// finds guest memory in `memory`.
-    pub fn new(
-        namespaces: Namespaces,
-        memory: Epoch,
-        engine: Box<dyn Engine>,
-        sq: u64,
-        cq: u64,
-        entries: u16,
-    ) -> Self {
+    pub fn new(namespaces: Namespaces, memory: Epoch, lane: Lane, sq: u64, cq: u64, entries: u16) -> Self {
         let shared = shared(namespaces, 1);
         let (sender, messages) = channel();
-        let mut core =
-            Core::new(Arc::clone(&shared), engine, None, Mailbox { sender, wake: Arc::new(|| {}) });
+        let mut core = Core::new(Arc::clone(&shared), lane, None, Mailbox { sender, wake: Arc::new(|| {}) });
         core.message(ToWorker::Begin(memory));
         core.message(ToWorker::CreateCq(CompletionQueue::new(1, Some(1), cq, entries.into())));
         core.message(ToWorker::CreateSq(SubmissionQueue::new(1, 1, sq, entries.into())));

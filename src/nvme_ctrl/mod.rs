@@ -24,4 +24,4 @@ pub use controller::{Controller, ControllerConfig};
 pub use lone::Lone;
 pub use queue::{CompletionQueue, Post, SubmissionQueue};
 pub use shared::InterruptSink;
-pub use worker::{EngineFactory, Poll, WorkerParts};
+pub use worker::{LaneFactory, Poll, WorkerParts};

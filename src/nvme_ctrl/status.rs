@@ -1,6 +1,6 @@
 //! Module errors to what the guest sees. The only place where this translation is made; see also copy/status.rs.
 
-use crate::backend::BackendError;
+use crate::disk::DiskError;
 use crate::memory::DmaError;
 use crate::memory::prp::PrpError;
 use crate::memory::sgl::SglError;
@@ -64,17 +64,17 @@ pub enum Direction {
 }
 
 /// A backend's failure as a status. Media errors carry no DNR: a retry may well succeed.
-pub fn backend(error: &BackendError, direction: Direction) -> Status {
+pub fn backend(error: &DiskError, direction: Direction) -> Status {
     match error {
-        BackendError::GuestMemory => Status::DATA_TRANSFER_ERROR,
-        BackendError::NoShortcut => Status::INTERNAL_ERROR, // only Copy asks for one, and it has another way
-        BackendError::Deallocated => Status::DEALLOCATED_BLOCK,
-        BackendError::Source { error, .. } => backend(error, Direction::Read),
-        BackendError::ReadOnly => Status::WRITE_PROTECTED.dnr(),
-        BackendError::Io(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+        DiskError::GuestMemory => Status::DATA_TRANSFER_ERROR,
+        DiskError::NoWay => Status::INTERNAL_ERROR, // only Copy asks for one, and it has another way
+        DiskError::Deallocated => Status::DEALLOCATED_BLOCK,
+        DiskError::Source { error, .. } => backend(error, Direction::Read),
+        DiskError::ReadOnly => Status::WRITE_PROTECTED.dnr(),
+        DiskError::Io(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
             Status::CAPACITY_EXCEEDED
         }
-        BackendError::Io(_) | BackendError::Truncated => match direction {
+        DiskError::Io(_) | DiskError::Truncated => match direction {
             Direction::Read => Status::UNRECOVERED_READ,
             Direction::Write => Status::WRITE_FAULT,
         },

@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 
-use crate::backend::{IoBuf, Op};
+use crate::disk::{How, IoBuf, Op};
 use crate::namespace::Namespace;
 
 /// Work done in a turn, in bytes: of memory that is moved in the same time. 1 MiB are some 200 us.
@@ -67,8 +67,10 @@ impl Work {
                 let pieces = if let IoBuf::Guest(buf) = buf { buf.iovecs().len() } else { 1 };
                 buf.len() as u64 + pieces as u64 * Self::DESCRIPTOR
             }
-            Op::CopyFrom { len, .. } if immediate => *len,
-            Op::MoveFrom { len, pieces, .. } => len + pieces.len() as u64 * Self::DESCRIPTOR,
+            Op::Copy { pieces, how: How::MemMove, .. } => {
+                let len: u64 = pieces.iter().map(|(_, len)| len).sum();
+                len + (pieces.len() as u64 - 1) * Self::DESCRIPTOR
+            }
             Op::WriteZeroes { len, unmap: false, .. } if immediate => *len,
             Op::WriteZeroes { len, .. } | Op::Discard { len, .. } if immediate => len / Self::GIVEN_BACK,
             Op::Probe { len, .. } if immediate => len / Self::LOOKED_UP,
@@ -111,12 +113,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::backend::MemoryBackend;
+    use crate::disk::MemoryDisk;
     use crate::namespace::{CopyLimits, Identity};
 
     #[test]
     fn slices_end_with_whole_pages_and_are_all_there_is() {
-        let image = Arc::new(MemoryBackend::new(64 << 20).expect("memory"));
+        let image = Arc::new(MemoryDisk::new(64 << 20).expect("memory"));
         let limits = CopyLimits { mssrl: 1, mcl: 1, msrc: 0 };
         let ns = Namespace::new(1, image, 9, limits, Identity::default());
         for (offset, len) in

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::engine::EngineKind;
-use crate::backend::{MemoryBackend, OpenError, RawBackend, RawOptions, SharedBackend, is_same_image};
 use crate::config::{Aio, Config, ConfigError, Drive, NsConfig};
 use crate::copy;
+use crate::disk::LaneKind;
+use crate::disk::{FileDisk, FileOptions, MemoryDisk, OpenError, SharedDisk, is_same_image};
 use crate::namespace::{CopyLimits, Identity, Namespace, Namespaces};
 
 /// All namespaces of the configuration, and a line about each for the log.
@@ -25,11 +25,11 @@ pub fn open(config: &Config) -> Result<(Namespaces, Vec<String>), ConfigError> {
     Ok((Namespaces::new(list, crate::config::NSID_MAX), lines))
 }
 
-/// The engine all workers use. A worker sleeps in its engine, so there is one for all namespaces.
+/// The kind of lane all workers use. A worker sleeps in its lane, so there is one for all namespaces.
 ///
 /// # Errors
 /// Namespaces that ask for different ones.
-pub fn engine_kind(config: &Config) -> Result<EngineKind, ConfigError> {
+pub fn lane_kind(config: &Config) -> Result<LaneKind, ConfigError> {
     let mut kinds = config.namespaces.iter().map(|ns| ns.aio).filter(|aio| *aio != Aio::Auto);
     let first = kinds.next().unwrap_or(Aio::Auto);
     if let Some(other) = kinds.find(|aio| *aio != first) {
@@ -42,18 +42,18 @@ pub fn engine_kind(config: &Config) -> Result<EngineKind, ConfigError> {
         ));
     }
     Ok(match first {
-        Aio::Auto => EngineKind::Auto,
-        Aio::IoUring => EngineKind::IoUring,
-        Aio::Threads => EngineKind::Threads,
+        Aio::Auto => LaneKind::Auto,
+        Aio::IoUring => LaneKind::IoUring,
+        Aio::Threads => LaneKind::Threads,
     }
     .resolve())
 }
 
 /// The image of a namespace, and whether it was made. `others` are those that are open.
-fn image(config: &NsConfig, others: &[NsConfig]) -> Result<(SharedBackend, bool), ConfigError> {
+fn image(config: &NsConfig, others: &[NsConfig]) -> Result<(SharedDisk, bool), ConfigError> {
     match &config.drive {
         Drive::Memory { size } => {
-            let image = MemoryBackend::with_huge_pages(*size, config.hugepages).map_err(|error| {
+            let image = MemoryDisk::with_huge_pages(*size, config.hugepages).map_err(|error| {
                 ConfigError::bad_value(
                     "--nvme-ns",
                     "size",
@@ -65,7 +65,7 @@ fn image(config: &NsConfig, others: &[NsConfig]) -> Result<(SharedBackend, bool)
             Ok((Arc::new(image.protected(config.readonly)), false))
         }
         Drive::File { path, size } => {
-            let options = RawOptions {
+            let options = FileOptions {
                 size: *size,
                 read_only: config.readonly,
                 locking: config.locking,
@@ -73,16 +73,16 @@ fn image(config: &NsConfig, others: &[NsConfig]) -> Result<(SharedBackend, bool)
                 unmap: config.discard,
                 unit: config.logical_block_size.into(),
                 raw: config.raw,
-                ..RawOptions::new(path)
+                ..FileOptions::new(path)
             };
-            let image = RawBackend::open(options).map_err(|error| unusable(&error, path, others))?;
+            let image = FileDisk::open(options).map_err(|error| unusable(&error, path, others))?;
             let created = image.is_created();
             Ok((Arc::new(image), created))
         }
     }
 }
 
-fn namespace(config: &NsConfig, backend: SharedBackend) -> Namespace {
+fn namespace(config: &NsConfig, backend: SharedDisk) -> Namespace {
     let limits = CopyLimits { mssrl: config.mssrl, mcl: config.mcl, msrc: config.msrc };
     let identity = Identity {
         eui64: u64::from_be_bytes(config.eui64),

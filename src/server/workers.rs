@@ -1,33 +1,33 @@
-//! What each worker thread begins with: its engine and its processor.
+//! What each worker thread begins with: its lane and its processor.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::backend::engine::{self, EngineKind};
 use crate::config::{ConfigError, NvmeConfig};
-use crate::nvme_ctrl::EngineFactory;
+use crate::disk::{Lane, LaneKind};
+use crate::nvme_ctrl::LaneFactory;
 
-/// Makes the engines, each on the thread that is to use it, and binds the n-th of these threads to the n-th processor
+/// Makes the lanes, each on the thread that is to use it, and binds the n-th of these threads to the n-th processor
 /// of `iothread-cpus`, beginning anew where the list ends.
 ///
 /// # Errors
 /// A processor that this process may not use.
-pub fn factory(nvme: &NvmeConfig, kind: EngineKind) -> Result<EngineFactory, ConfigError> {
+pub fn factory(nvme: &NvmeConfig, kind: LaneKind) -> Result<LaneFactory, ConfigError> {
     let cpus = nvme.iothread_cpus.clone();
     check(&cpus)?;
     let next = AtomicUsize::new(0);
     Ok(Arc::new(move || {
-        // First the engine: its own threads, if it has any, are not to share the worker's processor.
-        let engine = engine::create(kind)?;
+        // First the lane: its own threads are not to share the worker's processor.
+        let lane = Lane::new(kind)?;
         let index = next.fetch_add(1, Ordering::Relaxed);
         if let Some(cpu) = cpus.iter().cycle().nth(index) {
             let mut only = CpuSet::new();
             only.set(usize::from(*cpu));
             sched_setaffinity(None, &only)?;
         }
-        Ok(engine)
+        Ok(lane)
     }))
 }
 

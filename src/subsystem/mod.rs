@@ -71,11 +71,11 @@ impl Subsystem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::MemoryBackend;
+    use crate::disk::MemoryDisk;
     use crate::namespace::{CopyLimits, Identity, Namespace};
 
     fn namespace(nsid: u32, mssrl: u16) -> Namespace {
-        let backend = Arc::new(MemoryBackend::new(1 << 20).expect("memory"));
+        let backend = Arc::new(MemoryDisk::new(1 << 20).expect("memory"));
         let copy = CopyLimits { mssrl, mcl: 128, msrc: 127 };
         Namespace::new(nsid, backend, 9, copy, Identity::default())
     }

@@ -9,13 +9,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vfio_user_nvme::backend::{CacheMode, MemoryBackend, RawBackend, RawOptions, SharedBackend, Tap};
 use vfio_user_nvme::config::Config;
+use vfio_user_nvme::disk::{CacheMode, FileDisk, FileOptions, MemoryDisk, SharedDisk, Tap};
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
-use vfio_user_nvme::nvme_ctrl::WorkerParts;
 use vfio_user_nvme::server::{Server, Signals};
 use vfio_user_nvme::subsystem::Subsystem;
 
+use crate::doubles::Doubles;
 use crate::host::Host;
 
 /// More than the farewell may take.
@@ -35,7 +35,7 @@ pub fn folder() -> TempDir {
 }
 
 /// An image of this content.
-pub fn image(folder: &TempDir, name: &str, content: &[u8], tap: Option<Arc<dyn Tap>>) -> RawBackend {
+pub fn image(folder: &TempDir, name: &str, content: &[u8], tap: Option<Arc<dyn Tap>>) -> FileDisk {
     image_by(folder, name, content, tap, CacheMode::Writeback)
 }
 
@@ -46,18 +46,18 @@ pub fn image_by(
     content: &[u8],
     tap: Option<Arc<dyn Tap>>,
     cache: CacheMode,
-) -> RawBackend {
+) -> FileDisk {
     let path = folder.path().join(name);
     std::fs::write(&path, content).expect("the image is written");
-    RawBackend::open(RawOptions { tap, cache, unit: 512, ..RawOptions::new(path) }).expect("the image opens")
+    FileDisk::open(FileOptions { tap, cache, unit: 512, ..FileOptions::new(path) }).expect("the image opens")
 }
 
-pub fn memory(len: u64) -> SharedBackend {
-    Arc::new(MemoryBackend::new(len).expect("the memory is there"))
+pub fn memory(len: u64) -> SharedDisk {
+    Arc::new(MemoryDisk::new(len).expect("the memory is there"))
 }
 
 /// Blocks of 512 bytes; the default Copy limits.
-pub fn namespace(nsid: u32, backend: SharedBackend) -> Namespace {
+pub fn namespace(nsid: u32, backend: SharedDisk) -> Namespace {
     let copy = CopyLimits { mssrl: 32768, mcl: 131_072, msrc: 126 };
     Namespace::new(nsid, backend, 9, copy, Identity::default())
 }
@@ -68,9 +68,11 @@ impl Device {
         folder: TempDir,
         nvme: &str,
         namespaces: Vec<Namespace>,
-        parts: impl Into<WorkerParts>,
+        doubles: impl Into<Doubles>,
     ) -> Device {
-        let parts = parts.into();
+        let Doubles { parts, over } = doubles.into();
+        let over = |ns: Namespace| Namespace { backend: over(ns.backend.clone()), ..ns };
+        let namespaces = namespaces.into_iter().map(over).collect();
         let socket = folder.path().join("s");
         let config = Config::new(socket, Some(OsStr::new(nvme)), &[], log::LevelFilter::Off).expect("config");
         let signals = Arc::new(Signals::unbound().expect("signals"));

@@ -1,25 +1,88 @@
-//! Engines and backends that misbehave on demand.
+//! Disks and lanes that misbehave on demand.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use vfio_user_nvme::backend::engine::{Engine, EngineKind, Waker, create};
-use vfio_user_nvme::backend::{
-    Backend, BackendError, Call, Completion, FileJob, Gate, MemoryBackend, Op, RawBackend, SharedBackend,
-    StallEngine, Tag,
+use vfio_user_nvme::disk::{
+    Call, Disk, DiskError, Done, FileDisk, Gate, Handle, How, Immediate, Inline, Lane, LaneKind, MemoryDisk,
+    Moved, Op, SharedDisk, Stall, Tag, Tap,
 };
 use vfio_user_nvme::memory::Transient;
-use vfio_user_nvme::nvme_ctrl::EngineFactory;
+use vfio_user_nvme::nvme_ctrl::{LaneFactory, WorkerParts};
 
 use crate::host::DEADLINE;
 
-/// The real thing.
-pub fn plain(kind: EngineKind) -> EngineFactory {
-    Arc::new(move || create(kind))
+/// What a device is made with: its lanes, and what comes over each of its disks.
+#[derive(Clone)]
+pub struct Doubles {
+    pub parts: WorkerParts,
+    pub over: Arc<dyn Fn(SharedDisk) -> SharedDisk + Send + Sync>,
 }
 
-/// A disk that hangs in some jobs while its gate is shut.
+impl From<WorkerParts> for Doubles {
+    fn from(parts: WorkerParts) -> Self {
+        Doubles { parts, over: Arc::new(|disk| disk) }
+    }
+}
+
+impl Doubles {
+    /// Each worker looks so at what it has reaped, before all else.
+    fn looking(mut self, look: impl Fn(&[Done]) + Clone + Send + Sync + 'static) -> Self {
+        let inner = self.parts.lanes;
+        self.parts.lanes = Arc::new(move || {
+            let mut lane = inner()?;
+            lane.look_at_done(look.clone());
+            Ok(lane)
+        });
+        self
+    }
+}
+
+/// The real thing.
+pub fn plain(kind: LaneKind) -> Doubles {
+    let lanes: LaneFactory = Arc::new(move || Lane::new(kind));
+    WorkerParts::from(lanes).into()
+}
+
+/// What an operation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Read,
+    Write,
+    Flush,
+    WriteZeroes,
+    Discard,
+    Probe,
+    /// A Copy by reads and writes of a thread.
+    ReadWrite,
+    Copy,
+}
+
+/// An operation, as far as doubles choose by it.
+pub struct Job {
+    pub kind: Kind,
+    /// First byte, and bytes.
+    pub range: (u64, u64),
+}
+
+impl Job {
+    fn of(op: &Op) -> Self {
+        let kind = match op {
+            Op::Read { .. } => Kind::Read,
+            Op::Write { .. } => Kind::Write,
+            Op::Flush => Kind::Flush,
+            Op::WriteZeroes { .. } => Kind::WriteZeroes,
+            Op::Discard { .. } => Kind::Discard,
+            Op::Probe { .. } => Kind::Probe,
+            Op::Copy { how: How::ReadWrite { .. }, .. } => Kind::ReadWrite,
+            Op::Copy { .. } => Kind::Copy,
+        };
+        Job { kind, range: op.range().expect("it lies in the image") }
+    }
+}
+
+/// A disk that hangs in some operations while its gate is shut.
 #[derive(Clone, Default)]
 pub struct Hang {
     gate: Gate,
@@ -27,24 +90,29 @@ pub struct Hang {
 }
 
 impl Hang {
-    pub fn engine(&self, kind: EngineKind, holds: fn(&FileJob) -> bool) -> EngineFactory {
+    /// Files, not memory.
+    pub fn disks(&self, kind: LaneKind, holds: fn(&Job) -> bool) -> Doubles {
         let Hang { gate, held } = self.clone();
-        Arc::new(move || {
+        let over = move |disk: SharedDisk| -> SharedDisk {
+            if disk.name() == "memory" {
+                return disk;
+            }
             let held = Arc::clone(&held);
-            let count = move |job: &FileJob| {
-                let holds = holds(job);
+            let count = move |op: &Op| {
+                let holds = holds(&Job::of(op));
                 held.fetch_add(holds.into(), Ordering::SeqCst);
                 holds
             };
-            Ok(Box::new(StallEngine::new(create(kind)?, gate.clone(), count)))
-        })
+            Arc::new(Stall::over(disk, gate.clone(), count))
+        };
+        Doubles { over: Arc::new(over), ..plain(kind) }
     }
 
-    /// Waits until so many jobs have hung.
+    /// Waits until so many operations have hung.
     pub fn wait_held(&self, count: usize) {
         let start = Instant::now();
         while self.held.load(Ordering::SeqCst) < count {
-            assert!(start.elapsed() < DEADLINE, "the job never came");
+            assert!(start.elapsed() < DEADLINE, "the operation never came");
             std::thread::sleep(Duration::from_micros(100));
         }
     }
@@ -54,137 +122,79 @@ impl Hang {
     }
 }
 
-/// What a [`Faulty`] engine does with a job.
-pub enum Fault {
-    /// A fault of ours.
-    Panic,
-    /// Every call of the job ends with this errno.
-    Errno(i32),
-    /// The first call of the job moves no byte.
-    Nothing,
-    /// The first call of the job is interrupted a few times, and then moves no more than so many bytes.
-    Short(usize),
-    /// This one, but in the write of a relay, whose reads succeed.
-    Writing(Box<Fault>),
-}
-
-type Plan = Arc<dyn Fn(&FileJob) -> Option<Fault> + Send + Sync>;
-
-/// Works, but for the jobs that its plan names.
-pub struct Faulty {
-    inner: Box<dyn Engine>,
-    plan: Plan,
-    done: Vec<Completion>,
-}
-
-impl Faulty {
-    /// On top of what `inner` makes.
-    pub fn over(
-        inner: EngineFactory,
-        plan: impl Fn(&FileJob) -> Option<Fault> + Send + Sync + 'static,
-    ) -> EngineFactory {
-        let plan: Plan = Arc::new(plan);
-        Arc::new(move || Ok(Box::new(Faulty { inner: inner()?, plan: Arc::clone(&plan), done: Vec::new() })))
-    }
-}
-
-impl Engine for Faulty {
-    fn submit(&mut self, tag: Tag, mut job: FileJob) {
-        match (self.plan)(&job) {
-            None => {}
-            Some(Fault::Panic) => panic!("a fault of ours, as the test wants it"),
-            Some(Fault::Errno(errno)) => {
-                while job.next_call().is_some() {
-                    job.complete(i64::from(-errno));
-                }
-            }
-            Some(Fault::Nothing) => {
-                job.next_call();
-                job.complete(0);
-            }
-            Some(Fault::Short(bytes)) => {
-                for _ in 0..3 {
-                    job.next_call();
-                    job.complete(i64::from(-libc::EINTR));
-                }
-                short(&mut job, bytes);
-            }
-            Some(Fault::Writing(fault)) => {
-                read(&mut job);
-                match *fault {
-                    Fault::Nothing => job.complete(0),
-                    Fault::Errno(errno) => loop {
-                        job.complete(i64::from(-errno));
-                        if job.next_call().is_none() {
-                            break;
-                        }
-                    },
-                    _ => panic!("no test wants it"),
-                }
-            }
-        }
-        if job.is_done() {
-            self.done.push(job.finish(tag));
-        } else {
-            self.inner.submit(tag, job);
-        }
-    }
-
-    fn reap(&mut self, out: &mut Vec<Completion>) {
-        out.append(&mut self.done);
-        self.inner.reap(out);
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) {
-        let timeout = if self.done.is_empty() { timeout } else { Some(Duration::ZERO) };
-        self.inner.wait(timeout);
-    }
-
-    fn waker(&self) -> Waker {
-        self.inner.waker()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.inner.in_flight() + self.done.len()
-    }
-}
-
-/// Makes the reads of a relay; its write is the call in progress then.
-#[expect(unsafe_code, reason = "a system call on iovecs")]
-fn read(job: &mut FileJob) {
-    while let Some(Call::Preadv { offset }) = job.next_call() {
-        let iovecs = job.iovecs();
-        let (fd, iov, count) = (job.fd(), iovecs.as_ptr(), iovecs.len() as i32);
-        // SAFETY: the job owns the memory of its iovecs, and stays where it is until the call is complete.
-        let moved = unsafe { libc::preadv(fd, iov, count, offset as i64) };
-        job.complete(moved as i64);
-    }
-}
-
-/// Makes the next call of a job, which is a transfer, for its first `bytes` bytes only.
-#[expect(unsafe_code, reason = "a system call on iovecs")]
-fn short(job: &mut FileJob, bytes: usize) {
-    let call = job.next_call();
-    let mut left = bytes;
-    let mut iovecs = job.iovecs().to_vec();
-    for iovec in &mut iovecs {
-        iovec.iov_len = iovec.iov_len.min(left);
-        left -= iovec.iov_len;
-    }
-    let (fd, iov, count) = (job.fd(), iovecs.as_ptr(), iovecs.len() as i32);
-    // SAFETY: the job owns the memory of its iovecs, and stays where it is until the call is complete.
-    let moved = unsafe {
-        match call {
-            Some(Call::Preadv { offset }) => libc::preadv(fd, iov, count, offset as i64),
-            Some(Call::Pwritev { offset, dsync: false }) => libc::pwritev(fd, iov, count, offset as i64),
-            other => panic!("{other:?} is no transfer"),
-        }
+/// On top of what `inner` has, a fault of ours in the operations of which `panics` says so: the worker panics.
+pub fn panicking(inner: Doubles, panics: impl Fn(&Job) -> bool + Clone + Send + Sync + 'static) -> Doubles {
+    let Doubles { parts, over } = inner;
+    let over = move |disk| -> SharedDisk {
+        let panics = panics.clone();
+        let bomb = move |op: &Op| panics(&Job::of(op)) && panic!("a fault of ours, as the test wants it");
+        Arc::new(Stall::over(over(disk), Gate::new(), bomb))
     };
-    assert_eq!(moved, bytes as isize, "the file takes and gives what it is asked");
-    job.complete(moved as i64);
+    Doubles { parts, over: Arc::new(over) }
 }
 
-/// Puts the worker of a [`Drowsy`] engine to sleep.
+/// What a call on an image comes to.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// It fails with this errno.
+    Errno(i32),
+    /// It moves no byte.
+    Nothing,
+    /// It is interrupted three times before it is made.
+    Interrupted,
+}
+
+/// The fault of the calls of one kind that touch one byte of an image, until the next one is set.
+#[derive(Clone, Debug, Default)]
+pub struct Bad(Arc<Mutex<Option<Spot>>>, Arc<AtomicU64>);
+
+type Spot = (Kind, u64, Fault);
+
+impl Bad {
+    /// At this byte.
+    pub fn set(&self, kind: Kind, at: u64, fault: Fault) {
+        *self.0.lock().expect("no panic") = Some((kind, at, fault));
+    }
+
+    pub fn clear(&self) {
+        *self.0.lock().expect("no panic") = None;
+    }
+
+    /// How often it struck.
+    pub fn strikes(&self) -> u64 {
+        self.1.load(Ordering::SeqCst)
+    }
+}
+
+impl Tap for Bad {
+    fn issued(&self, _: &Call, _: &[u8]) -> u64 {
+        0
+    }
+
+    fn answer(&self, call: &Call, len: u64) -> Option<i64> {
+        let (kind, at, fault) = (*self.0.lock().expect("no panic"))?;
+        let hit = match (kind, *call) {
+            (Kind::Read, Call::Preadv { offset }) | (Kind::Write, Call::Pwritev { offset, .. }) => {
+                (offset..offset + len).contains(&at)
+            }
+            (Kind::WriteZeroes, Call::Fallocate { offset, len, .. }) => (offset..offset + len).contains(&at),
+            // It does not say how far it wants to know.
+            (Kind::Probe, Call::Seek { offset, .. }) => (offset..offset + 4096).contains(&at),
+            (Kind::Flush, Call::Fdatasync) => true,
+            _ => false,
+        };
+        let before = hit.then(|| self.1.fetch_add(1, Ordering::SeqCst))?;
+        match fault {
+            Fault::Errno(errno) => Some(-i64::from(errno)),
+            Fault::Nothing => Some(0),
+            Fault::Interrupted => (before % 4 < 3).then_some(-i64::from(libc::EINTR)),
+        }
+    }
+
+    fn completed(&self, _: u64, _: &Call, _: Result<u32, i32>) {}
+}
+
+/// Puts a worker to sleep.
 #[derive(Clone, Default)]
 pub struct Nap(Arc<Mutex<Duration>>);
 
@@ -203,35 +213,12 @@ impl Nap {
         }
     }
 
-    pub fn engine(&self, kind: EngineKind) -> EngineFactory {
-        let nap = self.clone();
-        Arc::new(move || Ok(Box::new(Drowsy(create(kind)?, nap.clone()))))
-    }
-}
-
-struct Drowsy(Box<dyn Engine>, Nap);
-
-impl Engine for Drowsy {
-    fn submit(&mut self, tag: Tag, job: FileJob) {
-        self.0.submit(tag, job);
-    }
-
-    fn reap(&mut self, out: &mut Vec<Completion>) {
-        self.0.reap(out);
-        let length = std::mem::take(&mut *self.1.0.lock().expect("no panic"));
-        std::thread::sleep(length);
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) {
-        self.0.wait(timeout);
-    }
-
-    fn waker(&self) -> Waker {
-        self.0.waker()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.0.in_flight()
+    pub fn lanes(&self, kind: LaneKind) -> Doubles {
+        let nap = Arc::clone(&self.0);
+        plain(kind).looking(move |_| {
+            let length = std::mem::take(&mut *nap.lock().expect("no panic"));
+            std::thread::sleep(length);
+        })
     }
 }
 
@@ -245,11 +232,11 @@ pub struct LeftOut {
 /// An image whose backend forgets to make things durable: what the durability check must find.
 #[derive(Debug)]
 pub struct Unsynced {
-    pub image: RawBackend,
+    pub image: FileDisk,
     pub without: LeftOut,
 }
 
-impl Backend for Unsynced {
+impl Disk for Unsynced {
     fn len(&self) -> u64 {
         self.image.len()
     }
@@ -258,15 +245,15 @@ impl Backend for Unsynced {
         false
     }
 
-    fn submit(&self, tag: Tag, mut op: Op, engine: &mut dyn Engine) -> Option<Completion> {
+    fn submit(&self, tag: Tag, mut op: Op, lane: &mut Lane) {
         match &mut op {
             Op::Flush if self.without.flush => {
-                return Some(Completion { tag, result: Ok(()), buf: None });
+                return lane.done(Done { tag, result: Ok(Moved::Plain), buf: None });
             }
             Op::Write { fua, .. } | Op::WriteZeroes { fua, .. } => *fua &= !self.without.fua,
             _ => {}
         }
-        self.image.submit(tag, op, engine)
+        self.image.submit(tag, op, lane);
     }
 
     fn name(&self) -> &str {
@@ -321,56 +308,27 @@ impl Halt {
         self.0.1.notify_all();
     }
 
-    /// An engine whose worker is held in the middle of a turn: before it looks at its queues, and `with` completions that
+    /// Lanes whose worker is held in the middle of a turn: before it looks at its queues, and `with` completions that
     /// it has not posted yet, or whatever it has.
-    pub fn engine(&self, inner: EngineFactory, with: bool) -> EngineFactory {
+    pub fn lanes(&self, inner: Doubles, with: bool) -> Doubles {
         let halt = self.clone();
-        Arc::new(move || Ok(Box::new(HaltEngine { inner: inner()?, halt: halt.clone(), with })))
+        let look = move |done: &[Done]| {
+            if !with || !done.is_empty() {
+                halt.pass();
+            }
+        };
+        inner.looking(look)
     }
 
     /// Memory whose reads are held before they move anything.
-    pub fn memory(&self, len: u64) -> SharedBackend {
-        Arc::new(HaltMemory {
-            inner: MemoryBackend::new(len).expect("the memory is there"),
-            halt: self.clone(),
-        })
-    }
-}
-
-struct HaltEngine {
-    inner: Box<dyn Engine>,
-    halt: Halt,
-    with: bool,
-}
-
-impl Engine for HaltEngine {
-    fn submit(&mut self, tag: Tag, job: FileJob) {
-        self.inner.submit(tag, job);
-    }
-
-    fn reap(&mut self, out: &mut Vec<Completion>) {
-        self.inner.reap(out);
-        if !self.with || !out.is_empty() {
-            self.halt.pass();
-        }
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) {
-        self.inner.wait(timeout);
-    }
-
-    fn waker(&self) -> Waker {
-        self.inner.waker()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.inner.in_flight()
+    pub fn memory(&self, len: u64) -> SharedDisk {
+        Arc::new(HaltMemory { inner: MemoryDisk::new(len).expect("the memory is there"), halt: self.clone() })
     }
 }
 
 #[derive(Debug)]
 struct HaltMemory {
-    inner: MemoryBackend,
+    inner: MemoryDisk,
     halt: Halt,
 }
 
@@ -380,7 +338,7 @@ impl std::fmt::Debug for Halt {
     }
 }
 
-impl Backend for HaltMemory {
+impl Disk for HaltMemory {
     fn len(&self) -> u64 {
         self.inner.len()
     }
@@ -389,24 +347,39 @@ impl Backend for HaltMemory {
         false
     }
 
-    fn submit(&self, tag: Tag, op: Op, engine: &mut dyn Engine) -> Option<Completion> {
-        self.inner.submit(tag, op, engine)
+    fn submit(&self, tag: Tag, op: Op, lane: &mut Lane) {
+        self.inner.submit(tag, op, lane);
     }
 
-    fn is_immediate(&self) -> bool {
-        true
-    }
-
-    fn read_now(&self, offset: u64, to: &Transient<'_>) -> Result<(), BackendError> {
-        self.halt.pass();
-        self.inner.read_now(offset, to)
-    }
-
-    fn write_now(&self, offset: u64, from: &Transient<'_>) -> Result<(), BackendError> {
-        self.inner.write_now(offset, from)
+    fn inline(&self) -> Inline<'_> {
+        Inline::Immediate(self)
     }
 
     fn name(&self) -> &str {
         self.inner.name()
+    }
+}
+
+impl Immediate for HaltMemory {
+    fn read(&self, offset: u64, to: &Transient<'_>) -> Result<(), DiskError> {
+        self.halt.pass();
+        self.memory().read(offset, to)
+    }
+
+    fn write(&self, offset: u64, from: &Transient<'_>) -> Result<(), DiskError> {
+        self.memory().write(offset, from)
+    }
+
+    fn prefetch(&self, _: u64, _: u64) {}
+
+    fn move_from(&self, _: &Handle<'_>, _: u64, _: u64, _: u64) -> bool {
+        false
+    }
+}
+
+impl HaltMemory {
+    fn memory(&self) -> &dyn Immediate {
+        let Inline::Immediate(memory) = self.inner.inline() else { panic!("memory never waits") };
+        memory
     }
 }

@@ -6,16 +6,15 @@ use std::ops::Range as Span;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{FileJob, JobKind, VolatileLog};
-use vfio_user_nvme::nvme_ctrl::EngineFactory;
+use vfio_user_nvme::disk::LaneKind;
+use vfio_user_nvme::disk::VolatileLog;
 
 use crate::device::{Device, folder, image, namespace};
-use crate::doubles::{Hang, LeftOut, Unsynced, plain};
+use crate::doubles::{Doubles, Hang, Job, Kind, LeftOut, Unsynced, plain};
 use crate::host::ctrl::{CC_EN, CC_LINUX, reg};
 use crate::host::nvme::{Range, admin, copy, io};
 use crate::host::{Cqe, Data, Host, Rng, Sqe};
-use crate::with_each_engine;
+use crate::with_each_lane;
 
 const BLOCK: usize = 512;
 const BROADCAST: u32 = 0xffff_ffff;
@@ -29,7 +28,7 @@ const FUA: LeftOut = LeftOut { flush: false, fua: true };
 const BOTH: LeftOut = LeftOut { flush: true, fua: true };
 
 /// A device whose namespaces 1.. lie on images of this content, and what power cuts leave of them.
-fn device(engine: EngineFactory, contents: &[Vec<u8>], without: LeftOut) -> (Device, Vec<Arc<VolatileLog>>) {
+fn device(doubles: Doubles, contents: &[Vec<u8>], without: LeftOut) -> (Device, Vec<Arc<VolatileLog>>) {
     let folder = folder();
     let logs: Vec<_> = contents.iter().map(|_| VolatileLog::new()).collect();
     let list = contents.iter().zip(&logs).zip(1..).map(|((content, log), nsid)| {
@@ -37,7 +36,7 @@ fn device(engine: EngineFactory, contents: &[Vec<u8>], without: LeftOut) -> (Dev
         namespace(nsid, Arc::new(Unsynced { image, without }))
     });
     let list = list.collect();
-    (Device::start(folder, "iothreads=2", list, engine), logs)
+    (Device::start(folder, "iothreads=2", list, doubles), logs)
 }
 
 /// Shutdown notification by CC.SHN: 1 normal, 2 abrupt.
@@ -147,7 +146,7 @@ fn before() -> Vec<u8> {
 }
 
 /// Can a power cut after `point` undo it?
-fn can_lose(kind: EngineKind, point: &Point, without: LeftOut) -> bool {
+fn can_lose(kind: LaneKind, point: &Point, without: LeftOut) -> bool {
     let (_, act, blocks, content) = *point;
     let (device, logs) = device(plain(kind), &[before()], without);
     let host = device.host(2);
@@ -165,7 +164,7 @@ fn lost(log: &VolatileLog, blocks: usize, content: u8) -> bool {
 
 #[test]
 fn every_acknowledgement_holds() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         for point in POINTS {
             assert!(!can_lose(kind, point, NOTHING), "{kind}: {}", point.0);
         }
@@ -175,7 +174,7 @@ fn every_acknowledgement_holds() {
 /// The images do lose what is not durable, and the check sees it.
 #[test]
 fn every_acknowledgement_would_fail_without_sync() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         for point in VOLATILE {
             assert!(can_lose(kind, point, NOTHING), "{kind}: {}", point.0);
         }
@@ -188,7 +187,7 @@ fn every_acknowledgement_would_fail_without_sync() {
 /// A command that was under way when the cache was turned off, and is acknowledged afterwards.
 #[test]
 fn turning_the_cache_off_overtakes_nothing() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let write = Sqe::new(io::WRITE).nsid(1).lba(FIRST, 16);
         let zeroes = Sqe::new(io::WRITE_ZEROES).nsid(1).lba(FIRST, 16);
         let small = copy(1, FIRST, 1, 0);
@@ -196,8 +195,8 @@ fn turning_the_cache_off_overtakes_nothing() {
         {
             for without in [NOTHING, FLUSH] {
                 let hang = Hang::default();
-                let changes = |job: &FileJob| matches!(job.kind(), JobKind::Write | JobKind::WriteZeroes);
-                let (device, logs) = device(hang.engine(kind, changes), &[before()], without);
+                let changes = |job: &Job| matches!(job.kind, Kind::Write | Kind::WriteZeroes);
+                let (device, logs) = device(hang.disks(kind, changes), &[before()], without);
                 let mut host = device.host(2);
                 let data = Data::prp(&mut host.ram, 16 * BLOCK);
                 let mut bytes = vec![AFTER; 16 * BLOCK];
@@ -220,10 +219,10 @@ fn turning_the_cache_off_overtakes_nothing() {
 /// A second Set Features that finds the cache off already waits for the flush of the first.
 #[test]
 fn turning_the_cache_off_twice() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let hang = Hang::default();
-        let engine = hang.engine(kind, |job| job.kind() == JobKind::Flush);
-        let (device, logs) = device(engine, &[before()], NOTHING);
+        let doubles = hang.disks(kind, |job| job.kind == Kind::Flush);
+        let (device, logs) = device(doubles, &[before()], NOTHING);
         let mut bench = Bench { host: device.host(2), device };
         bench.write(false);
         let off = Sqe::new(admin::SET_FEATURES).cdw(10, WRITE_CACHE.into());
@@ -467,7 +466,7 @@ impl Run {
 }
 
 /// Random commands with power cuts between them, then a stop with commands in flight.
-fn power_cuts(kind: EngineKind, seed: u64, without: LeftOut) -> Result<Cuts, String> {
+fn power_cuts(kind: LaneKind, seed: u64, without: LeftOut) -> Result<Cuts, String> {
     let (mut device, logs) = device(plain(kind), &vec![vec![0; BLOCKS as usize * BLOCK]; 2], without);
     let fresh = Block { history: vec![0], completed: 0, durable: 0 };
     let mut host = Host::cold(&device.socket());
@@ -517,7 +516,7 @@ fn power_cuts(kind: EngineKind, seed: u64, without: LeftOut) -> Result<Cuts, Str
 
 #[test]
 fn acknowledged_durable_survives_power_cuts() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (mut made, mut lossy) = (0, 0);
         for seed in 0..6 {
             let cuts = power_cuts(kind, seed, NOTHING);
@@ -533,7 +532,7 @@ fn acknowledged_durable_survives_power_cuts() {
 /// The check is worth something: with either of the syncs taken out it fails, every time.
 #[test]
 fn without_sync_the_check_fails() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         for seed in 0..2 {
             for without in [FLUSH, FUA, BOTH] {
                 assert!(power_cuts(kind, seed, without).is_err(), "{kind}, seed {seed}: {without:?}");

@@ -4,16 +4,16 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{Call, JobKind, Tap};
+use vfio_user_nvme::disk::LaneKind;
+use vfio_user_nvme::disk::{Call, Tap};
 
 use crate::device::{Device, folder, image, memory, namespace};
-use crate::doubles::{Halt, Hang, plain};
+use crate::doubles::{Halt, Hang, Kind, plain};
 use crate::host::client::CONFIG;
 use crate::host::ctrl::{CC_EN, CC_LINUX, CFS, RDY, find_capability, reg};
 use crate::host::nvme::{admin, io, st};
 use crate::host::{Answer, DEADLINE, Host, Ns, Ram, Sqe};
-use crate::with_each_engine;
+use crate::with_each_lane;
 
 /// All answers of an end are there by then, however many there are: late work is waited for once, for 3 s. (Two such waits
 /// are too long for QEMU, and a busy machine makes one longer.)
@@ -71,20 +71,20 @@ struct Rig {
 
 impl Rig {
     /// An image (namespace 1), memory whose reads can be held (2) and other memory (3).
-    fn new(kind: EngineKind, point: Point) -> Rig {
+    fn new(kind: LaneKind, point: Point) -> Rig {
         let (halt, hang, folder) = (Halt::default(), Hang::default(), folder());
         let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
         let slow = if point == Point::Move { halt.memory(IMAGE as u64) } else { memory(IMAGE as u64) };
         let list = vec![namespace(1, Arc::new(a)), namespace(2, slow), namespace(3, memory(IMAGE as u64))];
-        let engine = match point {
-            Point::Transfer => hang.engine(kind, |job| job.kind() == JobKind::Read && job.range().0 == 0),
-            Point::Flush => hang.engine(kind, |job| job.kind() == JobKind::Flush),
+        let doubles = match point {
+            Point::Transfer => hang.disks(kind, |job| job.kind == Kind::Read && job.range.0 == 0),
+            Point::Flush => hang.disks(kind, |job| job.kind == Kind::Flush),
             Point::Move => plain(kind),
             // Past the page cache's short way.
-            Point::Post => halt.engine(hang.engine(kind, |_| false), true),
-            _ => halt.engine(plain(kind), false),
+            Point::Post => halt.lanes(hang.disks(kind, |_| false), true),
+            _ => halt.lanes(plain(kind), false),
         };
-        Rig { device: Device::start(folder, "", list, engine), halt, hang }
+        Rig { device: Device::start(folder, "", list, doubles), halt, hang }
     }
 
     /// Begins what is held up; the command's CID.
@@ -155,7 +155,7 @@ fn set_power(host: &mut Host, state: u16) {
     host.client.write(CONFIG, control, &state.to_le_bytes());
 }
 
-fn held_up(kind: EngineKind, point: Point, end: End) {
+fn held_up(kind: LaneKind, point: Point, end: End) {
     let case = format!("{kind}, {point:?}, {end:?}");
     let rig = Rig::new(kind, point);
     let mut host = rig.device.host(1);
@@ -251,7 +251,7 @@ fn held_up(kind: EngineKind, point: Point, end: End) {
 
 /// All ends at once: most of it is waiting.
 fn held_up_at(point: Point) {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         std::thread::scope(|scope| {
             for end in ENDS {
                 std::thread::Builder::new()
@@ -301,14 +301,14 @@ fn a_flush() {
 /// What a late write finds instead of the client's memory is nothing: the block keeps what it had.
 #[test]
 fn a_late_write_takes_no_zeroes_to_the_disk() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         std::thread::scope(|scope| {
             for end in [End::Reset, End::Unmap, End::Leave] {
                 scope.spawn(move || {
                     let (hang, folder) = (Hang::default(), folder());
                     let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
-                    let engine = hang.engine(kind, |job| job.kind() == JobKind::Write);
-                    let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], engine);
+                    let doubles = hang.disks(kind, |job| job.kind == Kind::Write);
+                    let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], doubles);
                     let mut host = device.host(1);
                     let extra = Ram::new(EXTRA, 256 << 10);
                     host.client.map_ram(&extra);
@@ -338,7 +338,7 @@ fn a_late_write_takes_no_zeroes_to_the_disk() {
 /// that was asked of it meanwhile.
 #[test]
 fn off_the_bus_all_waits() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         for shadow in [false, true] {
             for end in [End::BusMaster, End::D3hot] {
                 let rig = Rig::new(kind, Point::Transfer);
@@ -393,7 +393,7 @@ fn off_the_bus_all_waits() {
 /// A controller whose bus master was never enabled takes no command.
 #[test]
 fn no_bus_master_no_command() {
-    let rig = Rig::new(EngineKind::Threads, Point::Transfer);
+    let rig = Rig::new(LaneKind::Threads, Point::Transfer);
     let mut host = Host::cold(&rig.device.socket());
     set_bus_master(&mut host, false);
     host.enable();
@@ -449,7 +449,7 @@ impl Tap for Syncs {
 /// Shutdown Status speaks of the shutdown that was asked for last, and a host that asks again and again costs nothing.
 #[test]
 fn a_shutdown_is_complete_when_its_own_flush_is() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (folder, syncs) = (folder(), Arc::new(Syncs::default()));
         let a = image(&folder, "a", &[ON_DISK; IMAGE], Some(syncs.clone()));
         let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], plain(kind));
@@ -479,7 +479,7 @@ fn a_shutdown_is_complete_when_its_own_flush_is() {
 /// What a failed enable left is gone at once when EN is cleared, although a worker is late.
 #[test]
 fn a_controller_that_was_never_ready_is_not_fatal_after_a_reset() {
-    let rig = Rig::new(EngineKind::Threads, Point::Idle);
+    let rig = Rig::new(LaneKind::Threads, Point::Idle);
     let mut host = Host::cold(&rig.device.socket());
     let extra = Ram::new(EXTRA, 256 << 10);
     host.client.map_ram(&extra);

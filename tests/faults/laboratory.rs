@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vfio_user_nvme::backend::engine::EngineKind;
 use vfio_user_nvme::copy::CopyPlan;
+use vfio_user_nvme::disk::LaneKind;
 use vfio_user_nvme::laboratory::{CommandId, Fate, Lab, Post};
 use vfio_user_nvme::namespace::Namespace;
 use vfio_user_nvme::nvme_ctrl::WorkerParts;
@@ -49,7 +49,7 @@ fn device() -> (Device, Host, ByOpcode) {
     let each = lab.clone();
     let parts = WorkerParts {
         lab: Some(Arc::new(move || Box::new(each.clone()) as Box<dyn Lab>)),
-        ..plain(EngineKind::Threads).into()
+        ..plain(LaneKind::Threads).parts
     };
     let device = Device::start(folder(), "iothreads=1", vec![namespace(1, memory(1 << 20))], parts);
     let host = device.host(1);

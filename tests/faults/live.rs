@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vfio_user_nvme::backend::engine::EngineKind;
+use vfio_user_nvme::disk::LaneKind;
 use vfio_user_nvme::namespace::{Namespace, Namespaces, NoNamespace};
 
 use crate::device::{Device, folder, memory, namespace};
@@ -19,7 +19,7 @@ const NAMESPACE_CHANGED: u32 = 0x04_00_02;
 
 fn device() -> Device {
     let namespaces = vec![namespace(1, memory(1 << 20)), namespace(2, memory(1 << 20))];
-    Device::start(folder(), "iothreads=2", namespaces, plain(EngineKind::Threads))
+    Device::start(folder(), "iothreads=2", namespaces, plain(LaneKind::Threads))
 }
 
 fn set_mssrl(namespaces: &Namespaces, mssrl: u16) -> Result<Namespaces, NoNamespace> {

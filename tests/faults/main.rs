@@ -1,5 +1,5 @@
 //! What must hold when the world behaves badly: a disk that hangs, power that fails, a medium with errors, a fault of
-//! our own. The library's server runs in a thread, over backends and engines that misbehave on demand, and is driven
+//! our own. The library's server runs in a thread, over disks and lanes that misbehave on demand, and is driven
 //! over its socket.
 
 #[allow(dead_code, unused_imports, reason = "a toolbox: not every test target uses every tool")]
@@ -16,24 +16,24 @@ mod medium;
 mod panics;
 mod stall;
 
-use vfio_user_nvme::backend::engine::{EngineKind, probe};
+use vfio_user_nvme::disk::{LaneKind, probe};
 
-/// The engines that work here.
-fn engines() -> Vec<EngineKind> {
+/// The kinds of lanes that work here.
+fn lanes() -> Vec<LaneKind> {
     match probe() {
-        Ok(()) => vec![EngineKind::Threads, EngineKind::IoUring],
+        Ok(()) => vec![LaneKind::Threads, LaneKind::IoUring],
         Err(why) => {
             eprintln!("io_uring left out: {why}");
-            vec![EngineKind::Threads]
+            vec![LaneKind::Threads]
         }
     }
 }
 
-/// Runs `test` with each engine, all at the same time: most of what these tests do is waiting.
-fn with_each_engine(test: impl Fn(EngineKind) + Sync) {
+/// Runs `test` with each lane, all at the same time: most of what these tests do is waiting.
+fn with_each_lane(test: impl Fn(LaneKind) + Sync) {
     let test = &test;
     std::thread::scope(|scope| {
-        for kind in engines() {
+        for kind in lanes() {
             std::thread::Builder::new()
                 .name(kind.to_string())
                 .spawn_scoped(scope, move || test(kind))

@@ -1,18 +1,16 @@
 //! A medium with errors: each has its status, is counted where it should be, and harms nothing else.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{FileJob, JobKind};
+use vfio_user_nvme::disk::LaneKind;
 
 use crate::device::{Device, folder, image, namespace};
-use crate::doubles::{Fault, Faulty, plain};
+use crate::doubles::{Bad, Fault, Kind, plain};
 use crate::host::ctrl::RDY;
 use crate::host::nvme::{Range, admin, copy, io, st};
 use crate::host::{Cqe, Host, Ns, Sqe};
-use crate::with_each_engine;
+use crate::with_each_lane;
 
 const SMALL: usize = 1 << 20;
 const LARGE: usize = 16 << 20;
@@ -21,47 +19,6 @@ const BLOCK: u64 = 512;
 const READ_ERROR: u16 = 0x0281;
 const WRITE_FAULT: u16 = 0x0280;
 const CAPACITY: u16 = 0x0081;
-
-/// The fault of the jobs of one kind that touch one byte of the image, until the next one is set.
-#[derive(Clone, Default)]
-struct Bad(Arc<Mutex<Option<Spot>>>, Arc<AtomicU64>);
-
-type Spot = (JobKind, u64, fn() -> Fault);
-
-impl Bad {
-    fn set(&self, kind: JobKind, block: u64, fault: fn() -> Fault) {
-        *self.0.lock().expect("no panic") = Some((kind, block * BLOCK, fault));
-    }
-
-    fn clear(&self) {
-        *self.0.lock().expect("no panic") = None;
-    }
-
-    /// How often it struck.
-    fn strikes(&self) -> u64 {
-        self.1.load(Ordering::SeqCst)
-    }
-
-    fn plan(&self) -> impl Fn(&FileJob) -> Option<Fault> + Send + Sync + 'static {
-        let Bad(bad, strikes) = self.clone();
-        move |job| {
-            let (kind, at, fault) = (*bad.lock().expect("no panic"))?;
-            let (offset, len) = job.range();
-            // A relay is the read and the write of part of a Copy, of which there is only `copy_half`'s.
-            let relay = job.kind() == JobKind::Relay && matches!(kind, JobKind::Read | JobKind::Write);
-            let at = if relay && kind == JobKind::Read { at + TARGET * BLOCK } else { at };
-            let hit = (relay || job.kind() == kind)
-                && (kind == JobKind::Flush || (offset..offset + len).contains(&at));
-            hit.then(|| {
-                strikes.fetch_add(1, Ordering::SeqCst);
-                match fault() {
-                    fault if relay && kind == JobKind::Write => Fault::Writing(Box::new(fault)),
-                    fault => fault,
-                }
-            })
-        }
-    }
-}
 
 fn content(len: usize) -> Vec<u8> {
     (0..len / 8).flat_map(|word| (word as u64 ^ 0x5eed_0000_0000).to_le_bytes()).collect()
@@ -75,11 +32,10 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(kind: EngineKind, len: usize) -> Bench {
+    fn new(kind: LaneKind, len: usize) -> Bench {
         let (bad, folder) = (Bad::default(), folder());
-        let a = image(&folder, "a", &content(len), None);
-        let engine = Faulty::over(plain(kind), bad.plan());
-        let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], engine);
+        let a = image(&folder, "a", &content(len), Some(Arc::new(bad.clone())));
+        let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], plain(kind));
         let mut host = device.host(1);
         let mut ns = Ns::identify(&mut host, 1);
         ns.shadow = content(len);
@@ -123,31 +79,31 @@ fn efault() -> Fault {
 #[test]
 fn each_error_has_its_status() {
     /// Job, fault, command, status, whether it is a media error.
-    type Case = (JobKind, fn() -> Fault, u8, u16, bool);
+    type Case = (Kind, fn() -> Fault, u8, u16, bool);
     const CASES: &[Case] = &[
-        (JobKind::Read, eio, io::READ, READ_ERROR, true),
-        (JobKind::Read, eio, io::COMPARE, READ_ERROR, true),
-        (JobKind::Read, eio, io::VERIFY, READ_ERROR, true),
-        (JobKind::Probe, eio, io::READ, READ_ERROR, true),
-        (JobKind::Probe, eio, io::COMPARE, READ_ERROR, true),
-        (JobKind::Probe, eio, io::VERIFY, READ_ERROR, true),
+        (Kind::Read, eio, io::READ, READ_ERROR, true),
+        (Kind::Read, eio, io::COMPARE, READ_ERROR, true),
+        (Kind::Read, eio, io::VERIFY, READ_ERROR, true),
+        (Kind::Probe, eio, io::READ, READ_ERROR, true),
+        (Kind::Probe, eio, io::COMPARE, READ_ERROR, true),
+        (Kind::Probe, eio, io::VERIFY, READ_ERROR, true),
         // The image ends before these blocks.
-        (JobKind::Probe, || Fault::Errno(libc::ENXIO), io::READ, READ_ERROR, true),
-        (JobKind::Write, eio, io::WRITE, WRITE_FAULT, true),
-        (JobKind::WriteZeroes, eio, io::WRITE_ZEROES, WRITE_FAULT, true),
+        (Kind::Probe, || Fault::Errno(libc::ENXIO), io::READ, READ_ERROR, true),
+        (Kind::Write, eio, io::WRITE, WRITE_FAULT, true),
+        (Kind::WriteZeroes, eio, io::WRITE_ZEROES, WRITE_FAULT, true),
         // A full file system is a thin namespace out of capacity, no fault of the medium.
-        (JobKind::Write, enospc, io::WRITE, CAPACITY, false),
-        (JobKind::WriteZeroes, enospc, io::WRITE_ZEROES, CAPACITY, false),
-        (JobKind::Write, || Fault::Errno(libc::EDQUOT), io::WRITE, CAPACITY, false),
+        (Kind::Write, enospc, io::WRITE, CAPACITY, false),
+        (Kind::WriteZeroes, enospc, io::WRITE_ZEROES, CAPACITY, false),
+        (Kind::Write, || Fault::Errno(libc::EDQUOT), io::WRITE, CAPACITY, false),
         // Guest memory that cannot be reached is none either.
-        (JobKind::Read, efault, io::READ, st::DATA_TRANSFER, false),
-        (JobKind::Write, efault, io::WRITE, st::DATA_TRANSFER, false),
+        (Kind::Read, efault, io::READ, st::DATA_TRANSFER, false),
+        (Kind::Write, efault, io::WRITE, st::DATA_TRANSFER, false),
         // The image ends, or takes nothing more.
-        (JobKind::Read, || Fault::Nothing, io::READ, READ_ERROR, true),
-        (JobKind::Read, || Fault::Nothing, io::COMPARE, READ_ERROR, true),
-        (JobKind::Write, || Fault::Nothing, io::WRITE, WRITE_FAULT, true),
+        (Kind::Read, || Fault::Nothing, io::READ, READ_ERROR, true),
+        (Kind::Read, || Fault::Nothing, io::COMPARE, READ_ERROR, true),
+        (Kind::Write, || Fault::Nothing, io::WRITE, WRITE_FAULT, true),
     ];
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let mut b = Bench::new(kind, SMALL);
         let mut media_errors = 0;
         // DULBE: blocks are asked for before they are read, which an error is the end of.
@@ -155,7 +111,7 @@ fn each_error_has_its_status() {
         for (job, fault, opcode, status, counts) in CASES {
             let what = format!("{kind}: {job:?}, opcode {opcode:#x}");
             let strikes = b.bad.strikes();
-            b.bad.set(*job, 70, *fault);
+            b.bad.set(*job, BLOCK * 70, fault());
             b.command(Sqe::new(*opcode)).is(*status, &what);
             assert_eq!(b.bad.strikes(), strikes + 1, "{what}");
             media_errors += u64::from(*counts);
@@ -179,11 +135,11 @@ fn each_error_has_its_status() {
 /// A Copy whose sources cannot be asked for has read nothing and written nothing.
 #[test]
 fn a_copy_whose_probe_fails() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let mut b = Bench::new(kind, SMALL);
         b.host.admin(Sqe::new(admin::SET_FEATURES).nsid(1).cdw(10, 5).cdw(11, 1 << 16)).ok();
         let ranges: Vec<u8> = (0..4).flat_map(|i| Range::new(10 * i, 5).bytes(0)).collect();
-        b.bad.set(JobKind::Probe, 22, eio);
+        b.bad.set(Kind::Probe, BLOCK * 22, eio());
         let done = b.host.send(1, copy(1, 500, 4, 0), &ranges);
         done.is(READ_ERROR, "copy");
         assert_eq!((done.dw0, b.bad.strikes(), b.media_errors()), (0, 1, 1));
@@ -202,10 +158,10 @@ fn a_copy_whose_probe_fails() {
 /// After a failed fdatasync nobody can say what of the older data is safe: Flush and FUA fail from then on.
 #[test]
 fn a_failed_sync_is_not_forgotten() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let mut b = Bench::new(kind, SMALL);
         b.command(Sqe::new(io::FLUSH)).ok();
-        b.bad.set(JobKind::Flush, 0, eio);
+        b.bad.set(Kind::Flush, 0, eio());
         b.command(Sqe::new(io::FLUSH)).is(WRITE_FAULT, "flush");
         assert_eq!(b.media_errors(), 1);
         b.is_well();
@@ -222,23 +178,19 @@ fn a_failed_sync_is_not_forgotten() {
     });
 }
 
-/// Calls that are interrupted or move only a part are gone on with.
+/// Calls that are interrupted are made again.
 #[test]
-fn short_transfers() {
-    with_each_engine(|kind| {
+fn interrupted_transfers() {
+    with_each_lane(|kind| {
         let mut b = Bench::new(kind, SMALL);
-        for _ in 0..2 {
-            for fault in
-                [|| Fault::Short(1), || Fault::Short(511), || Fault::Short(512), || Fault::Short(8191)]
-            {
-                b.bad.set(JobKind::Read, 70, fault);
-                assert!(b.host.read(1, &b.ns, 64, 16) == b.ns.at(64, 16));
-                b.command(Sqe::new(io::COMPARE)).ok();
-                b.bad.set(JobKind::Write, 70, fault);
-                let salt = b.bad.strikes();
-                b.host.write(1, &mut b.ns, 64, 16, salt);
-            }
+        for salt in 0..2 {
+            b.bad.set(Kind::Read, BLOCK * 70, Fault::Interrupted);
+            assert!(b.host.read(1, &b.ns, 64, 16) == b.ns.at(64, 16));
+            b.command(Sqe::new(io::COMPARE)).ok();
+            b.bad.set(Kind::Write, BLOCK * 70, Fault::Interrupted);
+            b.host.write(1, &mut b.ns, 64, 16, salt);
         }
+        // Three times each, and then it is made.
         assert_eq!(b.bad.strikes(), 24);
         assert_eq!(b.media_errors(), 0);
         b.is_well();
@@ -264,17 +216,17 @@ fn copy_half(b: &mut Bench, fua: bool) -> Cqe {
 /// before it are, and no block is anything but old or new.
 #[test]
 fn copy_fails_midway() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let mut b = Bench::new(kind, LARGE);
         let source = content(LARGE)[..LARGE / 2].to_vec();
         let range = BLOCKS as usize * BLOCK as usize;
         let mut highest = 0;
         let mut errors = 0;
         for (job, fault, status) in [
-            (JobKind::Read, eio as fn() -> Fault, READ_ERROR),
-            (JobKind::Write, eio, WRITE_FAULT),
-            (JobKind::Write, enospc, CAPACITY),
-            (JobKind::Write, || Fault::Nothing, WRITE_FAULT),
+            (Kind::Read, eio as fn() -> Fault, READ_ERROR),
+            (Kind::Write, eio, WRITE_FAULT),
+            (Kind::Write, enospc, CAPACITY),
+            (Kind::Write, || Fault::Nothing, WRITE_FAULT),
         ] {
             for bad in [0, 1, RANGES - 1] {
                 // The target is known, and nowhere like the source.
@@ -286,7 +238,7 @@ fn copy_fails_midway() {
                 }
                 let before = b.device.file("a")[LARGE / 2..].to_vec();
                 let at = bad * u64::from(BLOCKS) + 1000;
-                b.bad.set(job, if job == JobKind::Read { at } else { TARGET + at }, fault);
+                b.bad.set(job, BLOCK * if job == Kind::Read { at } else { TARGET + at }, fault());
                 let done = copy_half(&mut b, false);
                 b.bad.clear();
                 let what = format!("{kind}: {job:?} of range {bad}");
@@ -314,7 +266,7 @@ fn copy_fails_midway() {
         b.ns.shadow[LARGE / 2..].copy_from_slice(&source);
         assert!(b.device.file("a") == b.ns.shadow);
         // Nothing is durable without the barrier.
-        b.bad.set(JobKind::Flush, 0, eio);
+        b.bad.set(Kind::Flush, 0, eio());
         let done = copy_half(&mut b, true);
         assert_eq!((done.status, done.dw0), (WRITE_FAULT, 0));
         assert!(b.device.file("a") == b.ns.shadow);

@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{FileJob, JobKind};
+use vfio_user_nvme::disk::LaneKind;
 
 use crate::device::{Device, folder, image, namespace};
-use crate::doubles::{Fault, Faulty, Hang, plain};
+use crate::doubles::{Hang, Job, Kind, panicking, plain};
 use crate::host::ctrl::{CC_EN, CC_LINUX, CFS, RDY, reg};
 use crate::host::nvme::io;
 use crate::host::{Answer, Host, Ns, Ram};
-use crate::with_each_engine;
+use crate::with_each_lane;
 
 const AT_ONCE: Duration = Duration::from_millis(2500);
 const IMAGE: usize = 1 << 20;
@@ -31,17 +30,17 @@ impl Bomb {
         !self.0.load(Ordering::SeqCst)
     }
 
-    fn fuse(&self, kind: JobKind) -> impl Fn(&FileJob) -> Option<Fault> + Send + Sync + 'static {
+    fn fuse(&self, kind: Kind) -> impl Fn(&Job) -> bool + Clone + Send + Sync + 'static {
         let armed = Arc::clone(&self.0);
-        move |job| (job.kind() == kind && armed.swap(false, Ordering::SeqCst)).then_some(Fault::Panic)
+        move |job| job.kind == kind && armed.swap(false, Ordering::SeqCst)
     }
 }
 
-fn device(kind: EngineKind, panics: JobKind) -> (Device, Bomb) {
+fn device(kind: LaneKind, panics: Kind) -> (Device, Bomb) {
     let (bomb, folder) = (Bomb::default(), folder());
     let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
-    let engine = Faulty::over(plain(kind), bomb.fuse(panics));
-    (Device::start(folder, "iothreads=2", vec![namespace(1, Arc::new(a))], engine), bomb)
+    let doubles = panicking(plain(kind), bomb.fuse(panics));
+    (Device::start(folder, "iothreads=2", vec![namespace(1, Arc::new(a))], doubles), bomb)
 }
 
 /// Every queue reads and writes.
@@ -72,8 +71,8 @@ impl Sqe {
 
 #[test]
 fn in_a_worker() {
-    with_each_engine(|kind| {
-        let (device, bomb) = device(kind, JobKind::Read);
+    with_each_lane(|kind| {
+        let (device, bomb) = device(kind, Kind::Read);
         let mut host = device.host(2);
         for round in 0..6 {
             let extra = Ram::new(0x20_0000_0000, 1 << 16);
@@ -115,12 +114,12 @@ fn in_a_worker() {
 /// completion must not be taken for that of a new command.
 #[test]
 fn beside_a_hung_read() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (bomb, hang, folder) = (Bomb::default(), Hang::default(), folder());
         let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
-        let holds = |job: &FileJob| job.kind() == JobKind::Read && job.range().0 == 512 << 10;
-        let engine = Faulty::over(hang.engine(kind, holds), bomb.fuse(JobKind::Read));
-        let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], engine);
+        let holds = |job: &Job| job.kind == Kind::Read && job.range.0 == 512 << 10;
+        let doubles = panicking(hang.disks(kind, holds), bomb.fuse(Kind::Read));
+        let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], doubles);
         let mut host = device.host(2);
         let extra = Ram::new(0x20_0000_0000, 1 << 16);
         host.client.map_ram(&extra);
@@ -153,8 +152,8 @@ fn beside_a_hung_read() {
 /// A shutdown whose flush ends that badly still ends, and so does the service.
 #[test]
 fn in_a_flush() {
-    with_each_engine(|kind| {
-        let (mut device, bomb) = device(kind, JobKind::Flush);
+    with_each_lane(|kind| {
+        let (mut device, bomb) = device(kind, Kind::Flush);
         let mut host = device.host(2);
         works(&mut host, 1);
         bomb.arm();

@@ -5,16 +5,16 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use vfio_user_nvme::backend::engine::EngineKind;
-use vfio_user_nvme::backend::{CacheMode, Call, FileJob, JobKind, Tap, VolatileLog};
+use vfio_user_nvme::disk::LaneKind;
+use vfio_user_nvme::disk::{CacheMode, Call, Tap, VolatileLog};
 
 use crate::device::{Device, folder, image, image_by, memory, namespace};
-use crate::doubles::{Hang, Nap, plain};
+use crate::doubles::{Hang, Job, Kind, Nap, plain};
 use crate::host::client::{cmd, message, unmap_body};
 use crate::host::ctrl::{CC_EN, CC_LINUX, CFS, RDY, reg};
 use crate::host::nvme::{Range, admin, copy, io, st};
 use crate::host::{Answer, DEADLINE, Data, Host, Ns, Ram, Sqe};
-use crate::with_each_engine;
+use crate::with_each_lane;
 
 /// QEMU gives up on an answer after this, and the guest is lost.
 const QEMU_GIVES_UP: Duration = Duration::from_secs(5);
@@ -32,23 +32,23 @@ const OWN: u8 = 0x5a;
 const EXTRA: u64 = 0x20_0000_0000;
 
 /// Reads from block 0.
-fn first_block(job: &FileJob) -> bool {
-    job.kind() == JobKind::Read && job.range().0 == 0
+fn first_block(job: &Job) -> bool {
+    job.kind == Kind::Read && job.range.0 == 0
 }
 
 /// An image (namespace 1) in which reads of block 0 hang, one beside it (2) and a memory namespace (3).
-fn device(kind: EngineKind, nvme: &str) -> (Device, Hang) {
+fn device(kind: LaneKind, nvme: &str) -> (Device, Hang) {
     device_with_tap(kind, nvme, None)
 }
 
 /// `tap` watches namespace 2.
-fn device_with_tap(kind: EngineKind, nvme: &str, tap: Option<Arc<dyn Tap>>) -> (Device, Hang) {
+fn device_with_tap(kind: LaneKind, nvme: &str, tap: Option<Arc<dyn Tap>>) -> (Device, Hang) {
     let (hang, folder) = (Hang::default(), folder());
     let files = [("a", None), ("b", tap)].map(|(name, tap)| image(&folder, name, &[ON_DISK; IMAGE], tap));
     let [a, b] = files.map(Arc::new);
     let list = vec![namespace(1, a), namespace(2, b), namespace(3, memory(IMAGE as u64))];
-    let engine = hang.engine(kind, first_block);
-    (Device::start(folder, nvme, list, engine), hang)
+    let doubles = hang.disks(kind, first_block);
+    (Device::start(folder, nvme, list, doubles), hang)
 }
 
 /// Memory beside the host's own, full of [`OWN`], mapped.
@@ -128,7 +128,7 @@ fn works(host: &mut Host) {
 
 #[test]
 fn unmap_during_a_hung_read() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "iothreads=2");
         let mut host = device.host(2);
         let extra = extra(&mut host);
@@ -169,7 +169,7 @@ fn unmap_during_a_hung_read() {
 /// A client that hangs up while it is owed an answer is gone at once: the next one does not wait for that answer.
 #[test]
 fn hang_up_while_an_answer_is_owed() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "");
         let mut host = device.host(1);
         let extra = extra(&mut host);
@@ -190,7 +190,7 @@ fn hang_up_while_an_answer_is_owed() {
 /// What a client left in the page of doorbells is not there for the next one, whatever still hangs.
 #[test]
 fn the_next_client_finds_no_doorbells_of_the_last() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "doorbells=mmap");
         let mut host = device.host(1);
         let page = host.client.map_doorbells().expect("mapped");
@@ -212,7 +212,7 @@ fn the_next_client_finds_no_doorbells_of_the_last() {
 /// A disk that is slow, but not too slow: the unmap waits for it, and nothing is lost.
 #[test]
 fn unmap_waits_for_a_slow_read() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "");
         let mut host = device.host(2);
         let extra = extra(&mut host);
@@ -239,7 +239,7 @@ fn unmap_waits_for_a_slow_read() {
 
 #[test]
 fn unmap_with_nothing_in_flight() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let folder = folder();
         let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
         let device = Device::start(folder, "iothreads=4", vec![namespace(1, Arc::new(a))], plain(kind));
@@ -263,7 +263,7 @@ fn unmap_with_nothing_in_flight() {
 /// they came or asleep.
 #[test]
 fn memory_goes_on_while_every_slot_hangs() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "");
         let mut host = Host::cold(&device.socket());
         host.enable();
@@ -303,7 +303,7 @@ fn memory_goes_on_while_every_slot_hangs() {
 
 #[test]
 fn reset_during_a_hung_read() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "");
         let mut host = device.host(2);
         let extra = extra(&mut host);
@@ -330,12 +330,12 @@ fn reset_during_a_hung_read() {
 /// A Copy that still asks for its sources (DULBE) ends by an Abort or a reset without a write.
 #[test]
 fn a_copy_whose_probe_hangs() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         for aborted in [true, false] {
             let (hang, folder) = (Hang::default(), folder());
             let a = Arc::new(image(&folder, "a", &[ON_DISK; IMAGE], None));
-            let engine = hang.engine(kind, |job| job.kind() == JobKind::Probe && job.range().0 == 0);
-            let device = Device::start(folder, "", vec![namespace(1, a)], engine);
+            let doubles = hang.disks(kind, |job| job.kind == Kind::Probe && job.range.0 == 0);
+            let device = Device::start(folder, "", vec![namespace(1, a)], doubles);
             let mut host = device.host(1);
             host.admin(Sqe::new(admin::SET_FEATURES).nsid(1).cdw(10, 5).cdw(11, 1 << 16)).ok();
             // Sources that differ from the destination.
@@ -373,11 +373,11 @@ fn a_copy_whose_probe_hangs() {
 }
 
 /// A Copy of so many blocks, the first write of which hangs; its CID on queue 1.
-fn copy_whose_writes_hang(kind: EngineKind, blocks: u32) -> (Hang, Device, Host, u16) {
+fn copy_whose_writes_hang(kind: LaneKind, blocks: u32) -> (Hang, Device, Host, u16) {
     let (hang, folder) = (Hang::default(), folder());
     let a = Arc::new(image(&folder, "a", &vec![ON_DISK; 32 << 20], None));
-    let writes = |job: &FileJob| matches!(job.kind(), JobKind::Write | JobKind::Relay);
-    let device = Device::start(folder, "", vec![namespace(1, a)], hang.engine(kind, writes));
+    let writes = |job: &Job| matches!(job.kind, Kind::Write | Kind::ReadWrite);
+    let device = Device::start(folder, "", vec![namespace(1, a)], hang.disks(kind, writes));
     let mut host = device.host(1);
     let data = Data::prp(&mut host.ram, 32);
     data.put(&host.ram, &Range::new(0, blocks).bytes(0));
@@ -390,7 +390,7 @@ fn copy_whose_writes_hang(kind: EngineKind, blocks: u32) -> (Hang, Device, Host,
 /// aborted. A host that is told that it was finds its completion, and nothing is written any more.
 #[test]
 fn an_abort_says_what_became_of_a_copy() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         for (blocks, aborted) in [(16, false), (16384, true)] {
             let (hang, device, mut host, cid) = copy_whose_writes_hang(kind, blocks);
             let sqe = Sqe::new(admin::ABORT).cdw(10, u32::from(cid) << 16 | 1);
@@ -416,7 +416,7 @@ fn an_abort_says_what_became_of_a_copy() {
 /// The host deletes the queue of a Copy: what becomes of that has a status of its own.
 #[test]
 fn a_copy_whose_queue_goes() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (hang, device, mut host, cid) = copy_whose_writes_hang(kind, 16384);
         let deletion = host.submit(0, Sqe::new(admin::DELETE_SQ).cdw(10, 1));
         assert_eq!(host.try_wait(0, deletion, A_WHILE), None, "its command is in flight");
@@ -432,7 +432,7 @@ fn a_copy_whose_queue_goes() {
 /// A reset with nothing in flight, or whose command ends in time, is no affair.
 #[test]
 fn reset_in_time() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "iothreads=2");
         let mut host = device.host(2);
         let ((), took) = timed(|| host.client.reset());
@@ -464,7 +464,7 @@ fn reset_in_time() {
 /// CC.EN 1 to 0 and back without a reset of the function: RDY goes and comes only when the command has ended.
 #[test]
 fn disable_during_a_hung_read() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "");
         let mut host = device.host(1);
         let extra = extra(&mut host);
@@ -483,7 +483,7 @@ fn disable_during_a_hung_read() {
 
 #[test]
 fn disconnect_during_a_hung_read() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "iothreads=2");
         let mut host = device.host(2);
         let old = extra(&mut host);
@@ -508,7 +508,7 @@ fn disconnect_during_a_hung_read() {
 /// The next client resets the device, as QEMU does when it starts, while the last one's command still hangs.
 #[test]
 fn next_client_resets_during_a_hung_read() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (device, hang) = device(kind, "");
         let mut host = device.host(1);
         let old = extra(&mut host);
@@ -529,10 +529,10 @@ fn next_client_resets_during_a_hung_read() {
 /// and what it makes of that is no concern of the next client.
 #[test]
 fn queues_vanish_under_a_slow_worker() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (nap, folder) = (Nap::default(), folder());
         let a = image(&folder, "a", &[ON_DISK; IMAGE], None);
-        let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], nap.engine(kind));
+        let device = Device::start(folder, "", vec![namespace(1, Arc::new(a))], nap.lanes(kind));
         for _ in 0..3 {
             let mut host = device.host(1);
             let ns = Ns::facts(&mut host, 1);
@@ -558,7 +558,7 @@ fn queues_vanish_under_a_slow_worker() {
 /// Bounded; and what was acknowledged before is made durable all the same.
 #[test]
 fn stop_during_a_hung_read() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let log = VolatileLog::new();
         let (mut device, hang) = device_with_tap(kind, "", Some(log.clone()));
         let mut host = device.host(1);
@@ -579,7 +579,7 @@ fn stop_during_a_hung_read() {
 
 #[test]
 fn stop_waits_for_a_slow_read() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         let (mut device, hang) = device(kind, "");
         let mut host = device.host(1);
         let extra = extra(&mut host);
@@ -636,7 +636,7 @@ impl Tap for HangingReads {
 /// memory is not its own yet. Through the page cache it is.
 #[test]
 fn unmap_during_a_direct_read_that_hangs() {
-    with_each_engine(|kind| {
+    with_each_lane(|kind| {
         for (cache, held) in [(CacheMode::None, true), (CacheMode::Writeback, false)] {
             let (folder, hang) = (folder(), Arc::new(HangingReads::default()));
             let a = image_by(&folder, "a", &[ON_DISK; IMAGE], Some(hang.clone()), cache);

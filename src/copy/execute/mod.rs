@@ -24,7 +24,7 @@ use super::ladder::{Ladder, Span, Way};
 use super::plan::{CopyPlan, PlannedRange, Reject};
 use super::probe::Probes;
 use super::status::{Side, status};
-use crate::backend::{BackendError, Buffer, IoBuf, Op, Pieces, Shortcut};
+use crate::disk::{Buffer, DiskError, How, IoBuf, Op, Pieces};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 
@@ -140,7 +140,7 @@ impl CopyTask {
     }
 
     /// Takes the end of a part, with the buffer of a Read, Write or Relay.
-    pub fn done(&mut self, part: u32, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+    pub fn done(&mut self, part: u32, result: Result<(), DiskError>, buf: Option<IoBuf>) {
         let Some(what) = self.parts.end(part) else {
             debug_assert!(false, "part {part} is not in flight");
             return;
@@ -317,9 +317,9 @@ impl CopyTask {
     }
 
     /// In one operation without a buffer.
-    fn start_direct(&mut self, how: Shortcut, next: Next, submit: &mut impl Submit) -> Option<Started> {
+    fn start_direct(&mut self, how: How, next: Next, submit: &mut impl Submit) -> Option<Started> {
         let to = next.to;
-        let is_move = how == Shortcut::MemMove;
+        let is_move = how == How::MemMove;
         let may = is_move || self.pace.may_ask_file_system(self.parts.by_file_system());
         // In an ordered stage one at a time: what was refused is still to be read, and nothing may have overwritten it.
         if !may || !self.stages.is_free() && !self.parts.is_empty() {
@@ -331,11 +331,8 @@ impl CopyTask {
             self.pace.spend(to.len());
         }
         let part = self.parts.begin(Part::Direct { how, to });
-        let (source, offset, len) = (ns.backend.clone(), self.plan.dst.offset + to.start, to.len());
-        let op = match pieces[..] {
-            [(from, _)] => Op::CopyFrom { source, from, offset, len, how },
-            _ => Op::MoveFrom { source, pieces, offset, len },
-        };
+        let (from, at) = (ns.backend.clone(), self.plan.dst.offset + to.start);
+        let op = Op::Copy { from, pieces, at, how, buf: None, durable: false };
         submit(part, &self.plan.dst_ns, op);
         Some(Started)
     }
@@ -362,13 +359,13 @@ impl CopyTask {
         let buf = self.memory(to.len())?;
         self.stages.take(next);
         let part = self.parts.begin(Part::Relay { nsid: ns.nsid, to });
-        let op = Op::Relay {
-            source: ns.backend.clone(),
+        let op = Op::Copy {
+            from: ns.backend.clone(),
             pieces,
-            offset: self.plan.dst.offset + to.start,
-            buf: IoBuf::Pool(buf),
-            fua: self.verdict.writes_are_durable(&self.plan),
-            offload: self.ladder.may_offload(),
+            at: self.plan.dst.offset + to.start,
+            how: How::ReadWrite { or_kernel: self.ladder.may_offload() },
+            buf: Some(IoBuf::Pool(buf)),
+            durable: self.verdict.writes_are_durable(&self.plan),
         };
         submit(part, &self.plan.dst_ns, op);
         Some(Started)
@@ -415,24 +412,24 @@ impl CopyTask {
         }
     }
 
-    fn relay_done(&mut self, nsid: u32, to: Stretch, result: Result<(), BackendError>) {
+    fn relay_done(&mut self, nsid: u32, to: Stretch, result: Result<(), DiskError>) {
         self.pool.release(to.len());
         match result {
             Ok(()) => self.verdict.written(&self.plan, to),
-            Err(BackendError::NoShortcut) => {
-                self.ladder.refuse_relay(nsid);
+            Err(DiskError::NoWay) => {
+                self.ladder.refuse(nsid, How::ReadWrite { or_kernel: false });
                 self.stages.bounce(to);
             }
             Err(error) => {
-                let read = if let BackendError::Source { at, .. } = error { at } else { 0 };
+                let read = if let DiskError::Source { at, .. } = error { at } else { 0 };
                 self.fail(to.start + read, status(Side::Destination, &error));
             }
         }
     }
 
-    fn direct_failed(&mut self, how: Shortcut, to: Stretch, error: &BackendError) {
+    fn direct_failed(&mut self, how: How, to: Stretch, error: &DiskError) {
         let fco = self.plan.ranges_in(to).find(|range| range.fco).map(|range| range.at.max(to.start));
-        if matches!(error, BackendError::NoShortcut) {
+        if matches!(error, DiskError::NoWay) {
             if let Some(piece) = piece(&self.plan, to.start, to.end) {
                 self.ladder.refuse(piece.ns.nsid, how);
             }
@@ -440,7 +437,7 @@ impl CopyTask {
                 Some(at) => self.fail(at, Status::FAST_COPY_NOT_POSSIBLE.dnr()),
                 None => self.stages.retry(to, &self.plan, &self.ladder),
             }
-        } else if how == Shortcut::MemMove || fco.is_some() {
+        } else if how == How::MemMove || fco.is_some() {
             self.fail(to.start, status(Side::Destination, error));
         } else {
             self.stages.bounce(to);

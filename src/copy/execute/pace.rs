@@ -1,9 +1,9 @@
 //! How large a segment is and how much may be under way at once: all numbers of that kind, and what they are for.
 
-use crate::backend::Shortcut;
 use crate::copy::bounce::{Bounce, Pool};
 use crate::copy::ladder::{Ladder, Way};
 use crate::copy::plan::CopyPlan;
+use crate::disk::How;
 
 /// Bounds of one Copy in execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +116,11 @@ impl Pace {
     /// Bytes at most of the next segment that goes this way, where the order is free.
     pub fn segment(&self, way: Way, ladder: &Ladder) -> u64 {
         match way {
-            Way::Direct(Shortcut::MemMove) => SLICE,
-            Way::Direct(Shortcut::Reflink) => REFLINK_SEGMENT,
-            Way::Direct(Shortcut::Offload) => OFFLOAD_SEGMENT,
+            Way::Direct(How::MemMove) => SLICE,
+            Way::Direct(How::Reflink) => REFLINK_SEGMENT,
+            Way::Direct(How::Offload) => OFFLOAD_SEGMENT,
             Way::Bounce if ladder.relays_all() => self.relay,
-            Way::Bounce => self.segment,
+            Way::Direct(How::ReadWrite { .. }) | Way::Bounce => self.segment,
         }
     }
 
@@ -172,8 +172,8 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Shortcuts;
     use crate::copy::testing::{copy_of, direct, namespace, special};
+    use crate::disk::Ways;
     use crate::namespace::{CopyPolicy, Namespace};
 
     const KIB: u64 = 1 << 10;
@@ -187,20 +187,16 @@ mod tests {
         (Pace::new(options, &plan, &ladder, &Bounce::default()), ladder)
     }
 
-    fn with(shortcuts: Shortcuts) -> Namespace {
+    fn with(shortcuts: Ways) -> Namespace {
         special(1, 64, 9, shortcuts, CopyPolicy::default())
     }
 
     fn relayed() -> (Pace, Ladder) {
-        pace(
-            namespace(2, 64, 9),
-            with(Shortcuts { relay: true, ..Shortcuts::default() }),
-            ExecOptions::default(),
-        )
+        pace(namespace(2, 64, 9), with(Ways { read_write: true, ..Ways::default() }), ExecOptions::default())
     }
 
     fn in_memory(dst: Namespace) -> (Pace, Ladder) {
-        let memory = Shortcuts { memmove: true, ..Shortcuts::default() };
+        let memory = Ways { memmove: true, ..Ways::default() };
         pace(special(2, 64, 9, memory, CopyPolicy::default()), dst, ExecOptions::default())
     }
 
@@ -241,11 +237,9 @@ mod tests {
             (in_memory(direct(1, 64, 9)), 128 * KIB),
         ] {
             assert_eq!(pace.segment(Way::Bounce, &ladder), if ladder.relays_all() { MIB } else { bounced });
-            for (how, bytes) in [
-                (Shortcut::MemMove, 128 * KIB),
-                (Shortcut::Reflink, 256 * MIB),
-                (Shortcut::Offload, 16 * MIB),
-            ] {
+            for (how, bytes) in
+                [(How::MemMove, 128 * KIB), (How::Reflink, 256 * MIB), (How::Offload, 16 * MIB)]
+            {
                 assert_eq!(pace.segment(Way::Direct(how), &ladder), bytes);
             }
         }
@@ -254,7 +248,7 @@ mod tests {
     #[test]
     fn a_refused_relay_makes_segments_small_again() {
         let (pace, mut ladder) = relayed();
-        ladder.refuse_relay(2);
+        ladder.refuse(2, How::ReadWrite { or_kernel: true });
         assert_eq!(pace.segment(Way::Bounce, &ladder), 256 * KIB);
         assert_eq!(most(256 * KIB, &(pace, ladder), &Bounce::default()), MIB);
     }

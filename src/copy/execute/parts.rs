@@ -1,8 +1,8 @@
 //! The operations of a Copy that are in flight.
 
 use super::slots::Slots;
-use crate::backend::Shortcut;
 use crate::copy::cut::Stretch;
+use crate::disk::How;
 
 /// What an operation was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) enum Part {
         to: Stretch,
     },
     Direct {
-        how: Shortcut,
+        how: How,
         to: Stretch,
     },
     /// Of a source.
@@ -64,7 +64,7 @@ impl Parts {
 
     /// Of these, copies by the file system.
     pub fn by_file_system(&self) -> usize {
-        let is = |part: &&Part| matches!(part, Part::Direct { how, .. } if *how != Shortcut::MemMove);
+        let is = |part: &&Part| matches!(part, Part::Direct { how, .. } if *how != How::MemMove);
         self.0.iter().filter(is).count()
     }
 }
@@ -78,12 +78,8 @@ mod tests {
         let to = Stretch { start: 0, end: 512 };
         let mut parts = Parts::default();
         let direct = |how| Part::Direct { how, to };
-        let all = [
-            direct(Shortcut::Reflink),
-            direct(Shortcut::MemMove),
-            Part::Relay { nsid: 1, to },
-            direct(Shortcut::Offload),
-        ];
+        let all =
+            [direct(How::Reflink), direct(How::MemMove), Part::Relay { nsid: 1, to }, direct(How::Offload)];
         assert_eq!(all.map(|part| parts.begin(part)), [0, 1, 2, 3]);
         assert_eq!((parts.in_flight(), parts.by_file_system()), (4, 2));
         assert_eq!((parts.end(0), parts.end(0), parts.end(9)), (Some(all[0]), None, None));

@@ -6,12 +6,12 @@ use proptest::prelude::*;
 use super::pace::MEMORY_WINDOW;
 use super::tests::{BLOCK, Dice, Images, images};
 use super::{CopyTask, ExecOptions, Outcome};
-use crate::backend::{BackendError, IoBuf, Op, Shortcut, Shortcuts};
 use crate::copy::bounce::Bounce;
 use crate::copy::ladder::best_way;
 use crate::copy::plan::{Capabilities, CopyPlan, PlannedRange, check_command, plan};
 use crate::copy::range::SourceRange;
 use crate::copy::testing::{command, special};
+use crate::disk::{DiskError, How, IoBuf, Op, Ways};
 use crate::namespace::{CopyPolicy, Method, Namespaces, Overlap};
 use crate::spec::Status;
 
@@ -19,7 +19,7 @@ use crate::spec::Status;
 #[derive(Clone, Debug)]
 struct Case {
     policy: CopyPolicy,
-    shortcuts: Shortcuts,
+    shortcuts: Ways,
     /// Blocks of each of the two namespaces.
     blocks: u64,
     sdlba: u64,
@@ -36,7 +36,7 @@ impl Case {
     fn overlapping(overlap: Overlap, sdlba: u64, ranges: &[(u64, u32)]) -> Self {
         Self {
             policy: CopyPolicy { overlap, method: Method::Auto },
-            shortcuts: Shortcuts::default(),
+            shortcuts: Ways::default(),
             blocks: 400,
             sdlba,
             ranges: ranges.iter().map(|&(slba, nlb)| (1, slba, nlb, false)).collect(),
@@ -47,7 +47,7 @@ impl Case {
     }
 
     /// Two runs from namespace 2, 400 and 20 blocks, the first of them aligned in the middle.
-    fn ladder(method: Method, shortcuts: Shortcuts) -> Self {
+    fn ladder(method: Method, shortcuts: Ways) -> Self {
         Self {
             policy: CopyPolicy { method, ..CopyPolicy::default() },
             shortcuts,
@@ -170,26 +170,24 @@ fn extents(nsid: u32, op: &Op) -> (Vec<Extent>, Vec<Extent>) {
     match op {
         Op::Read { offset, buf } => (vec![(nsid, *offset, offset + buf.len() as u64)], vec![]),
         Op::Write { offset, buf, .. } => (vec![], vec![(nsid, *offset, offset + buf.len() as u64)]),
-        Op::CopyFrom { source, from, offset, len, .. } => {
-            (vec![(source_nsid(source), *from, from + len)], vec![(nsid, *offset, offset + len)])
-        }
-        Op::Relay { source, pieces, offset, buf, .. } => {
-            (pieces_of(source, pieces), vec![(nsid, *offset, offset + buf.len() as u64)])
-        }
-        Op::MoveFrom { source, pieces, offset, len } => {
-            (pieces_of(source, pieces), vec![(nsid, *offset, offset + len)])
+        Op::Copy { from, pieces, at, .. } => {
+            (pieces_of(from, pieces), vec![(nsid, *at, at + len_of(pieces))])
         }
         _ => (vec![], vec![]),
     }
 }
 
-fn pieces_of(source: &crate::backend::SharedBackend, pieces: &[(u64, u64)]) -> Vec<Extent> {
+fn pieces_of(source: &crate::disk::SharedDisk, pieces: &[(u64, u64)]) -> Vec<Extent> {
     let source = source_nsid(source);
     pieces.iter().map(|(from, len)| (source, *from, from + len)).collect()
 }
 
+fn len_of(pieces: &[(u64, u64)]) -> u64 {
+    pieces.iter().map(|(_, len)| len).sum()
+}
+
 /// The images have no names; the plan's namespaces hold them.
-fn source_nsid(source: &crate::backend::SharedBackend) -> u32 {
+fn source_nsid(source: &crate::disk::SharedDisk) -> u32 {
     SOURCES.with(|sources| {
         let sources = sources.borrow();
         let found = sources.iter().find(|(_, backend)| std::sync::Arc::ptr_eq(backend, source));
@@ -198,7 +196,7 @@ fn source_nsid(source: &crate::backend::SharedBackend) -> u32 {
 }
 
 thread_local! {
-    static SOURCES: std::cell::RefCell<Vec<(u32, crate::backend::SharedBackend)>> = const { std::cell::RefCell::new(Vec::new()) };
+    static SOURCES: std::cell::RefCell<Vec<(u32, crate::disk::SharedDisk)>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 fn meet(a: &[Extent], b: &[Extent]) -> bool {
@@ -219,7 +217,7 @@ struct World {
     written: Vec<bool>,
     durable: Vec<bool>,
     errors: Vec<Status>,
-    refused: Vec<(u32, Shortcut)>,
+    refused: Vec<(u32, How)>,
     relay_refused: Vec<u32>,
 }
 
@@ -255,57 +253,23 @@ impl World {
                 assert!(blocks.clone().all(|block| !self.written[block]), "written twice");
                 assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
             }
-            Op::CopyFrom { source, from, offset, len, how } => {
+            Op::Copy {
+                from: source,
+                pieces,
+                at: offset,
+                how: How::ReadWrite { or_kernel },
+                buf,
+                durable: _,
+            } => {
+                let Some(IoBuf::Pool(buf)) = buf else { panic!("a bounce buffer") };
                 assert_eq!(nsid, 1);
-                let blocks = self.blocks(*offset, *len);
-                assert!(blocks.clone().all(|block| !self.written[block]), "written twice");
-                let from_nsid = source_nsid(source);
-                assert!(!self.refused.contains(&(from_nsid, *how)), "{how:?} has been refused");
-                let (shortcuts, method) = (self.case.shortcuts, self.case.policy.method);
-                match how {
-                    Shortcut::MemMove => {
-                        assert!(shortcuts.memmove && method == Method::Auto && *len <= 128 << 10);
-                        assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
-                    }
-                    Shortcut::Reflink => {
-                        let align = shortcuts.reflink.expect("offered");
-                        assert!(matches!(method, Method::Auto | Method::Reflink));
-                        let end = self.case.blocks * BLOCK;
-                        let ends = from + len == end && offset + len == end;
-                        assert!(from % align == 0 && offset % align == 0 && (len % align == 0 || ends));
-                        assert!(!meet(&reads, &writes), "no reflink onto itself");
-                    }
-                    Shortcut::Offload => {
-                        assert!(shortcuts.offload && method != Method::Bounce);
-                        assert!(method != Method::Auto || shortcuts.offload_pays && *len >= 64 << 10);
-                        assert!(!meet(&reads, &writes) && *len <= 16 << 20);
-                        assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
-                    }
-                }
-            }
-            Op::MoveFrom { source, pieces, offset, len } => {
-                assert_eq!(nsid, 1);
+                assert_eq!(*or_kernel, self.case.policy.method != Method::Bounce, "as the method allows");
                 let from = source_nsid(source);
-                assert!(self.case.shortcuts.memmove && self.case.policy.method == Method::Auto);
-                assert!(!self.refused.contains(&(from, Shortcut::MemMove)) && *len <= 128 << 10);
-                assert!(pieces.len() > 1 && pieces.iter().map(|(_, len)| len).sum::<u64>() == *len);
-                let blocks = self.blocks(*offset, *len);
-                assert!(blocks.clone().all(|block| !self.written[block]), "written twice");
-                assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
-                let at = blocks.start * BLOCK as usize;
-                let data = relayed(&self.images[&from], pieces);
-                assert!(data == self.expected[at..at + data.len()], "wrong data for {blocks:?}");
-                assert!(!meet(&reads, &writes), "no piece under the destination of another");
-            }
-            Op::Relay { source, pieces, offset, buf: IoBuf::Pool(buf), offload, .. } => {
-                assert_eq!(nsid, 1);
-                assert_eq!(*offload, self.case.policy.method != Method::Bounce, "as the method allows");
-                let from = source_nsid(source);
-                assert!(self.case.shortcuts.relay && !self.relay_refused.contains(&from));
+                assert!(self.case.shortcuts.read_write && !self.relay_refused.contains(&from));
                 let blocks = self.blocks(*offset, buf.len() as u64);
                 let ExecOptions { segment_bytes, budget, .. } = self.case.options;
                 assert!(buf.len() as u64 <= segment_bytes.max(budget / 2).max(BLOCK));
-                assert_eq!(pieces.iter().map(|(_, len)| len).sum::<u64>(), buf.len() as u64);
+                assert_eq!(len_of(pieces), buf.len() as u64);
                 assert!(blocks.clone().all(|block| !self.written[block]), "written twice");
                 assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
                 // It reads when it likes: what lies there now must be what is wanted, until it ends.
@@ -316,6 +280,46 @@ impl World {
                     !meet(&reads, &writes),
                     "its own write comes after its reads, those of others do not"
                 );
+            }
+            Op::Copy { from: source, pieces, at: offset, how, buf: None, durable: false } => {
+                assert_eq!(nsid, 1);
+                let len = &len_of(pieces);
+                let blocks = self.blocks(*offset, *len);
+                assert!(blocks.clone().all(|block| !self.written[block]), "written twice");
+                let from_nsid = source_nsid(source);
+                assert!(!self.refused.contains(&(from_nsid, *how)), "{how:?} has been refused");
+                if pieces.len() > 1 {
+                    assert_eq!(*how, How::MemMove);
+                    let at = blocks.start * BLOCK as usize;
+                    let data = relayed(&self.images[&from_nsid], pieces);
+                    assert!(data == self.expected[at..at + data.len()], "wrong data for {blocks:?}");
+                    assert!(!meet(&reads, &writes), "no piece under the destination of another");
+                }
+                let from = &pieces[0].0;
+                let (shortcuts, method) = (self.case.shortcuts, self.case.policy.method);
+                match how {
+                    How::MemMove => {
+                        assert!(shortcuts.memmove && method == Method::Auto && *len <= 128 << 10);
+                        assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
+                    }
+                    How::Reflink => {
+                        let align = shortcuts.reflink.expect("offered");
+                        assert!(matches!(method, Method::Auto | Method::Reflink));
+                        let end = self.case.blocks * BLOCK;
+                        let ends = from + len == end && offset + len == end;
+                        assert!(
+                            from % align == 0 && offset % align == 0 && (len.is_multiple_of(align) || ends)
+                        );
+                        assert!(!meet(&reads, &writes), "no reflink onto itself");
+                    }
+                    How::Offload => {
+                        assert!(shortcuts.offload && method != Method::Bounce);
+                        assert!(method != Method::Auto || shortcuts.offload_pays && *len >= 64 << 10);
+                        assert!(!meet(&reads, &writes) && *len <= 16 << 20);
+                        assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
+                    }
+                    How::ReadWrite { .. } => unreachable!("has a buffer"),
+                }
             }
             Op::Read { buf: IoBuf::Pool(_) | IoBuf::Part(_), .. } => {}
             Op::Flush => {
@@ -340,25 +344,16 @@ impl World {
                 let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..buf.len()];
                 if fails { fate(place) } else { place.copy_from_slice(buf) }
             }
-            Op::CopyFrom { .. } | Op::MoveFrom { .. } | Op::Relay { .. } if refused => {}
-            Op::Relay { buf, .. } if fails && reading_fails(number) => {
+            Op::Copy { .. } if refused => {}
+            Op::Copy { buf: Some(buf), .. } if fails && reading_fails(number) => {
                 buf.ours_mut().expect("a bounce buffer").fill(0xee);
             }
-            Op::Relay { source, pieces, offset, buf, .. } => {
-                let data = relayed(&self.images[&source_nsid(source)], pieces);
-                buf.ours_mut().expect("a bounce buffer").copy_from_slice(&data);
-                let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..data.len()];
-                if fails { fate(place) } else { place.copy_from_slice(&data) }
-            }
-            Op::MoveFrom { source, pieces, offset, .. } => {
-                let data = relayed(&self.images[&source_nsid(source)], pieces);
-                let place = &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..data.len()];
-                if fails { fate(place) } else { place.copy_from_slice(&data) }
-            }
-            Op::CopyFrom { source, from, offset, len, .. } => {
-                let data = self.images[&source_nsid(source)][*from as usize..][..*len as usize].to_vec();
-                let place =
-                    &mut self.images.get_mut(&nsid).expect("known")[*offset as usize..][..*len as usize];
+            Op::Copy { from, pieces, at, buf, .. } => {
+                let data = relayed(&self.images[&source_nsid(from)], pieces);
+                if let Some(buf) = buf {
+                    buf.ours_mut().expect("a bounce buffer").copy_from_slice(&data);
+                }
+                let place = &mut self.images.get_mut(&nsid).expect("known")[*at as usize..][..data.len()];
                 if fails { fate(place) } else { place.copy_from_slice(&data) }
             }
             _ => {}
@@ -423,23 +418,19 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                     seen.written += buf.len() as u64;
                     seen.order.extend(world.blocks(*offset, buf.len() as u64));
                 }
-                Op::Relay { offset, buf, .. } => {
+                Op::Copy { at, how: How::ReadWrite { .. }, pieces, .. } => {
                     seen.relays += 1;
-                    seen.relayed += buf.len() as u64;
-                    seen.order.extend(world.blocks(*offset, buf.len() as u64));
+                    seen.relayed += len_of(pieces);
+                    seen.order.extend(world.blocks(*at, len_of(pieces)));
                 }
-                Op::CopyFrom { how, len, offset, .. } => {
-                    seen.order.extend(world.blocks(*offset, *len));
+                Op::Copy { how, pieces, at, .. } => {
+                    seen.order.extend(world.blocks(*at, len_of(pieces)));
+                    seen.scattered += usize::from(pieces.len() > 1);
                     *match how {
-                        Shortcut::MemMove => &mut moved,
-                        Shortcut::Reflink => &mut seen.reflinked,
-                        Shortcut::Offload => &mut seen.offloaded,
-                    } += len;
-                }
-                Op::MoveFrom { len, offset, .. } => {
-                    seen.order.extend(world.blocks(*offset, *len));
-                    seen.scattered += 1;
-                    moved += len;
+                        How::Reflink => &mut seen.reflinked,
+                        How::Offload => &mut seen.offloaded,
+                        _ => &mut moved,
+                    } += len_of(pieces);
                 }
                 _ => {}
             }
@@ -459,7 +450,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
         let held: usize = pending
             .iter()
             .map(|p| match &p.op {
-                Op::Read { buf, .. } | Op::Write { buf, .. } | Op::Relay { buf, .. } => buf.len(),
+                Op::Read { buf, .. } | Op::Write { buf, .. } | Op::Copy { buf: Some(buf), .. } => buf.len(),
                 _ => 0,
             })
             .sum();
@@ -479,7 +470,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                 break;
             }
             let mut next = pending.swap_remove(dice.roll(pending.len()));
-            let direct = matches!(next.op, Op::CopyFrom { .. } | Op::MoveFrom { .. } | Op::Relay { .. });
+            let direct = matches!(next.op, Op::Copy { .. });
             let refused = direct && trouble.refuse.contains(&next.number);
             let fails = !refused && trouble.fail.contains(&next.number);
             if !next.early {
@@ -487,19 +478,19 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
             }
             let mut result = Ok(());
             if refused {
-                result = Err(BackendError::NoShortcut);
+                result = Err(DiskError::NoWay);
             } else if fails {
-                let error = BackendError::Io(std::io::Error::from_raw_os_error(libc::EIO));
-                let relay = matches!(next.op, Op::Relay { .. });
+                let error = DiskError::Io(std::io::Error::from_raw_os_error(libc::EIO));
+                let relay = matches!(next.op, Op::Copy { buf: Some(_), .. });
                 result = Err(match error {
                     error if relay && reading_fails(next.number) => {
-                        BackendError::Source { at: 0, error: Box::new(error) }
+                        DiskError::Source { at: 0, error: Box::new(error) }
                     }
                     error => error,
                 });
             }
             let buf = match next.op {
-                Op::Relay { source, offset, buf, fua, .. } => {
+                Op::Copy { from: source, at: offset, buf: Some(buf), durable: fua, .. } => {
                     if refused {
                         world.relay_refused.push(source_nsid(&source));
                     } else if fails && reading_fails(next.number) {
@@ -529,19 +520,8 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                     }
                     Some(buf)
                 }
-                Op::MoveFrom { source, offset, len, .. } => {
-                    if refused {
-                        world.refused.push((source_nsid(&source), Shortcut::MemMove));
-                    } else if fails {
-                        world.errors.push(Status::WRITE_FAULT);
-                    } else {
-                        let blocks = world.blocks(offset, len);
-                        world.written[blocks].fill(true);
-                    }
-                    None
-                }
-                Op::CopyFrom { source, offset, len, how, .. } => {
-                    let blocks = world.blocks(offset, len);
+                Op::Copy { from: source, at: offset, pieces, how, .. } => {
+                    let blocks = world.blocks(offset, len_of(&pieces));
                     let fco = world.ranges_at(&blocks).any(|range| range.fco);
                     if refused {
                         world.refused.push((source_nsid(&source), how));
@@ -549,7 +529,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                             world.errors.push(Status::FAST_COPY_NOT_POSSIBLE.dnr());
                         }
                     } else if fails {
-                        if fco || how == Shortcut::MemMove {
+                        if fco || how == How::MemMove {
                             world.errors.push(Status::WRITE_FAULT);
                         }
                     } else {
@@ -612,7 +592,7 @@ fn judge(world: &World, before: &Images, outcome: Outcome, aborted: bool) {
     // A refusal for one stretch is one for all, those that must be shared included.
     let fco = |range: &PlannedRange| range.fco && !all(range, &world.written);
     let not_fast = outcome.status == Status::FAST_COPY_NOT_POSSIBLE.dnr()
-        && world.refused.iter().any(|(_, how)| *how == Shortcut::Reflink)
+        && world.refused.iter().any(|(_, how)| *how == How::Reflink)
         && plan.ranges().iter().any(fco);
     if not_fast {
     } else if world.errors.is_empty() {
@@ -719,7 +699,7 @@ fn spdk_fault_8_dw0_is_true_in_the_middle() {
 /// SPDK: every failure is an Internal Error. Here a medium's fault is one.
 #[test]
 fn spdk_fault_1_a_media_error_keeps_its_name() {
-    let case = Case::ladder(Method::Auto, Shortcuts::default());
+    let case = Case::ladder(Method::Auto, Ways::default());
     for step in 0..good(&case).operations {
         let seen = run(&case, 3, &Trouble { fail: vec![step], ..Trouble::default() });
         let status = seen.outcome.expect("ran").status;
@@ -730,9 +710,7 @@ fn spdk_fault_1_a_media_error_keeps_its_name() {
 /// SPDK and QEMU: FUA ignored.
 #[test]
 fn spdk_fault_5_fua_is_kept_by_every_method() {
-    for shortcuts in
-        [Shortcuts::default(), Shortcuts { memmove: true, ..Shortcuts::default() }, by_the_file_system()]
-    {
+    for shortcuts in [Ways::default(), Ways { memmove: true, ..Ways::default() }, by_the_file_system()] {
         good(&Case { fua: true, ..Case::ladder(Method::Auto, shortcuts) });
         let case = Case::overlapping(Overlap::Snapshot, 100, &[(104, 4), (100, 4), (90, 20)]);
         good(&Case { fua: true, shortcuts, ..case });
@@ -845,8 +823,8 @@ const RUN: u64 = 400 * BLOCK;
 const SHORT: u64 = 20 * BLOCK;
 
 /// Blocks can be shared, and copied by the file system.
-fn by_the_file_system() -> Shortcuts {
-    Shortcuts { reflink: Some(4096), offload: true, offload_pays: true, ..Shortcuts::default() }
+fn by_the_file_system() -> Ways {
+    Ways { reflink: Some(4096), offload: true, offload_pays: true, ..Ways::default() }
 }
 
 /// Which rung takes how much, by method and what the images can.
@@ -863,18 +841,18 @@ fn rungs() {
     assert_eq!(tally(Method::Reflink, all), [0, middle, head + tail + SHORT, 0]);
     assert_eq!(tally(Method::Offload, all), [0, 0, RUN + SHORT, 0]);
     assert_eq!(tally(Method::Bounce, all), [0, 0, 0, RUN + SHORT]);
-    let no_reflink = Shortcuts { reflink: None, ..all };
+    let no_reflink = Ways { reflink: None, ..all };
     assert_eq!(tally(Method::Auto, no_reflink), [0, 0, RUN, SHORT]);
     assert_eq!(tally(Method::Reflink, no_reflink), [0, 0, RUN + SHORT, 0]);
-    let dear = Shortcuts { offload_pays: false, ..no_reflink };
+    let dear = Ways { offload_pays: false, ..no_reflink };
     assert_eq!(tally(Method::Auto, dear), [0, 0, 0, RUN + SHORT]);
     assert_eq!(tally(Method::Offload, dear), [0, 0, RUN + SHORT, 0]);
-    let memory = Shortcuts { memmove: true, ..Shortcuts::default() };
+    let memory = Ways { memmove: true, ..Ways::default() };
     assert_eq!(tally(Method::Auto, memory), [RUN + SHORT, 0, 0, 0]);
     for method in [Method::Reflink, Method::Offload, Method::Bounce] {
         assert_eq!(tally(method, memory), [0, 0, 0, RUN + SHORT]);
     }
-    assert_eq!(tally(Method::Auto, Shortcuts { reflink: Some(1 << 20), ..dear }), [0, 0, 0, RUN + SHORT]);
+    assert_eq!(tally(Method::Auto, Ways { reflink: Some(1 << 20), ..dear }), [0, 0, 0, RUN + SHORT]);
 }
 
 #[test]
@@ -882,9 +860,9 @@ fn what_copy_file_range_does_is_said_as_it_is() {
     let say = |method, shortcuts| {
         best_way(&special(1, 8, 9, shortcuts, CopyPolicy { method, ..CopyPolicy::default() }))
     };
-    let plain = Shortcuts { offload: true, ..Shortcuts::default() };
-    let clones = Shortcuts { reflink: Some(4096), offload_pays: true, offload_clones: true, ..plain };
-    assert_eq!(say(Method::Auto, Shortcuts { memmove: true, ..plain }), "memmove");
+    let plain = Ways { offload: true, ..Ways::default() };
+    let clones = Ways { reflink: Some(4096), offload_pays: true, offload_clones: true, ..plain };
+    assert_eq!(say(Method::Auto, Ways { memmove: true, ..plain }), "memmove");
     assert_eq!(say(Method::Auto, plain), "read and write");
     assert_eq!(say(Method::Offload, plain), "copy_file_range");
     assert_eq!(say(Method::Auto, clones), "FICLONERANGE: blocks are shared");
@@ -896,7 +874,7 @@ fn what_copy_file_range_does_is_said_as_it_is() {
 /// of two sources; and reads and writes where the way is refused.
 #[test]
 fn segments_are_relayed() {
-    let relay = Shortcuts { relay: true, ..Shortcuts::default() };
+    let relay = Ways { read_write: true, ..Ways::default() };
     let seen = good(&Case::ladder(Method::Auto, relay));
     assert_eq!((seen.relayed, seen.relays, seen.reads, seen.writes), (RUN + SHORT, 2, 0, 0));
     let scattered: Vec<_> = (0..256).map(|n| (2, 3 * n, 1, false)).collect();
@@ -922,7 +900,7 @@ fn segments_are_relayed() {
 /// Which side failed decides the status.
 #[test]
 fn relays_fail_on_either_side() {
-    let relay = Shortcuts { relay: true, ..Shortcuts::default() };
+    let relay = Ways { read_write: true, ..Ways::default() };
     for (fail, status) in [(0, Status::UNRECOVERED_READ), (1, Status::WRITE_FAULT)] {
         let trouble = Trouble { fail: vec![fail], ..Trouble::default() };
         for seed in 1..12 {
@@ -935,7 +913,7 @@ fn relays_fail_on_either_side() {
 /// Source and destination not congruent: nothing is aligned, nothing is shared.
 #[test]
 fn a_run_out_of_step_is_not_shared() {
-    let shortcuts = Shortcuts { reflink: Some(4096), ..Shortcuts::default() };
+    let shortcuts = Ways { reflink: Some(4096), ..Ways::default() };
     let case = Case { sdlba: 12, ..Case::ladder(Method::Reflink, shortcuts) };
     assert_eq!(good(&case).reflinked, 0);
 }
@@ -947,7 +925,7 @@ fn a_refused_rung_falls_to_the_next_and_nothing_is_lost() {
         (Method::Auto, all),
         (Method::Reflink, all),
         (Method::Offload, all),
-        (Method::Auto, Shortcuts { memmove: true, ..Shortcuts::default() }),
+        (Method::Auto, Ways { memmove: true, ..Ways::default() }),
     ] {
         for fua in [false, true] {
             let case = Case { fua, ..Case::ladder(method, shortcuts) };
@@ -965,7 +943,7 @@ fn a_refused_rung_falls_to_the_next_and_nothing_is_lost() {
 /// A shortcut that fails says neither which side nor where: reads and writes tell, or do it.
 #[test]
 fn a_shortcut_that_fails_is_bounced() {
-    let shortcuts = Shortcuts { reflink: Some(4096), ..Shortcuts::default() };
+    let shortcuts = Ways { reflink: Some(4096), ..Ways::default() };
     let case = Case { ranges: vec![(2, 3, 400, false)], ..Case::ladder(Method::Auto, shortcuts) };
     let direct = (0..4).find(|&step| {
         let seen = run(&case, 7, &Trouble { fail: vec![step], ..Trouble::default() });
@@ -976,13 +954,13 @@ fn a_shortcut_that_fails_is_bounced() {
 
 #[test]
 fn fast_copy_only_is_fast_or_fails() {
-    let shortcuts = Shortcuts {
+    let shortcuts = Ways {
         reflink: Some(4096),
         offload: true,
         offload_pays: true,
         memmove: true,
         offload_clones: false,
-        relay: false,
+        read_write: false,
     };
     let case = Case {
         ranges: vec![(2, 0, 8, false), (2, 64, 8, true), (2, 80, 3, false)],
@@ -1006,7 +984,7 @@ fn fast_copy_only_is_fast_or_fails() {
 /// The first run is refused: what must be shared and comes later is not bounced for that, but fails.
 #[test]
 fn a_refusal_counts_for_all_that_must_be_fast() {
-    let shortcuts = Shortcuts { reflink: Some(4096), ..Shortcuts::default() };
+    let shortcuts = Ways { reflink: Some(4096), ..Ways::default() };
     let case = Case {
         ranges: vec![(2, 0, 200, false), (2, 400, 8, true), (2, 800, 200, false)],
         sdlba: 0,
@@ -1023,7 +1001,7 @@ fn a_refusal_counts_for_all_that_must_be_fast() {
 /// And when another Copy was refused between the check and the start, nothing moves at all.
 #[test]
 fn a_way_that_closes_before_the_start_refuses_the_copy() {
-    let shortcuts = Shortcuts { reflink: Some(4096), ..Shortcuts::default() };
+    let shortcuts = Ways { reflink: Some(4096), ..Ways::default() };
     let case = Case { ranges: vec![(2, 3, 8, false)], ..Case::ladder(Method::Auto, shortcuts) };
     let mut plan = case.plan();
     plan.ranges[0].fco = true;
@@ -1034,7 +1012,7 @@ fn a_way_that_closes_before_the_start_refuses_the_copy() {
 /// The memory that a poll moves is bounded whatever the Copy is.
 #[test]
 fn a_poll_is_short() {
-    let shortcuts = Shortcuts { memmove: true, ..Shortcuts::default() };
+    let shortcuts = Ways { memmove: true, ..Ways::default() };
     let mut case =
         Case { ranges: vec![(2, 0, 8000, false)], blocks: 20_000, ..Case::ladder(Method::Auto, shortcuts) };
     case.options = ExecOptions::default();
@@ -1045,7 +1023,7 @@ fn a_poll_is_short() {
         let mut bytes = 0;
         task.poll(&mut |_, _, op| match op {
             Op::Read { buf, .. } => bytes += buf.len(),
-            Op::CopyFrom { len, .. } => bytes += len as usize,
+            Op::Copy { pieces, .. } => bytes += len_of(&pieces) as usize,
             other => panic!("{other:?}"),
         });
         assert!(task.moves_memory() && bytes > 0 && bytes <= 256 << 10, "{method:?}: {bytes}");
@@ -1055,7 +1033,7 @@ fn a_poll_is_short() {
 /// Short ranges in memory are moved many at a time, from each source apart.
 #[test]
 fn short_ranges_in_memory_are_one_operation() {
-    let shortcuts = Shortcuts { memmove: true, ..Shortcuts::default() };
+    let shortcuts = Ways { memmove: true, ..Ways::default() };
     let mut case = Case { blocks: 2000, sdlba: 0, ..Case::ladder(Method::Auto, shortcuts) };
     case.ranges = (0..256).map(|i| (2, i * 167 % 256 * 2, 1, false)).collect();
     let seen = good(&case);
@@ -1070,16 +1048,16 @@ fn short_ranges_in_memory_are_one_operation() {
     assert_eq!((seen.moved, seen.operations, seen.scattered), (6 * BLOCK, 3, 3));
 }
 
-fn shortcuts() -> impl Strategy<Value = Shortcuts> {
+fn shortcuts() -> impl Strategy<Value = Ways> {
     let reflink = prop_oneof![1 => Just(None), 2 => Just(Some(4096)), 1 => Just(Some(1024))];
     (prop::bool::weighted(0.3), reflink, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(memmove, reflink, offload, offload_pays, relay)| Shortcuts {
+        |(memmove, reflink, offload, offload_pays, read_write)| Ways {
             memmove,
             reflink,
             offload,
             offload_pays,
             offload_clones: false,
-            relay,
+            read_write,
         },
     )
 }

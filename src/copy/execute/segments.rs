@@ -2,9 +2,9 @@
 
 use super::slots::Slots;
 use super::stages::Writable;
-use crate::backend::{Buffer, Gather, IoBuf};
 use crate::copy::cut::{Piece, Stretch, piece};
 use crate::copy::plan::CopyPlan;
+use crate::disk::{Buffer, IoBuf, SplitBuffer};
 
 /// All segments between their first read and the end of their write.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ struct Segment {
     /// What will be written: absent while the one read or the write holds it, or while it is gathered.
     buf: Option<Buffer>,
     /// The same while several reads fill it, each its part.
-    gather: Option<Gather>,
+    split: Option<SplitBuffer>,
     held: bool,
     reads_in_flight: u32,
     /// How many were opened before it.
@@ -46,9 +46,9 @@ impl Segments {
     /// Begins a segment of `to` in a buffer as long as that. `gathered`: by several reads. `held`: written after all
     /// others of its stage.
     pub fn open(&mut self, to: Stretch, buf: Buffer, gathered: bool, held: bool) {
-        let (buf, gather) = if gathered { (None, Some(Gather::new(buf))) } else { (Some(buf), None) };
+        let (buf, split) = if gathered { (None, Some(SplitBuffer::new(buf))) } else { (Some(buf), None) };
         let slot =
-            self.slots.insert(Segment { to, buf, gather, held, reads_in_flight: 0, number: self.opened });
+            self.slots.insert(Segment { to, buf, split, held, reads_in_flight: 0, number: self.opened });
         self.opened += 1;
         self.filling = Some((slot, to.start));
     }
@@ -60,8 +60,8 @@ impl Segments {
         let Some(segment) = self.slots.get_mut(slot) else { return Ok(None) };
         let Some(piece) = piece(plan, pos, segment.to.end) else { return Ok(None) };
         let to = piece.to;
-        let buf = match &mut segment.gather {
-            Some(gather) => gather.split(to.len() as usize).map(IoBuf::Part),
+        let buf = match &mut segment.split {
+            Some(split) => split.split(to.len() as usize).map(IoBuf::Part),
             None => segment.buf.take().map(IoBuf::Pool),
         };
         let buf = buf.ok_or(Broken(to.start))?;
@@ -82,8 +82,8 @@ impl Segments {
         let buf = buf.filter(|buf| buf.len() as u64 == to.len()).ok_or(broken)?;
         let segment = self.slots.get_mut(slot).ok_or(broken)?;
         segment.reads_in_flight -= 1;
-        let taken = match (buf, &mut segment.gather) {
-            (IoBuf::Part(part), Some(gather)) => gather.join(part),
+        let taken = match (buf, &mut segment.split) {
+            (IoBuf::Part(part), Some(split)) => split.join(part),
             (IoBuf::Pool(buf), None) => {
                 segment.buf = Some(buf);
                 true
@@ -95,8 +95,8 @@ impl Segments {
         }
         let complete =
             segment.reads_in_flight == 0 && self.filling.is_none_or(|(filling, _)| filling != slot);
-        if let Some(gather) = segment.gather.take_if(|_| complete) {
-            segment.buf = Some(gather.whole().ok_or(broken)?);
+        if let Some(split) = segment.split.take_if(|_| complete) {
+            segment.buf = Some(split.whole().ok_or(broken)?);
         }
         Ok(())
     }

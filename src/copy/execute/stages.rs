@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 
 use super::pace::Pace;
-use crate::backend::Shortcut;
 use crate::copy::bounce::Pool;
 use crate::copy::cut::{Stretch, piece};
 use crate::copy::ladder::{Ladder, Span, Way};
 use crate::copy::order::{self, Order};
 use crate::copy::plan::CopyPlan;
+use crate::disk::How;
 
 /// The stages of a Copy that are not complete; the first is under way.
 #[derive(Debug)]
@@ -216,12 +216,12 @@ impl Next {
 /// Where in a stretch that is not to be shared a range begins that must be.
 fn slow_fco(plan: &CopyPlan, to: Stretch, way: Way) -> Option<u64> {
     let fco = plan.ranges_in(to).find(|range| range.fco)?;
-    (way != Way::Direct(Shortcut::Reflink)).then(|| fco.at.max(to.start))
+    (way != Way::Direct(How::Reflink)).then(|| fco.at.max(to.start))
 }
 
 /// Within an ordered stage: is the destination memory that is moved directly?
 fn moves_memory(plan: &CopyPlan, ladder: &Ladder) -> bool {
-    ladder.allows(plan.dst_ns.nsid, Shortcut::MemMove)
+    ladder.allows(plan.dst_ns.nsid, How::MemMove)
 }
 
 /// The next segment of the first span. Spans whose way has been refused meanwhile get another one.
@@ -270,7 +270,7 @@ impl Ordered {
             }
             return Ok(Some(Next { to: held.first(most), way: Way::Bounce, held: true }));
         }
-        let way = if moved { Way::Direct(Shortcut::MemMove) } else { Way::Bounce };
+        let way = if moved { Way::Direct(How::MemMove) } else { Way::Bounce };
         Ok(self.order.next(most).map(|to| Next { to, way, held: false }))
     }
 }

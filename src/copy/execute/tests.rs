@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{CopyTask, ExecOptions, Outcome};
-use crate::backend::{BackendError, IoBuf, Op};
 use crate::copy::bounce::Bounce;
 use crate::copy::plan::{Capabilities, CopyPlan, PlannedRange, check_command, plan};
 use crate::copy::range::SourceRange;
 use crate::copy::testing::{command, namespace};
+use crate::disk::{DiskError, IoBuf, Op};
 use crate::namespace::Namespaces;
 use crate::spec::Status;
 
@@ -104,7 +104,7 @@ mod probes {
             }
             let (part, range, op) = pending.swap_remove(dice.roll(pending.len()));
             let result = match range {
-                Some(i) if dealloc.contains(&i) => Err(BackendError::Deallocated),
+                Some(i) if dealloc.contains(&i) => Err(DiskError::Deallocated),
                 Some(i) if broken.contains(&i) => Err(std::io::Error::from_raw_os_error(libc::EIO).into()),
                 _ => Ok(()),
             };
@@ -299,13 +299,13 @@ impl Simulator {
     }
 
     /// Ends an operation: what the task is told.
-    fn complete(&mut self, mut pending: Pending, space: bool) -> (Result<(), BackendError>, Option<IoBuf>) {
+    fn complete(&mut self, mut pending: Pending, space: bool) -> (Result<(), DiskError>, Option<IoBuf>) {
         let fails = self.fails.contains(&pending.number);
         if !pending.early {
             self.act(pending.nsid, &mut pending.op, fails);
         }
         let errno = if space { libc::ENOSPC } else { libc::EIO };
-        let error = || Err(BackendError::Io(std::io::Error::from_raw_os_error(errno)));
+        let error = || Err(DiskError::Io(std::io::Error::from_raw_os_error(errno)));
         let write_status = if space { Status::CAPACITY_EXCEEDED } else { Status::WRITE_FAULT };
         let result = if fails { error() } else { Ok(()) };
         match pending.op {
@@ -584,8 +584,8 @@ fn the_status_is_that_of_the_lowest_failure() {
         panic!("reads")
     };
     assert_eq!(offset, 10 * BLOCK);
-    task.done(second, Err(BackendError::GuestMemory), Some(buf));
-    task.done(first, Err(BackendError::Truncated), None);
+    task.done(second, Err(DiskError::GuestMemory), Some(buf));
+    task.done(first, Err(DiskError::Truncated), None);
     let outcome = task.poll(&mut |_, _, op| panic!("{op:?}"));
     assert_eq!(outcome, Some(Outcome { status: Status::UNRECOVERED_READ, dw0: 0 }));
 }

@@ -4,8 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use super::*;
-use crate::backend::engine::{Engine, Waker};
-use crate::backend::{Completion, FileJob, MemoryBackend, Tag};
+use crate::disk::{Lane, LaneKind, MemoryDisk};
 use crate::memory::testing::Guest;
 use crate::namespace::{CopyLimits, Identity, Namespace, Namespaces};
 use crate::subsystem::Subsystem;
@@ -14,32 +13,6 @@ struct Nobody;
 
 impl InterruptSink for Nobody {
     fn raise(&self, _vector: u16) {}
-}
-
-/// An engine whose worker does not come back from its turn while the mutex is held.
-struct Busy(Box<dyn Engine>, Arc<Mutex<()>>);
-
-impl Engine for Busy {
-    fn submit(&mut self, tag: Tag, job: FileJob) {
-        self.0.submit(tag, job);
-    }
-
-    fn reap(&mut self, out: &mut Vec<Completion>) {
-        drop(self.1.lock());
-        self.0.reap(out);
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) {
-        self.0.wait(timeout);
-    }
-
-    fn waker(&self) -> Waker {
-        self.0.waker()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.0.in_flight()
-    }
 }
 
 fn controller(guest: &Guest, busy: &Arc<Mutex<()>>) -> Controller {
@@ -63,15 +36,17 @@ fn controller(guest: &Guest, busy: &Arc<Mutex<()>>) -> Controller {
         poll: Poll::Adaptive,
     };
     let copy = CopyLimits { mssrl: 8, mcl: 8, msrc: 0 };
-    let image = Arc::new(MemoryBackend::new(1 << 20).unwrap());
+    let image = Arc::new(MemoryDisk::new(1 << 20).unwrap());
     let namespaces = Namespaces::new(vec![Namespace::new(1, image, 9, copy, Identity::default())], 1);
     let seat = Subsystem::new(namespaces, false).join(Arc::new(|| ())).unwrap();
     let busy = Arc::clone(busy);
-    let engine: crate::nvme_ctrl::EngineFactory = Arc::new(move || {
-        let engine = crate::backend::engine::create(crate::backend::engine::EngineKind::Threads)?;
-        Ok(Box::new(Busy(engine, Arc::clone(&busy))))
+    // A worker does not come back from its turn while the mutex is held.
+    let lanes: crate::nvme_ctrl::LaneFactory = Arc::new(move || {
+        let (mut lane, busy) = (Lane::new(LaneKind::Threads)?, Arc::clone(&busy));
+        lane.look_at_done(move |_| drop(busy.lock()));
+        Ok(lane)
     });
-    Controller::new(config, seat, guest.space.epoch(), Arc::new(Nobody), &engine.into(), Arc::new(|| ()))
+    Controller::new(config, seat, guest.space.epoch(), Arc::new(Nobody), &lanes.into(), Arc::new(|| ()))
         .unwrap()
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Command, Issue, Outcome, Task};
-use crate::backend::{BackendError, IoBuf, Op};
 use crate::copy::{self, Capabilities, CopyPlan, CopyTask, ExecOptions, Reject};
+use crate::disk::{DiskError, IoBuf, Op};
 use crate::namespace::Namespace;
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
@@ -91,7 +91,7 @@ impl Copying {
         self.task.moves_memory()
     }
 
-    pub(super) fn done(&mut self, part: u32, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+    pub(super) fn done(&mut self, part: u32, result: Result<(), DiskError>, buf: Option<IoBuf>) {
         if self.flushing.is_none() {
             return self.task.done(part, result, buf);
         }

@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 
 use super::group::{Account, Group};
 use super::{Command, Task};
-use crate::backend::Op;
+use crate::disk::Op;
 use crate::namespace::{self, Access, Lbas};
 use crate::nvme_ctrl::status::Direction;
 use crate::nvme_ctrl::transfer;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::group::{Account, Group};
 use super::{Command, Task};
-use crate::backend::Op;
+use crate::disk::Op;
 use crate::nvme_ctrl::status::Direction;
 use crate::spec::{NSID_BROADCAST, Status};
 

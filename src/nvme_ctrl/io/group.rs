@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use smallvec::SmallVec;
 
 use super::{Issue, Outcome};
-use crate::backend::{BackendError, IoBuf, Op};
+use crate::disk::{DiskError, IoBuf, Op};
 use crate::namespace::{ByteRange, Namespace};
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::status::{self, Direction};
@@ -142,7 +142,7 @@ impl Group {
         list + pieces.sum::<usize>()
     }
 
-    pub(super) fn done(&mut self, result: Result<(), BackendError>) {
+    pub(super) fn done(&mut self, result: Result<(), DiskError>) {
         self.in_flight -= 1;
         if let Err(error) = result {
             self.todo.clear();

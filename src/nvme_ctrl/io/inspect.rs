@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Command, Issue, Outcome, Task, rw};
-use crate::backend::{BackendError, Buffer, IoBuf, Op};
+use crate::disk::{Buffer, DiskError, IoBuf, Op};
 use crate::memory::{self, GuestBuf};
 use crate::namespace::{Access, ByteRange, Extent, Namespace};
 use crate::nvme_ctrl::shared::Shared;
@@ -100,7 +100,7 @@ impl Inspect {
         Some(Outcome::of(self.status))
     }
 
-    pub(super) fn done(&mut self, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+    pub(super) fn done(&mut self, result: Result<(), DiskError>, buf: Option<IoBuf>) {
         self.busy = false;
         let probed = std::mem::replace(&mut self.probe, Probe::Over) == Probe::InFlight;
         if self.status == Status::ABORT_REQUESTED {

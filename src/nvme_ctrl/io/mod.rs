@@ -15,8 +15,8 @@ mod write_zeroes;
 
 use std::sync::Arc;
 
-use crate::backend::{BackendError, IoBuf, Op};
 use crate::copy::Bounce;
+use crate::disk::{DiskError, IoBuf, Moved, Op};
 use crate::memory::DmaMap;
 use crate::namespace::{self, Access, Extent, Lbas, Namespace, Namespaces};
 pub use crate::spec::Outcome;
@@ -60,7 +60,8 @@ impl Task {
     }
 
     /// Takes the completion of operation `part`.
-    pub fn done(&mut self, part: u32, result: Result<(), BackendError>, buf: Option<IoBuf>) {
+    pub fn done(&mut self, part: u32, result: Result<Moved, DiskError>, buf: Option<IoBuf>) {
+        let result = result.map(|moved| log::trace!("operation {part}: {moved:?}"));
         match self {
             Self::Group(task) => task.done(result),
             Self::Inspect(task) => task.done(result, buf),

@@ -2,7 +2,7 @@
 //! no pin, no allocation. And so a Read of a file, while that lies in the page cache.
 
 use super::{Context, Outcome};
-use crate::backend::{BackendError, TryRead};
+use crate::disk::{Cached, CachedRead, DiskError, Immediate, Inline};
 use crate::memory::{self, Transient, prp, sgl};
 use crate::namespace::{Access, ByteRange, Extent, Lbas, Namespace, admit};
 use crate::nvme_ctrl::error_log::Failed;
@@ -20,8 +20,15 @@ pub struct Now<'a> {
     range: ByteRange,
     data: Transient<'a>,
     direction: Direction,
-    /// Its image may have to wait after all.
-    tries: bool,
+    how: At<'a>,
+}
+
+/// How its image does it.
+#[derive(Clone, Copy)]
+enum At<'a> {
+    Once(&'a dyn Immediate),
+    /// It may have to wait after all.
+    Cache(&'a dyn Cached),
 }
 
 /// Nothing unless it is a Read or Write that can be done at once; or a Read that may be, where `may_try` allows that to be
@@ -35,10 +42,13 @@ pub fn now<'a>(context: Context<'a>, sqe: &Sqe, may_try: bool) -> Option<Now<'a>
         _ => return None,
     };
     let ns = &**namespaces.get(sqe.nsid.get()).ok()?;
-    let tries = !ns.backend.is_immediate();
-    if tries && !(may_try && direction == Direction::Read && ns.backend.may_try_read()) {
-        return None;
-    }
+    let how = match ns.backend.inline() {
+        Inline::Immediate(disk) => At::Once(disk),
+        Inline::Cached(disk) if may_try && direction == Direction::Read && disk.is_worth_a_try() => {
+            At::Cache(disk)
+        }
+        _ => return None,
+    };
     let lbas = Lbas { slba: sqe.slba(), nlb: sqe.nlb().count().into() };
     let Extent { data: range, if_allocated } = admit(ns, access, lbas, shared.cntlid).ok()?;
     if sqe.fuse() != 0 || if_allocated || range.len > shared.limits.max_transfer {
@@ -55,7 +65,7 @@ pub fn now<'a>(context: Context<'a>, sqe: &Sqe, may_try: bool) -> Option<Now<'a>
         Psdt::Sgl => memory.append(sgl::data_block(sqe.sgl(), len)?, len, way, &mut data).ok()?,
         Psdt::Reserved => return None,
     }
-    Some(Now { cid: sqe.cid.get(), ns, range, data, direction, tries })
+    Some(Now { cid: sqe.cid.get(), ns, range, data, direction, how })
 }
 
 impl Now<'_> {
@@ -66,19 +76,22 @@ impl Now<'_> {
 
     /// Begins to bring the image's memory near, for a Read that is done soon.
     pub fn prefetch(&self) {
-        if self.direction == Direction::Read {
-            self.ns.backend.prefetch(self.range.offset, self.range.len);
+        if let (Direction::Read, At::Once(disk)) = (self.direction, self.how) {
+            disk.prefetch(self.range.offset, self.range.len);
         }
     }
 
     /// Is it to be [tried](Self::to_try), not [run](Self::run)?
     pub fn tries(&self) -> bool {
-        self.tries
+        matches!(self.how, At::Cache(_))
     }
 
     /// What is to be tried.
-    pub fn to_try(&self) -> Option<TryRead<'_>> {
-        self.ns.backend.to_try(self.range.offset, &self.data)
+    pub fn to_try(&self) -> Option<CachedRead<'_>> {
+        match self.how {
+            At::Cache(disk) => Some(disk.read(self.range.offset, &self.data)),
+            At::Once(_) => None,
+        }
     }
 
     /// Its end after a [try](Self::to_try) that filled its buffer, counted in `tally`; nothing if its memory was lost on the
@@ -92,12 +105,13 @@ impl Now<'_> {
 
     /// Does it, and counts it in `tally` if it succeeds. `shared` and the queue it came from are for the log if not.
     pub fn run(&self, tally: &Tally, shared: &Shared, sqid: u16) -> Outcome {
+        let At::Once(disk) = self.how else { return Outcome::of(Status::INTERNAL_ERROR) };
         let result = match self.direction {
-            Direction::Read => self.ns.backend.read_now(self.range.offset, &self.data),
-            Direction::Write => self.ns.backend.write_now(self.range.offset, &self.data),
+            Direction::Read => disk.read(self.range.offset, &self.data),
+            Direction::Write => disk.write(self.range.offset, &self.data),
         };
         // Guest memory that was lost on the way is not the image's failure.
-        let result = result.and(self.data.check().map_err(|_| BackendError::GuestMemory));
+        let result = result.and(self.data.check().map_err(|_| DiskError::GuestMemory));
         Outcome::of(match result {
             Ok(()) => {
                 match self.direction {

@@ -2,7 +2,7 @@
 
 use super::group::{Account, Group};
 use super::{Command, Task};
-use crate::backend::{IoBuf, Op};
+use crate::disk::{IoBuf, Op};
 use crate::memory;
 use crate::namespace::Access;
 use crate::nvme_ctrl::status::Direction;

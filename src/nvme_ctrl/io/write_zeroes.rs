@@ -2,7 +2,7 @@
 
 use super::group::{Account, Group};
 use super::{Command, Task};
-use crate::backend::Op;
+use crate::disk::Op;
 use crate::namespace::Access;
 use crate::nvme_ctrl::status::Direction;
 use crate::spec::Status;

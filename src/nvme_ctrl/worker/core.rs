@@ -1,4 +1,4 @@
-//! One worker's state: queues, commands in flight, engine. No thread, no waiting; [`Core::turn`] is one round.
+//! One worker's state: queues, commands in flight, lane. No thread, no waiting; [`Core::turn`] is one round.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,9 +15,8 @@ use super::rotation::Rotation;
 use super::shadow::Shadow;
 use super::slots::{Command, Slots, Taken, untag};
 use super::{Fence, FromWorker, Mailbox, ToWorker, Token, fetch};
-use crate::backend::Completion;
-use crate::backend::engine::Engine;
 use crate::copy::Bounce;
+use crate::disk::{Done, Lane};
 use crate::laboratory::{CommandId, Lab, Post};
 use crate::logging::ASKED_FOR;
 use crate::memory::{DmaMap, Epoch};
@@ -65,7 +64,7 @@ pub struct Core {
     /// Of the epoch that the queues belong to.
     pub(super) memory: Cache<Epoch, Arc<DmaMap>>,
     pub(super) namespaces: Cached,
-    pub(super) engine: Box<dyn Engine>,
+    pub(super) lane: Lane,
     pub(super) shadow: Shadow,
     pub(super) sqs: ById<Sq>,
     pub(super) cqs: ById<Cq>,
@@ -76,7 +75,7 @@ pub struct Core {
     /// Sees every command, if there is one.
     pub(super) lab: Option<Box<dyn Lab>>,
     /// Operations done but not yet told to their commands.
-    pub(super) done: Vec<Completion>,
+    pub(super) done: Vec<Done>,
     /// Commands to poll again.
     pub(super) ready: VecDeque<u32>,
     /// Commands to poll again whose polls take a while, for they move memory: few in a turn.
@@ -112,12 +111,7 @@ const GLANCES: usize = 8;
 
 impl Core {
     /// A worker without queues.
-    pub fn new(
-        shared: Arc<Shared>,
-        engine: Box<dyn Engine>,
-        lab: Option<Box<dyn Lab>>,
-        out: Mailbox,
-    ) -> Self {
+    pub fn new(shared: Arc<Shared>, lane: Lane, lab: Option<Box<dyn Lab>>, out: Mailbox) -> Self {
         let namespaces = shared.namespaces.cached();
         let tally = shared.counters.tally();
         Self {
@@ -125,7 +119,7 @@ impl Core {
             shared,
             memory: Cache::new(Epoch::default()),
             namespaces,
-            engine,
+            lane,
             shadow: Shadow::default(),
             sqs: ById::new(|sq| sq.ring.qid),
             cqs: ById::new(|cq| cq.ring.qid),
@@ -214,14 +208,12 @@ impl Core {
     pub fn turn(&mut self) -> bool {
         self.work.reset();
         let mut done = std::mem::take(&mut self.done);
-        self.engine.reap(&mut done);
+        self.lane.reap(&mut done);
         let mut busy = !done.is_empty();
         for completion in done.drain(..) {
             self.complete(completion);
         }
-        if self.done.is_empty() {
-            self.done = done; // keep the allocation
-        }
+        self.done = done; // keep the allocation
         if self.may_fetch() {
             busy |= fetch::fetch(self);
             self.settle_aborts();
@@ -251,14 +243,14 @@ impl Core {
         if self.failed {
             self.end_reset();
         }
-        busy || !self.done.is_empty() || !self.ready.is_empty() || !self.moving.is_empty()
+        busy || self.lane.has_done() || !self.ready.is_empty() || !self.moving.is_empty()
     }
 
     /// Waits for a completion, a doorbell or a message, or for `timeout` to pass. At most until bounce buffers are to be
     /// given back.
     pub fn sleep(&mut self, timeout: Option<Duration>) {
         let rest = self.bounce.rest(Instant::now());
-        self.engine.wait(timeout.into_iter().chain(rest).min());
+        self.lane.wait(timeout.into_iter().chain(rest).min());
     }
 
     /// Do doorbells change without anybody waking this worker?
@@ -268,7 +260,7 @@ impl Core {
 
     /// Has the thread nothing left to do?
     pub fn ended(&self) -> bool {
-        self.stopping && self.slots.len() == 0 && self.flushing.is_none() && self.engine.in_flight() == 0
+        self.stopping && self.slots.len() == 0 && self.flushing.is_none() && self.lane.in_flight() == 0
     }
 
     /// Has it failed, and is not reset yet?
@@ -303,7 +295,7 @@ impl Core {
         }
     }
 
-    /// After a panic: no queue is touched until a reset, which ends when the engine has done all that it was given;
+    /// After a panic: no queue is touched until a reset, which ends when the lane has done all that it was given;
     /// that ends unseen.
     pub fn abandon(&mut self) {
         self.failed = true;
@@ -315,6 +307,7 @@ impl Core {
         self.ready.clear();
         self.moving.clear();
         self.starved.clear();
+        self.lane.take_done(&mut self.done);
         self.done.clear();
         self.unposted.clear();
         if let Some(flushing) = self.flushing.take() {
@@ -383,7 +376,7 @@ impl Core {
         self.shadow.clear();
     }
 
-    fn complete(&mut self, completion: Completion) {
+    fn complete(&mut self, completion: Done) {
         let (index, part) = untag(completion.tag);
         if index >= FLUSH_SLOTS {
             self.flushed(index, completion.result.is_ok());
@@ -404,9 +397,12 @@ impl Core {
     /// hears of it while the next one is under way.
     fn poll_moving(&mut self, index: u32) {
         self.poll(index);
-        for completion in std::mem::take(&mut self.done) {
+        let mut done = std::mem::take(&mut self.done);
+        self.lane.take_done(&mut done);
+        for completion in done.drain(..) {
             self.complete(completion);
         }
+        self.done = done;
         if self.slots.get_mut(index).is_some_and(|command| command.task.is_over()) {
             self.ready.retain(|ready| *ready != index);
             self.poll(index);
@@ -416,12 +412,12 @@ impl Core {
     fn poll(&mut self, index: u32) {
         let Some(command) = self.slots.get_mut(index) else { return };
         command.ready = false;
-        let (engine, done, work) = (&mut self.engine, &mut self.done, &self.work);
+        let (lane, work) = (&mut self.lane, &self.work);
         work.charge(Work::COMMAND);
         let issue: &mut Issue<'_> = &mut |part, ns, op| {
             let tag = super::slots::tag(index, part);
             work.charge_op(ns, &op);
-            done.extend(ns.backend.submit(tag, op, engine.as_mut()));
+            ns.backend.start(tag, op, lane);
         };
         match command.task.poll(&self.shared, work, issue) {
             Some(outcome) if self.off_bus && !command.orphan => {
@@ -486,7 +482,7 @@ impl Core {
     fn end_reset(&mut self) {
         // After a failure the slots do not know what is in flight. Not only would its memory be given up too early:
         // its completions would be taken for those of new commands.
-        let abandoned = if self.failed { self.engine.in_flight() } else { 0 };
+        let abandoned = if self.failed { self.lane.in_flight() } else { 0 };
         if self.resetting.is_none() || self.slots.len() > 0 || abandoned > 0 {
             return;
         }
@@ -545,7 +541,7 @@ impl Core {
 
     /// Looks at the doorbells alone, a few times, where nothing else could happen. A turn follows.
     pub fn glance(&self) {
-        // With something in flight the engine is to be asked as well.
+        // With something in flight the lane is to be asked as well.
         let alone = self.slots.len() == 0 && self.flushing.is_none();
         for _ in 0..GLANCES {
             if !alone || self.sqs.iter().any(|sq| self.has_rung(sq)) {

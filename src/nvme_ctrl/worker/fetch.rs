@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 use super::core::{Core, Cq, Sq};
 use super::slots::{Command, Slots};
 use super::watched;
-use crate::backend::TryRead;
 use crate::copy::Bounce;
+use crate::disk::CachedRead;
 use crate::memory::{DmaError, DmaMap};
 use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::io::{self, Context, Now, Outcome, Task};
@@ -29,7 +29,7 @@ const BURST_BYTES: u64 = 512 << 10;
 /// while the others are decoded. No more, for the host shall have completions to work on while we work.
 const AHEAD: usize = 4;
 
-/// The same of Reads of files that are tried, which the engine makes with one call: what that costs is spread
+/// The same of Reads of files that are tried, which the lane makes with one call: what that costs is spread
 /// over them. No more than this, nor than half of what waits, for the host shall have the others' completions
 /// to work on.
 const TRIES: usize = 16;
@@ -123,7 +123,7 @@ fn needs_no_slot(core: &mut Core, at: usize) -> bool {
 /// # Errors
 /// A queue's memory is not there: what to say of the controller's end.
 fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
-    let Core { shared, memory, namespaces, sqs, cqs, slots, ready, bounce, work, tally, engine, .. } = core;
+    let Core { shared, memory, namespaces, sqs, cqs, slots, ready, bounce, work, tally, lane, .. } = core;
     // The table is looked at after the doorbell: a mapping the host made before ringing is in it.
     let memory: &DmaMap = memory.load();
     let context = Context { shared, namespaces: namespaces.load(), memory, at_once: true };
@@ -132,7 +132,6 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
     let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };
     let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
     let (mut fetched, mut bytes, mut stuck) = (0, 0, false);
-    let may_try = engine.may_be_passed();
     let mut room = slots.room(sq.in_flight, queues);
     // Of decoding.
     let decoding = Work::default();
@@ -152,7 +151,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             let sqe = sq.ring.peek(memory).map_err(|error| format!("submission queue {sqid}: {error}"))?;
             // What is tried may need a slot after all; so may each that waits in the batch.
             let has_slot = tried.len() < room;
-            let now = io::now(context, &sqe, may_try && has_slot);
+            let now = io::now(context, &sqe, has_slot);
             if now.is_none() && !has_slot {
                 // It stays where it is, and is read anew when a slot is free.
                 stuck = true;
@@ -202,11 +201,11 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             continue;
         }
         let mut filled: SmallVec<[bool; TRIES]> = SmallVec::new();
-        let mut reads: SmallVec<[TryRead<'_>; TRIES]> =
+        let mut reads: SmallVec<[CachedRead<'_>; TRIES]> =
             batch.iter().filter(|now| now.tries()).filter_map(Now::to_try).collect();
         if reads.len() == tried.len() {
-            engine.try_reads(&mut reads);
-            filled.extend(reads.iter().map(TryRead::is_filled));
+            lane.read_cached(&mut reads);
+            filled.extend(reads.iter().map(CachedRead::is_filled));
         }
         filled.resize(tried.len(), false);
         drop(reads);

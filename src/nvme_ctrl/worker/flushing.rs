@@ -2,7 +2,7 @@
 
 use super::core::Core;
 use super::{Token, slots};
-use crate::backend::Op;
+use crate::disk::Op;
 
 /// A Flush of all namespaces on behalf of the control thread (shutdown, write cache off).
 pub(super) struct Flushing {
@@ -29,7 +29,7 @@ impl Core {
         self.flushing = Some(Flushing { id, token, left, ok: true });
         for (part, ns) in (0..).zip(namespaces.iter()) {
             let tag = slots::tag(id, part);
-            self.done.extend(ns.backend.submit(tag, Op::Flush, self.engine.as_mut()));
+            ns.backend.start(tag, Op::Flush, &mut self.lane);
         }
     }
 

@@ -1,7 +1,7 @@
-//! A worker: the thread that owns some completion queues, all submission queues that post to them, and an engine.
+//! A worker: the thread that owns some completion queues, all submission queues that post to them, and a lane.
 //!
 //! [`core`] is the state machine of one turn; this file is the thread around it. A worker never waits for anything
-//! but its engine, and takes no lock.
+//! but its lane, and takes no lock.
 
 mod aborts;
 mod by_id;
@@ -30,7 +30,7 @@ use std::time::Duration;
 use super::doorbell_buffers::BufferConfig;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::Shared;
-use crate::backend::engine::{Engine, Waker};
+use crate::disk::{Lane, Waker};
 use crate::laboratory::LabFactory;
 use crate::memory::{self, Epoch};
 
@@ -141,21 +141,21 @@ impl Mailbox {
     }
 }
 
-/// Makes an engine; called on the worker's own thread, which is the only one that may use it.
-pub type EngineFactory = Arc<dyn Fn() -> io::Result<Box<dyn Engine>> + Send + Sync>;
+/// Makes a lane; called on the worker's own thread, which is the only one that may use it.
+pub type LaneFactory = Arc<dyn Fn() -> io::Result<Lane> + Send + Sync>;
 
 /// What each worker is made with.
 #[derive(Clone)]
 pub struct WorkerParts {
-    /// Its engine.
-    pub engine: EngineFactory,
+    /// Its lane.
+    pub lanes: LaneFactory,
     /// Its laboratory, if it is to have one.
     pub lab: Option<LabFactory>,
 }
 
-impl From<EngineFactory> for WorkerParts {
-    fn from(engine: EngineFactory) -> Self {
-        Self { engine, lab: None }
+impl From<LaneFactory> for WorkerParts {
+    fn from(lanes: LaneFactory) -> Self {
+        Self { lanes, lab: None }
     }
 }
 
@@ -170,10 +170,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread and waits until its engine stands.
+    /// Starts the thread and waits until its lane stands.
     ///
     /// # Errors
-    /// The thread or the engine cannot be made.
+    /// The thread or the lane cannot be made.
     pub fn spawn(
         index: usize,
         shared: Arc<Shared>,
@@ -189,17 +189,17 @@ impl Worker {
         let messages = Messages { queue: messages, mail: Arc::clone(&mail) };
         let park = Park::new(poll, shared.doorbells.page().is_some());
         let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
-            let engine = match (parts.engine)() {
-                Ok(engine) => engine,
+            let lane = match (parts.lanes)() {
+                Ok(lane) => lane,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;
                 }
             };
-            let _ = ready.send(Ok(engine.waker()));
+            let _ = ready.send(Ok(lane.waker()));
             drop(ready);
             let lab = parts.lab.map(|lab| lab());
-            run(Core::new(shared, engine, lab, out.clone()), park, &messages, &own, &out);
+            run(Core::new(shared, lane, lab, out.clone()), park, &messages, &own, &out);
         })?;
         let waker = started.recv().map_err(|_| io::Error::other("the worker ended at once"))??;
         Ok(Self { inbox, mail, waker, sleeper, thread: Some(thread) })

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::backend::Tag;
+use crate::disk::Tag;
 use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::io::Task;
 

@@ -10,9 +10,9 @@ use std::sync::mpsc::{Receiver, channel};
 use tempfile::TempDir;
 
 use super::{Core, FromWorker, Mailbox, ToWorker};
-use crate::backend::engine::{EngineKind, create};
-use crate::backend::{
-    Backend, Buffer, Gate, IoBuf, MemoryBackend, Op, RawBackend, RawOptions, StallEngine, Tag,
+use crate::disk::{
+    Buffer, Disk, Done, FileDisk, FileOptions, Gate, IoBuf, Lane, LaneKind, MemoryDisk, Op, SharedDisk,
+    Stall, Tag,
 };
 use crate::memory::testing::Guest;
 use crate::namespace::{CopyLimits, Identity, Namespace, Namespaces};
@@ -37,7 +37,7 @@ struct Machine {
     guest: Guest,
     shared: Arc<Shared>,
     core: Core,
-    image: Arc<MemoryBackend>,
+    image: Arc<MemoryDisk>,
     _file: TempDir,
     _messages: Receiver<FromWorker>,
     /// By SQID: entries, tail.
@@ -54,21 +54,25 @@ impl Machine {
     /// Two images of so many bytes.
     fn with_images(len: u64) -> Self {
         let guest = Guest::new(0, RAM);
-        let image = Arc::new(MemoryBackend::new(len).expect("memory"));
+        let image = Arc::new(MemoryDisk::new(len).expect("memory"));
         let dir = tempfile::tempdir().expect("a directory");
-        let options = RawOptions { size: Some(len), ..RawOptions::new(dir.path().join("image")) };
-        let file = Arc::new(RawBackend::open(options).expect("an image"));
+        let options = FileOptions { size: Some(len), ..FileOptions::new(dir.path().join("image")) };
+        let file = Arc::new(FileDisk::open(options).expect("an image"));
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
         let namespaces = vec![
             Namespace::new(1, Arc::clone(&image) as _, 12, limits, Identity::default()),
-            Namespace::new(2, file, 12, limits, Identity::default()),
+            Namespace::new(
+                2,
+                Arc::new(Stall::over(file, Gate::new(), |_| true)),
+                12,
+                limits,
+                Identity::default(),
+            ),
         ];
         let shared = lone::shared(Namespaces::new(namespaces, 2), 32);
         let (sender, messages) = channel();
-        let engine = create(EngineKind::Threads).expect("an engine");
-        let engine = Box::new(StallEngine::new(engine, Gate::new(), |_| true));
-        let mut core =
-            Core::new(Arc::clone(&shared), engine, None, Mailbox { sender, wake: Arc::new(|| {}) });
+        let lane = Lane::new(LaneKind::Threads).expect("a lane");
+        let mut core = Core::new(Arc::clone(&shared), lane, None, Mailbox { sender, wake: Arc::new(|| {}) });
         core.message(ToWorker::Begin(guest.space.epoch()));
         let (sqs, cqs) = (BTreeMap::new(), BTreeMap::new());
         Self { guest, shared, core, image, _file: dir, _messages: messages, sqs, cqs }
@@ -76,22 +80,27 @@ impl Machine {
 
     /// Writes bytes that are not zero all over the image in memory.
     fn fill(&self) {
-        let mut engine = create(EngineKind::Threads).expect("an engine");
         for offset in (0..self.image.len()).step_by(1 << 20) {
             let mut buf = Buffer::zeroed(1 << 20);
             buf.fill(0xab);
             let op = Op::Write { offset, buf: IoBuf::Pool(buf), fua: false };
-            let completion = self.image.submit(Tag(0), op, engine.as_mut()).expect("at once");
-            completion.result.expect("a write");
+            self.at_once(op).result.expect("a write");
         }
+    }
+
+    fn at_once(&self, op: Op) -> Done {
+        let mut lane = Lane::new(LaneKind::Threads).expect("a lane");
+        let image: SharedDisk = self.image.clone();
+        image.start(Tag(0), op, &mut lane);
+        let mut done = Vec::new();
+        lane.take_done(&mut done);
+        done.pop().expect("at once")
     }
 
     /// A byte of the image in memory.
     fn byte(&self, offset: u64) -> u8 {
-        let mut engine = create(EngineKind::Threads).expect("an engine");
         let op = Op::Read { offset, buf: IoBuf::Pool(Buffer::zeroed(1)) };
-        let completion = self.image.submit(Tag(0), op, engine.as_mut()).expect("at once");
-        completion.buf.and_then(|buf| buf.ours().map(|bytes| bytes[0])).expect("a byte")
+        self.at_once(op).buf.and_then(|buf| buf.ours().map(|bytes| bytes[0])).expect("a byte")
     }
 
     fn cq(&mut self, qid: u16, entries: u16) {
