@@ -13,7 +13,7 @@ const MAX_KINDS: usize = 32;
 pub(super) struct Failures {
     /// As people call it.
     image: String,
-    kinds: Mutex<Vec<Kind>>,
+    kinds: Mutex<Vec<Repeated>>,
 }
 
 /// One failure.
@@ -31,7 +31,7 @@ pub(super) struct Failure {
 }
 
 #[derive(Debug)]
-struct Kind {
+struct Repeated {
     what: &'static str,
     errno: i32,
     said: Instant,
@@ -68,7 +68,7 @@ impl Failures {
             {
                 kinds.swap_remove(oldest);
             }
-            kinds.push(Kind { what, errno: *errno, said: now, unsaid: 0 });
+            kinds.push(Repeated { what, errno: *errno, said: now, unsaid: 0 });
         }
         let place = if *len > 0 { format!(" of {len} bytes at byte {offset}") } else { String::new() };
         let more =
@@ -81,7 +81,7 @@ impl Failures {
         let kinds = self.kinds.get_mut().unwrap_or_else(PoisonError::into_inner);
         let unsaid = kinds.iter().filter(|kind| kind.unsaid > 0);
         unsaid
-            .map(|Kind { what, errno, unsaid, .. }| {
+            .map(|Repeated { what, errno, unsaid, .. }| {
                 let error = match errno {
                     0 => String::new(),
                     errno => format!(": {}", std::io::Error::from_raw_os_error(*errno)),

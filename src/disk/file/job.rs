@@ -18,7 +18,7 @@ use crate::disk::{DiskError, IoBuf};
 
 /// What a job is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum Purpose {
     Read,
     Write,
     WriteZeroes,
@@ -44,7 +44,7 @@ enum Stage {
 #[derive(Debug)]
 pub(in crate::disk) struct FileJob {
     file: Arc<ImageFile>,
-    kind: Kind,
+    purpose: Purpose,
     stage: Stage,
     /// Of the whole operation.
     offset: u64,
@@ -76,7 +76,7 @@ impl FileJob {
     /// Reads from `offset`. Its range was checked, as that of all jobs, and the kernel takes it as it is.
     pub(in crate::disk) fn read(file: Arc<ImageFile>, offset: u64, buf: IoBuf) -> Self {
         let len = buf.len() as u64;
-        Self::new(file, Kind::Read, Stage::Read, offset, len, Some(buf))
+        Self::new(file, Purpose::Read, Stage::Read, offset, len, Some(buf))
     }
 
     /// Writes at `offset`; durable if asked for.
@@ -84,7 +84,7 @@ impl FileJob {
         let fua = file.is_durable(fua);
         let dsync = fua && file.can(Ability::DsyncWrite);
         let len = buf.len() as u64;
-        let job = Self::new(file, Kind::Write, Stage::Write { dsync }, offset, len, Some(buf));
+        let job = Self::new(file, Purpose::Write, Stage::Write { dsync }, offset, len, Some(buf));
         job.durable(fua, !dsync)
     }
 
@@ -96,19 +96,19 @@ impl FileJob {
             () if file.can(Ability::ZeroRange) => Stage::ZeroRange,
             () => Stage::WriteZeroes,
         };
-        Self::new(file, Kind::WriteZeroes, stage, offset, len, None).durable(fua, true)
+        Self::new(file, Purpose::WriteZeroes, stage, offset, len, None).durable(fua, true)
     }
 
     /// Gives a range back, where the file can.
     pub(super) fn discard(file: Arc<ImageFile>, offset: u64, len: u64) -> Self {
         let fua = file.is_durable(false);
         let stage = if file.can(Ability::PunchHole) { Stage::PunchHole } else { Stage::Done };
-        Self::new(file, Kind::Discard, stage, offset, len, None).durable(fua, true)
+        Self::new(file, Purpose::Discard, stage, offset, len, None).durable(fua, true)
     }
 
     fn new(
         file: Arc<ImageFile>,
-        kind: Kind,
+        purpose: Purpose,
         stage: Stage,
         offset: u64,
         len: u64,
@@ -116,7 +116,7 @@ impl FileJob {
     ) -> Self {
         FileJob {
             file,
-            kind,
+            purpose,
             stage: if len == 0 { Stage::Done } else { stage },
             offset,
             len,
@@ -296,9 +296,9 @@ impl FileJob {
 
     /// The next best way to the same end.
     fn step_down(&mut self) {
-        self.stage = match (self.kind, self.stage) {
+        self.stage = match (self.purpose, self.stage) {
             // Deallocation is a hint.
-            (Kind::Discard, _) => Stage::Done,
+            (Purpose::Discard, _) => Stage::Done,
             (_, Stage::PunchHole) if self.file.can(Ability::ZeroRange) => Stage::ZeroRange,
             _ => Stage::WriteZeroes,
         };
@@ -312,11 +312,11 @@ impl FileJob {
     /// Ends the job; the buffer goes back to the submitter.
     pub(in crate::disk) fn finish(self) -> Finished {
         if let Err(error) = &self.result {
-            let what = match self.kind {
-                Kind::Read => "read",
-                Kind::Write => "write",
-                Kind::WriteZeroes => "zeroing",
-                Kind::Discard => "discard",
+            let what = match self.purpose {
+                Purpose::Read => "read",
+                Purpose::Write => "write",
+                Purpose::WriteZeroes => "zeroing",
+                Purpose::Discard => "discard",
             };
             self.file.failed(what, self.offset, self.len, error);
         }

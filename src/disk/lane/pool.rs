@@ -62,13 +62,13 @@ impl Class {
     }
 }
 
-type Run = Box<dyn FnOnce(&Stop) -> (Result<Moved, DiskError>, Option<IoBuf>) + Send>;
+type Code = Box<dyn FnOnce(&Stop) -> (Result<Moved, DiskError>, Option<IoBuf>) + Send>;
 
 /// Something to be done by a thread that may block: straight code.
 pub struct Work {
     image: Option<ImageId>,
     class: Class,
-    run: Run,
+    run: Code,
 }
 
 impl fmt::Debug for Work {

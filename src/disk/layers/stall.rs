@@ -7,16 +7,16 @@ use crate::disk::{Disk, Handle, Inbox, Lane, Op, SharedDisk, Tag, Ways};
 
 /// Opens and shuts for any number of [`Stall`]s, from any thread. Starts shut.
 #[derive(Clone, Debug, Default)]
-pub struct Gate(Arc<Mutex<State>>);
+pub struct Gate(Arc<Mutex<GateState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct GateState {
     open: bool,
-    held: Vec<Held>,
+    held: Vec<HeldOp>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldOp {
     inbox: Inbox,
     disk: SharedDisk,
     tag: Tag,
@@ -33,7 +33,7 @@ impl Gate {
     pub fn open(&self) {
         let mut state = self.state();
         state.open = true;
-        for Held { inbox, disk, tag, op } in state.held.drain(..) {
+        for HeldOp { inbox, disk, tag, op } in state.held.drain(..) {
             inbox.run(move |lane| disk.submit(tag, op, lane));
         }
     }
@@ -48,7 +48,7 @@ impl Gate {
         self.state().held.len()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, GateState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,7 +85,7 @@ impl Disk for Stall {
     fn submit(&self, tag: Tag, op: Op, lane: &mut Lane) {
         let mut state = self.gate.state();
         if !state.open && (self.holds)(&op) {
-            state.held.push(Held { inbox: lane.inbox(), disk: Arc::clone(&self.disk), tag, op });
+            state.held.push(HeldOp { inbox: lane.inbox(), disk: Arc::clone(&self.disk), tag, op });
         } else {
             drop(state);
             self.disk.submit(tag, op, lane);

@@ -18,11 +18,11 @@ const SECTOR: usize = 512;
 /// See the module docs. Holds the image in memory: for test images of some MiB.
 #[derive(Debug, Default)]
 pub struct VolatileLog {
-    state: Mutex<State>,
+    state: Mutex<Log>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Log {
     /// The image as it is certain to survive.
     base: Vec<u8>,
     /// Writes not yet in `base`, in the order they were issued.
@@ -107,12 +107,12 @@ impl VolatileLog {
         self.state().writes.iter().filter(|w| !w.durable).count()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Log> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Log {
     fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
@@ -135,7 +135,7 @@ impl Tap for VolatileLog {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let mut base = vec![0; len];
         image.read_exact_at(&mut base, 0)?;
-        *self.state() = State { base, ..State::default() };
+        *self.state() = Log { base, ..Log::default() };
         Ok(())
     }
 

@@ -4,11 +4,11 @@
     reason = "system calls on iovecs; FICLONERANGE and copy_file_range on ranges have no wrapper"
 )]
 
-use std::io;
 use std::os::fd::RawFd;
 
 use libc::iovec;
 
+use super::answer;
 use super::fiemap::extent_end;
 
 /// One system call on an image. What it transfers, and from which file it copies, is told beside it.
@@ -117,13 +117,4 @@ pub(in crate::disk) fn clone_range(source: RawFd, from: u64, target: RawFd, offs
 fn copy_range(source: RawFd, mut from: i64, target: RawFd, mut offset: i64, len: usize) -> i64 {
     // SAFETY: the kernel writes the offsets during the call; no other memory is passed.
     answer(unsafe { libc::copy_file_range(source, &raw mut from, target, &raw mut offset, len, 0) } as i64)
-}
-
-/// The result of a call as a ring gives it: what it returned, or -errno.
-pub(super) fn answer(result: i64) -> i64 {
-    if result < 0 {
-        -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
-    } else {
-        result
-    }
 }

@@ -3,7 +3,7 @@
 
 use std::os::fd::RawFd;
 
-use super::call::answer;
+use super::answer;
 
 /// The kernel's struct fiemap with room for so many extents.
 #[repr(C)]
