@@ -88,6 +88,8 @@ struct Reader {
     module: Vec<String>,
     /// The rooms it names, or what could not be followed.
     found: Vec<Result<String, String>>,
+    /// What it names, from the crate's root down, as far as that is a path.
+    paths: Vec<Vec<String>>,
 }
 
 impl Reader {
@@ -104,6 +106,16 @@ impl Reader {
                     self.walk(body);
                     self.module.pop();
                     rest = more;
+                }
+                // From here down.
+                (Token::Name(word), [Token::Name(first), path @ ..])
+                    if word == "use" && first != "crate" && first != "super" =>
+                {
+                    let mut below = self.module.clone();
+                    if first != "self" {
+                        below.push(first.clone());
+                    }
+                    self.follow(below, path);
                 }
                 (Token::Name(word), _) if word == "crate" => rest = self.after(Vec::new(), after),
                 (Token::Name(word), _) if word == "super" => {
@@ -146,6 +158,7 @@ impl Reader {
                 module.push(name.clone());
                 self.reached(&module, "");
                 // Inside the room a path may climb out again only by `super` at its start.
+                self.follow(module, rest);
                 rest
             }
             [Token::Star, rest @ ..] => {
@@ -172,6 +185,27 @@ impl Reader {
         }
     }
 
+    /// The rest of a path, of which only where it leads counts.
+    fn follow(&mut self, mut path: Vec<String>, mut tokens: &[Token]) {
+        while let [Token::Colons, Token::Name(name), rest @ ..] = tokens {
+            path.push(name.clone());
+            tokens = rest;
+        }
+        if let [Token::Colons, Token::Group(_, items), ..] = tokens {
+            for item in items.split(|token| matches!(token, Token::Other)) {
+                if let [Token::Name(name), rest @ ..] = item {
+                    let mut path = path.clone();
+                    if name != "self" {
+                        path.push(name.clone());
+                    }
+                    self.follow(path, rest);
+                }
+            }
+        } else {
+            self.paths.push(path);
+        }
+    }
+
     fn reached(&mut self, module: &[String], at_root: &str) {
         match module.first() {
             Some(room) => self.found.push(Ok(room.clone())),
@@ -186,7 +220,11 @@ fn faults(module: &[&str], source: &str) -> Vec<String> {
         Ok(stream) => stream,
         Err(e) => return vec![format!("cannot be read: {e}")],
     };
-    let mut reader = Reader { module: module.iter().map(|&m| m.to_owned()).collect(), found: Vec::new() };
+    let mut reader = Reader {
+        module: module.iter().map(|&m| m.to_owned()).collect(),
+        found: Vec::new(),
+        paths: Vec::new(),
+    };
     reader.walk(&tokens(stream));
     let room = module[0];
     let mut faults: Vec<_> = reader
@@ -215,6 +253,119 @@ fn files(dir: &Path, module: &[String], out: &mut Vec<(Vec<String>, String)>) {
                 inner.push(stem);
             }
             out.push((inner, fs::read_to_string(&path).expect("a source can be read")));
+        }
+    }
+}
+
+/// Rooms in which no two files may need each other, nor two types have one name. All are to come here.
+const CLEAN: &[&str] = &["disk"];
+
+/// Without its tests, which may use anything, and what it only hands on to others.
+fn production(source: &str) -> String {
+    let tests =
+        source.find("#[cfg(test)]\nmod tests {").or(source.find("#[cfg(test)]\npub(super) mod tests {"));
+    let mut kept = String::new();
+    let mut handed_on = false;
+    for line in source.get(..tests.unwrap_or(source.len())).unwrap_or_default().lines() {
+        handed_on |= line.starts_with("pub") && line.contains(" use ");
+        if !handed_on {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+        handed_on &= !line.ends_with(';');
+    }
+    kept
+}
+
+/// What a `pub use` of these files hands on: where it stands, its name, and the module it comes from.
+fn handed_on(sources: &[(Vec<String>, String)]) -> Vec<(Vec<String>, String, Vec<String>)> {
+    let mut all = Vec::new();
+    for (module, source) in sources {
+        for item in source.split("pub").skip(1).filter_map(|rest| rest.split(';').next()) {
+            let Some((_, path)) = item.split_once("use ").filter(|(before, _)| before.len() < 20) else {
+                continue;
+            };
+            let path = path.replace(char::is_whitespace, "");
+            let (base, names) = match path.split_once("::{") {
+                Some((base, names)) => (base.to_owned(), names.trim_end_matches('}').to_owned()),
+                None => path.rsplit_once("::").map_or_else(Default::default, |(a, b)| (a.into(), b.into())),
+            };
+            let from: Vec<String> = base.split("::").filter(|part| *part != "self").map(Into::into).collect();
+            all.extend(
+                names.split(',').map(|name| (module.clone(), name.to_owned(), [&module[..], &from].concat())),
+            );
+        }
+    }
+    all
+}
+
+/// The file that a path of the library leads to.
+fn file_of(
+    path: &[String],
+    files: &[Vec<String>],
+    handed_on: &[(Vec<String>, String, Vec<String>)],
+) -> Vec<String> {
+    let mut at: Vec<String> = Vec::new();
+    for name in path {
+        let deeper = [&at[..], std::slice::from_ref(name)].concat();
+        if files.contains(&deeper) || (at.is_empty() && files.iter().any(|file| file.first() == Some(name))) {
+            at = deeper;
+            continue;
+        }
+        while let Some((_, _, from)) = handed_on.iter().find(|(place, what, _)| *place == at && what == name)
+        {
+            at = from.clone();
+        }
+        break;
+    }
+    at
+}
+
+#[test]
+fn no_circle_within_a_room() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = Vec::new();
+    files(&src, &[], &mut sources);
+    for room in CLEAN {
+        let is_test = |name: &String| name == "tests" || name.ends_with("_tests");
+        let own: Vec<_> = sources
+            .iter()
+            .filter(|(file, _)| file[0] == *room && !file.iter().any(is_test))
+            .cloned()
+            .collect();
+        let names: Vec<Vec<String>> = own.iter().map(|(file, _)| file.clone()).collect();
+        let handed_on = handed_on(&own);
+        let mut uses: Vec<(Vec<String>, Vec<Vec<String>>)> = Vec::new();
+        let mut types: Vec<(String, String)> = Vec::new();
+        for (file, source) in &own {
+            let source = production(source);
+            let stream: TokenStream = source.parse().expect("it compiles");
+            let mut reader = Reader { module: file.clone(), found: Vec::new(), paths: Vec::new() };
+            reader.walk(&tokens(stream));
+            let to = reader.paths.iter().map(|path| file_of(path, &names, &handed_on));
+            uses.push((file.clone(), to.filter(|to| to != file && names.contains(to)).collect()));
+            for line in source.lines() {
+                let line = line.trim_start_matches("pub(in crate::disk) ").trim_start_matches("pub(super) ");
+                let mut words = line.trim_start_matches("pub ").split(|c: char| !c.is_alphanumeric());
+                if let (Some("struct" | "enum" | "trait" | "type"), Some(name)) = (words.next(), words.next())
+                {
+                    let twice = types.iter().find(|(other, _)| other == name);
+                    assert!(
+                        twice.is_none(),
+                        "{name} in {} and {}",
+                        file.join("/"),
+                        twice.map_or("", |t| &t.1)
+                    );
+                    types.push((name.to_owned(), file.join("/")));
+                }
+            }
+        }
+        // Files that need none that are left are taken away until none is left, or a circle is.
+        while !uses.is_empty() {
+            let left: Vec<_> = uses.iter().map(|(file, _)| file.clone()).collect();
+            let before = uses.len();
+            uses.retain(|(_, to)| to.iter().any(|to| left.contains(to)));
+            assert!(uses.len() < before, "in a circle, or needing one: {left:?}");
         }
     }
 }
