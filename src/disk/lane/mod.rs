@@ -144,33 +144,45 @@ impl Lane {
     }
 
     /// Hands over what was submitted and collects what is complete, without waiting.
+    #[inline]
     pub fn reap(&mut self, out: &mut Vec<Done>) {
         self.pool.hand_over();
-        if let Some(ring) = &mut self.ring {
-            for (tag, Finished { result, buf, sync }) in ring.reap() {
-                match sync {
-                    None => self.done.push(Done { tag, result: result.map(|()| Moved::Plain), buf }),
-                    Some((file, ticket)) => {
-                        let id = file.id();
-                        let sync = move |_: &Stop| (file.sync(ticket).map(|()| Moved::Plain), buf);
-                        self.pool.submit(tag, Work::new(id, Class::Sync, sync));
-                    }
-                }
-            }
-            self.pool.hand_over();
+        if self.ring.is_some() {
+            self.reap_ring();
         }
         if self.slept || self.inbox.0.any.load(Ordering::Relaxed) {
-            self.slept = false;
-            for event in self.inbox.take() {
-                match event {
-                    Event::Done(done) => self.done.push(done),
-                    Event::Run(run) => run(self),
+            self.open_inbox();
+        }
+        if !self.done.is_empty() {
+            self.take_done(out);
+        }
+        if let Some(look) = &mut self.look {
+            look(out);
+        }
+    }
+
+    fn reap_ring(&mut self) {
+        let Some(ring) = &mut self.ring else { return };
+        for (tag, Finished { result, buf, sync }) in ring.reap() {
+            match sync {
+                None => self.done.push(Done { tag, result: result.map(|()| Moved::Plain), buf }),
+                Some((file, ticket)) => {
+                    let id = file.id();
+                    let sync = move |_: &Stop| (file.sync(ticket).map(|()| Moved::Plain), buf);
+                    self.pool.submit(tag, Work::new(id, Class::Sync, sync));
                 }
             }
         }
-        self.take_done(out);
-        if let Some(look) = &mut self.look {
-            look(out);
+        self.pool.hand_over();
+    }
+
+    fn open_inbox(&mut self) {
+        self.slept = false;
+        for event in self.inbox.take() {
+            match event {
+                Event::Done(done) => self.done.push(done),
+                Event::Run(run) => run(self),
+            }
         }
     }
 

@@ -218,10 +218,14 @@ impl Pool {
     }
 
     /// Makes what was submitted known to the threads. To be called before a sleep, always.
+    #[inline]
     pub(super) fn hand_over(&mut self) {
-        if self.fresh.is_empty() {
-            return;
+        if !self.fresh.is_empty() {
+            self.hand_over_fresh();
         }
+    }
+
+    fn hand_over_fresh(&mut self) {
         if self.threads.is_empty() {
             // Late is better than failed.
             for (tag, work) in self.fresh.drain(..) {
