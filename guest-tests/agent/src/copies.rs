@@ -84,9 +84,6 @@ fn one(file: &File, plan: Plan, half: u64, thread: u64, start: Instant) -> anyho
     let mut list = vec![0u8; DESCRIPTOR * plan.ranges as usize];
     let mut copied = 0;
     for turn in 0u64.. {
-        if start.elapsed() >= plan.time {
-            break;
-        }
         // Threads take turns, so that no two commands in flight write the same blocks unless there is no room
         // for more.
         let slot = (turn * u64::from(plan.threads) + thread) % slots;
@@ -99,6 +96,9 @@ fn one(file: &File, plan: Plan, half: u64, thread: u64, start: Instant) -> anyho
         }
         copy(file, plan, half + slot * each, &mut list)?;
         copied += each;
+        if start.elapsed() >= plan.time {
+            break;
+        }
     }
     Ok(copied)
 }
