@@ -68,7 +68,8 @@ fn spdk_is_told_that_it_needs_mapped_doorbells() {
         drop(c);
         // The next one is let in when the last has gone. It touches a register, and is told nothing.
         let mut c = d.client();
-        assert_eq!(d.log().matches("doorbells=mmap").count(), usize::from(told), "{}", d.log());
+        let log = d.log_with("doorbells=mmap", usize::from(told));
+        assert_eq!(log.matches("doorbells=mmap").count(), usize::from(told), "{log}");
         c.map_ram(&ram);
         c.config16(0);
         drop(c);

@@ -81,13 +81,15 @@ fn a_queue_full_of_long_commands_leaves_room_for_another() {
             host.queue(1, sqe);
         }
         host.ring_sq(1);
-        let (mut left, mut reads) = (300, 0);
+        let (mut left, mut reads, begin) = (300, 0, Instant::now());
         while left > 0 && reads < 50 {
             host.exec(3, short).ok();
             reads += 1;
             left -= host.drain(1);
         }
-        assert!(reads >= 10, "{what}: only {reads} reads beside 300 of them");
+        // Some are over so soon that a busy host gets few reads in; but then none of those waited.
+        let soon = begin.elapsed() < Duration::from_secs(1);
+        assert!(reads >= 10 || soon, "{what}: only {reads} reads beside 300 of them");
         let more = device.resident().saturating_sub(before);
         assert!(more < 160 * MIB, "{what}: {} MiB more", more >> 20);
         // What is left ends with its queue, early where it takes long.

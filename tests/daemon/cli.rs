@@ -119,7 +119,7 @@ fn the_log_names_each_namespace() {
          --nvme-ns drive={}/old.img,readonly=on,logical_block_size=4096 \
          --nvme-ns drive={}/empty.img,size=2M --nvme-ns drive=memory,size=64K",
     );
-    let log = d.log();
+    let log = d.log_with("namespace 4: ", 1);
     let line = |nsid| {
         let mut lines = log.lines().filter(|line| line.contains(&format!("namespace {nsid}: ")));
         let line = lines.next().unwrap_or_else(|| panic!("namespace {nsid} is not in {log}"));

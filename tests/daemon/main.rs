@@ -13,7 +13,6 @@ mod cli;
 mod commands;
 mod copy_methods;
 mod copying;
-mod descriptors;
 mod doorbells;
 mod dulbe;
 mod health;

@@ -420,7 +420,7 @@ fn memory_without_descriptor() {
         }
     }
     ns.verify(&mut h, 1);
-    let log = d.log();
+    let log = d.log_with("memory-backend-memfd", 1);
     let n = log.lines().filter(|l| l.contains("memory-backend-memfd")).count();
     // The line printed at the start may name it as well.
     assert!((1..=2).contains(&n), "{n} lines name the remedy:\n{log}");

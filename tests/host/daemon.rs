@@ -88,9 +88,31 @@ impl Daemon {
         self.file("s")
     }
 
+    /// The log when nothing has come for a while: the daemon writes it in its own time.
     pub fn log(&self) -> String {
-        let b = fs::read(self.file("log")).unwrap_or_default();
-        String::from_utf8_lossy(&b).into_owned()
+        let read = || fs::read(self.file("log")).unwrap_or_default();
+        let mut log = read();
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+            let now = read();
+            if now.len() == log.len() {
+                return String::from_utf8_lossy(&now).into_owned();
+            }
+            log = now;
+        }
+    }
+
+    /// The log once `word` is in it, `times` times.
+    #[track_caller]
+    pub fn log_with(&self, word: &str, times: usize) -> String {
+        let start = Instant::now();
+        loop {
+            let log = self.log();
+            if log.matches(word).count() >= times {
+                return log;
+            }
+            assert!(start.elapsed() < DEADLINE, "{word:?} is not in the log {times} times: {log}");
+        }
     }
 
     /// A client that agreed on the version; whoever had the socket a moment ago (another daemon that looked
