@@ -3,119 +3,42 @@
 //! Nothing here waits. What takes time (draining, flushing, deleting a queue) is a message to the workers whose
 //! acknowledgement continues it in [`Controller::on_messages`].
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::admin::Admin;
-use super::doorbell_buffers::BufferConfig;
+use super::admin::{self, Admin, Ctl, Event, KeepAlive};
+use super::config::ControllerConfig;
 use super::doorbells::Doorbells;
 use super::error_log::ErrorLog;
-use super::flushes::{Asker, Flushes};
+use super::flushes::Asker;
 use super::queue_table::QueueTable;
 use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
-use super::worker::{Fence, FromWorker, Mailbox, Poll, ToWorker, Token, Worker, WorkerParts};
+use super::worker::WorkerParts;
+use super::workers::{News, Workers};
 use crate::memory::{Epoch, SharedPage};
 use crate::spec::registers::{DOORBELL_STRIDE, csts, offset};
 use crate::subsystem::Seat;
 
-/// What one controller is made of. Counts are 1-based unless they say otherwise.
-#[derive(Clone, Debug)]
-pub struct ControllerConfig {
-    /// Identify Controller SN.
-    pub serial: String,
-    /// Identify Controller MN.
-    pub model: String,
-    /// Identify Controller FR.
-    pub firmware: String,
-    /// Identify Controller SUBNQN.
-    pub subnqn: String,
-    /// PCI vendor and subsystem vendor.
-    pub vid: u16,
-    /// PCI subsystem vendor.
-    pub ssvid: u16,
-    /// Largest transfer: 2^mdts pages of 4 KiB, at least 1.
-    pub mdts: u8,
-    /// I/O queue pairs.
-    pub max_ioqpairs: u16,
-    /// CAP.MQES, 0-based.
-    pub mqes: u16,
-    /// Asynchronous Event Request Limit, 0-based.
-    pub aerl: u8,
-    /// MSI-X vectors.
-    pub vectors: u16,
-    /// Identify Controller OCFS: Copy descriptor formats offered.
-    pub ocfs: u16,
-    /// Copy descriptor formats enabled whatever the host has set (bits of CDFE).
-    pub cdfe: u16,
-    /// Worker threads.
-    pub iothreads: usize,
-    /// Doorbell Buffer Config is offered.
-    pub doorbell_buffers: bool,
-    /// Clients may map the doorbells: they are polled, and Doorbell Buffer Config is not offered.
-    pub map_doorbells: bool,
-    /// How workers wait for doorbells.
-    pub poll: Poll,
-}
-
-/// Why an acknowledgement is awaited.
-#[derive(Debug)]
-pub(super) enum Awaited {
-    /// One worker's part of a controller reset.
-    Reset(usize),
-    /// One worker's part of a fence.
-    Fence(usize),
-    /// The flush under way.
-    Flush,
-    /// An admin command's.
-    Admin(super::admin::Pending),
-}
-
-/// How long a worker may take for a fence before a client's eventfd is thought to hold it up.
-const FENCE_TIME: Duration = Duration::from_millis(100);
-
-/// What a worker was sent and has not acknowledged.
-#[derive(Clone, Copy, Debug, Default)]
-struct Unanswered {
-    reset: bool,
-    fence: bool,
-    /// There was reason for another fence since.
-    fence_again: bool,
-}
-
 /// See the module docs.
 pub struct Controller {
-    pub(super) config: ControllerConfig,
+    config: ControllerConfig,
     /// Its place in the subsystem, until it goes.
-    pub(super) seat: Seat,
-    pub(super) regs: Registers,
-    pub(super) shared: Arc<Shared>,
-    pub(super) workers: Vec<Worker>,
-    pub(super) queues: QueueTable,
-    pub(super) admin: Admin,
-    /// What Doorbell Buffer Config said since the last reset.
-    pub(super) buffers: Option<BufferConfig>,
+    seat: Seat,
+    regs: Registers,
+    shared: Arc<Shared>,
+    workers: Workers,
+    queues: QueueTable,
+    admin: Admin,
     /// The file of the doorbells' page, if clients may map it.
     doorbell_file: Option<OwnedFd>,
     /// Guest memory of the queues that are created from now on, and of the admin queue.
-    pub(super) memory: Epoch,
+    memory: Epoch,
     /// Workers may have queues of that epoch.
     begun: bool,
-    /// Guest memory may be read and written, and interrupts raised.
-    pub(super) bus_master: bool,
-    messages: Receiver<FromWorker>,
-    awaited: HashMap<Token, Awaited>,
-    last_token: Token,
-    /// By worker.
-    unanswered: Vec<Unanswered>,
-    /// When to see whether they still are.
-    unblock_at: Option<Instant>,
-    flushes: Flushes,
     /// EN was set while workers still drained.
     enable_when_quiet: bool,
     /// The host's CC.EN 1 to 0 is being carried out.
@@ -160,30 +83,18 @@ impl Controller {
             errors: ErrorLog::default(),
             limits: Limits { max_transfer: 4096 << config.mdts, ocfs: config.ocfs & crate::copy::OCFS },
         });
-        let (sender, messages) = channel();
-        let out = Mailbox { sender, wake };
-        let workers = (0..config.iothreads.max(1))
-            .map(|index| Worker::spawn(index, Arc::clone(&shared), parts.clone(), config.poll, out.clone()))
-            .collect::<io::Result<Vec<_>>>()?;
+        let workers = Workers::spawn(&config, &shared, parts, wake)?;
         Ok(Self {
-            unanswered: vec![Unanswered::default(); workers.len()],
-            unblock_at: None,
-            flushes: Flushes::default(),
             memory,
             begun: false,
-            bus_master: false,
             regs: Registers::new(config.mqes),
             queues: QueueTable::new(config.max_ioqpairs),
             admin: Admin::new(&config),
-            buffers: None,
             doorbell_file,
             seat,
             config,
             shared,
             workers,
-            messages,
-            awaited: HashMap::new(),
-            last_token: 0,
             enable_when_quiet: false,
             disabling: false,
             final_flush: None,
@@ -221,8 +132,8 @@ impl Controller {
     /// Guest memory was added.
     pub fn memory_added(&mut self) {
         // The page with the shadow doorbells may be back. Whatever a worker finds there then, it has seen before it sleeps.
-        if self.buffers.is_some() {
-            self.fence();
+        if self.workers.buffers().is_some() {
+            self.workers.fence();
         }
     }
 
@@ -248,7 +159,7 @@ impl Controller {
         if shutdown {
             // A disabled controller is flushed all the same: the host is about to cut the power.
             self.regs.csts = self.regs.csts & !csts::SHST | csts::SHST_OCCURRING;
-            self.flush_for(Asker::Shutdown);
+            self.workers.flush_for(Asker::Shutdown);
         }
     }
 
@@ -259,27 +170,26 @@ impl Controller {
         self.regs.reset();
         self.memory = epoch;
         self.begun = false;
-        self.bus_master = false;
         self.disabling = false;
         self.enable_when_quiet = false;
         self.drain();
-        self.fence();
+        self.workers.set_bus_master(false);
     }
 
     /// May the device read and write guest memory and raise interrupts? When it may not, that is true once the workers
     /// are fenced and no transfer in flight touches guest memory; what is asked of it meanwhile is done afterwards.
     pub fn set_bus_master(&mut self, on: bool) {
-        if std::mem::replace(&mut self.bus_master, on) != on {
-            self.fence();
+        if self.workers.bus_master() != on {
+            self.workers.set_bus_master(on);
             if on {
-                self.resume_admin();
+                self.admin(admin::resume);
             }
         }
     }
 
     /// As [`Self::set_bus_master`] said last.
     pub fn is_bus_master(&self) -> bool {
-        self.bus_master
+        self.workers.bus_master()
     }
 
     /// Queues that are created from now on belong to `epoch`. Those that exist have lost theirs, so the caller goes on to
@@ -291,31 +201,17 @@ impl Controller {
 
     /// Is no command in flight since the last reset?
     pub fn is_quiet(&self) -> bool {
-        self.unanswered.iter().all(|worker| !worker.reset)
+        self.workers.is_quiet()
     }
 
-    /// Makes all workers look at the DMA table anew, and at the rest of [`Fence`]; see [`Self::is_fenced`].
+    /// Makes all workers look at the DMA table anew; see [`Self::is_fenced`].
     pub fn fence(&mut self) {
-        for worker in 0..self.workers.len() {
-            match self.unanswered.get_mut(worker) {
-                Some(unanswered) if unanswered.fence => unanswered.fence_again = true,
-                _ => self.fence_worker(worker),
-            }
-        }
-    }
-
-    fn fence_worker(&mut self, worker: usize) {
-        self.unblock_at.get_or_insert_with(|| Instant::now() + FENCE_TIME);
-        let Some(unanswered) = self.unanswered.get_mut(worker) else { return };
-        *unanswered = Unanswered { fence: true, fence_again: false, ..*unanswered };
-        let fence = Fence { bus_master: self.bus_master, buffers: self.buffers };
-        let token = self.await_ack(Awaited::Fence(worker));
-        self.send(worker, ToWorker::Fence(token, fence));
+        self.workers.fence();
     }
 
     /// Has every worker seen the DMA table as it was at the last [`Self::fence`]?
     pub fn is_fenced(&self) -> bool {
-        self.unanswered.iter().all(|worker| !worker.fence)
+        self.workers.is_fenced()
     }
 
     /// Is no worker in the middle of anything with guest memory as it was before the last [`Self::fence`]? A worker that is
@@ -330,25 +226,14 @@ impl Controller {
         self.regs.csts |= csts::CFS;
         // An enable that still waits for a hung command is part of what has failed.
         self.enable_when_quiet = false;
-        self.admin.stop();
+        self.admin.queue.stop();
         self.drain();
     }
 
     /// Starts a flush of all namespaces for the end of service; see [`Self::flushed`].
     pub fn flush(&mut self) {
         self.final_flush = None;
-        self.flush_for(Asker::Farewell);
-    }
-
-    pub(super) fn flush_for(&mut self, asker: Asker) {
-        if self.flushes.ask(asker) {
-            self.begin_flush();
-        }
-    }
-
-    fn begin_flush(&mut self) {
-        let token = self.await_ack(Awaited::Flush);
-        self.send(0, ToWorker::Flush(token));
+        self.workers.flush_for(Asker::Farewell);
     }
 
     /// How [`Self::flush`] ended; `None` while it has not.
@@ -358,60 +243,49 @@ impl Controller {
 
     /// Ends the workers; false when one was still busy at `deadline`.
     pub fn stop(&mut self, deadline: Instant) -> bool {
-        for worker in &self.workers {
-            worker.send(ToWorker::Stop);
-        }
-        self.workers.iter_mut().all(|worker| worker.join(deadline))
+        self.workers.stop(deadline)
     }
 
-    /// Takes what the workers have sent.
+    /// Takes what the subsystem and the workers have to tell.
     pub fn on_messages(&mut self) {
         self.take_notices();
-        while let Ok(message) = self.messages.try_recv() {
-            match message {
-                FromWorker::Ack(token, answer) => match self.awaited.remove(&token) {
-                    Some(awaited) => self.acknowledged(awaited, answer),
-                    None => log::debug!("acknowledgement {token} came after its command was dropped"),
-                },
-                // Before the acknowledgement of a reset comes only what the worker met before it: the queues it speaks
-                // of are gone, with their client perhaps.
-                FromWorker::InvalidDoorbell if !self.is_quiet() => {
-                    self.shared.invalid_doorbell.store(false, Ordering::Release);
-                    log::debug!("a queue that is gone had a doorbell value it could not have");
+        while let Some(news) = self.workers.news() {
+            match news {
+                News::Quiet => self.drained(),
+                News::Flushed(askers, success) => {
+                    askers.into_iter().for_each(|asker| self.flushed_for(asker, success));
                 }
-                FromWorker::Fatal(why) if !self.is_quiet() => {
-                    log::info!("on the way to a reset: {why}");
+                News::Admin(pending, answer) => {
+                    self.admin(|ctl| admin::acknowledged(ctl, pending, answer));
                 }
-                FromWorker::InvalidDoorbell => {
-                    self.shared.invalid_doorbell.store(false, Ordering::Release);
-                    self.invalid_doorbell_value();
-                }
-                FromWorker::Fatal(why) => self.fatal(&why),
+                News::InvalidDoorbell => self.invalid_doorbell(Event::INVALID_DOORBELL_VALUE),
+                News::Fatal(why) => self.fatal(&why),
             }
         }
     }
 
     /// When [`Self::on_time`] wants to be called, if at all.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.admin.keep_alive_deadline(), self.watch_deadline(), self.unblock_at].into_iter().flatten().min()
+        let admin = &self.admin;
+        let deadlines = [admin.keep_alive.deadline(), admin.queue.watch_deadline(), self.workers.deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Gets workers that owe a fence for long out of what they wait in.
+    pub fn unblock(&mut self, now: Instant) {
+        self.workers.unblock(now);
     }
 
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant) {
-        self.watch(now);
-        self.unblock(now);
-        if self.admin.keep_alive_deadline().is_some_and(|at| now >= at) {
-            self.admin.disarm_keep_alive();
-            self.fatal("the Keep Alive timer expired");
+        if self.admin.queue.watch_due(now) {
+            self.admin(admin::run);
+            self.admin.queue.watch_again(&self.shared.doorbells);
         }
-    }
-
-    /// Gets workers that owe a fence for long out of what they wait in. A turn without waiting takes no notice.
-    pub fn unblock(&mut self, now: Instant) {
-        if self.unblock_at.is_some_and(|at| now >= at) {
-            let late = self.workers.iter().zip(&self.unanswered).filter(|(_, unanswered)| unanswered.fence);
-            late.for_each(|(worker, _)| worker.unblock());
-            self.unblock_at = Some(now + FENCE_TIME);
+        self.unblock(now);
+        if self.admin.keep_alive.deadline().is_some_and(|at| now >= at) {
+            self.admin.keep_alive = KeepAlive::default();
+            self.fatal("the Keep Alive timer expired");
         }
     }
 
@@ -419,58 +293,41 @@ impl Controller {
     pub fn dump(&self) {
         log::info!("{}", self.regs);
         log::info!("{}", self.admin);
-        log::info!("unanswered {:?}, awaited {:?}; {:?}", self.unanswered, self.awaited, self.flushes);
-        for worker in &self.workers {
-            worker.send(ToWorker::Dump);
+        self.workers.dump();
+    }
+
+    /// Runs something of the admin queue over what it may see of this.
+    fn admin(&mut self, run: impl FnOnce(&mut Ctl<'_>)) {
+        let memory = self.memory.load_full();
+        run(&mut Ctl {
+            config: &self.config,
+            shared: &self.shared,
+            memory: &memory,
+            cc: self.regs.cc,
+            admin: &mut self.admin,
+            queues: &mut self.queues,
+            workers: &mut self.workers,
+        });
+        if let Some(why) = self.admin.queue.take_loss() {
+            self.fatal(&why);
         }
     }
 
-    pub(super) fn await_ack(&mut self, awaited: Awaited) -> Token {
-        self.last_token += 1;
-        self.awaited.insert(self.last_token, awaited);
-        self.last_token
+    fn invalid_doorbell(&mut self, event: Event) {
+        self.admin(|ctl| admin::invalid_doorbell(ctl, event));
     }
 
-    pub(super) fn send(&self, worker: usize, message: ToWorker) {
-        if let Some(worker) = self.workers.get(worker) {
-            worker.send(message);
+    /// Takes what the subsystem has to tell: namespaces that are new, other or gone.
+    fn take_notices(&mut self) {
+        let nsids = self.seat.changed();
+        if nsids.is_empty() {
+            return;
         }
-    }
-
-    /// The worker that owns a completion queue and all that post to it.
-    pub(super) fn worker_of(&self, cqid: u16) -> usize {
-        usize::from(cqid.saturating_sub(1)) % self.workers.len()
-    }
-
-    fn acknowledged(&mut self, awaited: Awaited, answer: bool) {
-        match awaited {
-            Awaited::Reset(worker) => {
-                self.unanswered.iter_mut().skip(worker).take(1).for_each(|worker| worker.reset = false);
-                if self.is_quiet() {
-                    self.drained();
-                }
-            }
-            Awaited::Fence(worker) => match self.unanswered.get_mut(worker) {
-                Some(unanswered) if !unanswered.fence_again => {
-                    unanswered.fence = false;
-                    self.unblock_at = self.unblock_at.filter(|_| !self.is_fenced());
-                }
-                _ => self.fence_worker(worker),
-            },
-            Awaited::Flush => {
-                let (answered, again) = self.flushes.ended();
-                if again {
-                    self.begin_flush();
-                }
-                for asker in answered {
-                    self.flushed_for(asker, answer);
-                }
-            }
-            Awaited::Admin(pending) => {
-                self.admin_acknowledged(pending, answer);
-                self.run_admin();
-            }
-        }
+        log::info!("namespaces changed: {nsids:?}");
+        // A namespace that is new here has not been told what the host set for its NSID.
+        self.admin.features.apply(&self.shared, self.config.cdfe);
+        self.admin.changed.extend(nsids);
+        self.admin(|ctl| admin::report(ctl, Event::NAMESPACE_CHANGED));
     }
 
     fn flushed_for(&mut self, asker: Asker, success: bool) {
@@ -485,28 +342,16 @@ impl Controller {
                 }
             }
             Asker::Farewell => self.final_flush = Some(success),
-            Asker::Admin(pending) => self.acknowledged(Awaited::Admin(pending), success),
+            Asker::Admin(pending) => self.admin(|ctl| admin::acknowledged(ctl, pending, success)),
         }
     }
 
     /// Forgets queues, features and events, and asks every worker to end what it runs.
     fn drain(&mut self) {
-        // Admin commands whose worker part is under way vanish with their queue.
-        self.awaited.retain(|_, awaited| !matches!(awaited, Awaited::Admin(_)));
-        self.flushes.forget_admin();
         self.admin.reset(&self.config);
-        self.apply_features();
+        self.admin.features.apply(&self.shared, self.config.cdfe);
         self.queues.clear();
-        self.buffers = None;
-        for worker in 0..self.workers.len() {
-            // One that is under way is good for this too: until all are over there is no new queue.
-            let asked =
-                self.unanswered.get_mut(worker).map(|worker| std::mem::replace(&mut worker.reset, true));
-            if asked == Some(false) {
-                let token = self.await_ack(Awaited::Reset(worker));
-                self.send(worker, ToWorker::Reset(token));
-            }
-        }
+        self.workers.reset();
     }
 
     /// Zeroes in every doorbell that the next host or client may see.
@@ -539,7 +384,7 @@ impl Controller {
     }
 
     fn enable(&mut self) {
-        if !self.is_quiet() {
+        if !self.workers.is_quiet() {
             // No command of the time before may meet the new queues, however long a disk keeps it.
             self.enable_when_quiet = true;
             return;
@@ -550,11 +395,8 @@ impl Controller {
                 // Not while a worker still had queues: it would have taken a zero for a tail.
                 self.clear_doorbells();
                 self.begun = true;
-                for worker in &self.workers {
-                    worker.send(ToWorker::Begin(Arc::clone(&self.memory)));
-                }
-                self.admin.start(&queues);
-                self.begin_watch();
+                self.workers.begin(&self.memory);
+                self.admin.queue.start(&queues, &self.shared.doorbells);
                 // EN went from 0 to 1: what was fatal before is over.
                 self.regs.csts = self.regs.csts & !csts::CFS | csts::RDY;
             }
@@ -572,31 +414,33 @@ impl Controller {
             return;
         };
         if !at.is_multiple_of(DOORBELL_STRIDE) {
-            return self.invalid_doorbell();
+            return self.invalid_doorbell(Event::INVALID_DOORBELL);
         }
         let value = (value & 0xffff) as u16; // 31:16 are reserved
-        let Ok(qid) = u16::try_from(index / 2) else { return self.invalid_doorbell() };
+        let Ok(qid) = u16::try_from(index / 2) else {
+            return self.invalid_doorbell(Event::INVALID_DOORBELL);
+        };
         let is_head = index % 2 == 1;
         if qid == 0 {
-            return self.admin_doorbell(is_head, value);
+            return self.admin(|ctl| admin::doorbell(ctl, is_head, value));
         }
         let known = if is_head {
             self.queues.cq(qid).map(|cq| (cq.size, qid))
         } else {
             self.queues.sq(qid).map(|sq| (sq.size, sq.cqid))
         };
-        let Some((size, cqid)) = known else { return self.invalid_doorbell() };
+        let Some((size, cqid)) = known else {
+            return self.invalid_doorbell(Event::INVALID_DOORBELL);
+        };
         if u32::from(value) >= size {
-            return self.invalid_doorbell_value();
+            return self.invalid_doorbell(Event::INVALID_DOORBELL_VALUE);
         }
         if is_head {
             self.shared.doorbells.set_head(qid, value);
         } else {
             self.shared.doorbells.set_tail(qid, value);
         }
-        if let Some(worker) = self.workers.get(self.worker_of(cqid)) {
-            worker.doorbell();
-        }
+        self.workers.doorbell(cqid);
     }
 }
 

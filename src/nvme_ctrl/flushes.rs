@@ -3,7 +3,7 @@
 //! A flush answers those who asked before it began; who asks while it is under way waits for the next one, which all who
 //! wait share. So there is one under way and one to come at most, however often a host asks.
 
-use super::admin::Pending;
+use super::pending::Pending;
 
 /// Who asks for a flush.
 #[derive(Debug)]
@@ -66,8 +66,8 @@ impl Flushes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nvme_ctrl::admin::Then;
     use crate::nvme_ctrl::error_log::Failed;
+    use crate::nvme_ctrl::pending::Then;
 
     fn admin(cid: u16) -> Asker {
         let command = Failed { sqid: 0, cid, opc: 9, nsid: 0, slba: 0 };

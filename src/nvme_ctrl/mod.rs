@@ -4,6 +4,7 @@
 //! Not here yet: Format NVM, Namespace Management, protection information, fused commands.
 
 mod admin;
+mod config;
 mod controller;
 mod doorbell_buffers;
 mod doorbells;
@@ -11,6 +12,7 @@ mod error_log;
 mod flushes;
 mod io;
 mod lone;
+mod pending;
 mod queue;
 mod queue_table;
 mod registers;
@@ -19,8 +21,10 @@ mod status;
 mod transfer;
 mod work;
 mod worker;
+mod workers;
 
-pub use controller::{Controller, ControllerConfig};
+pub use config::ControllerConfig;
+pub use controller::Controller;
 pub use lone::Lone;
 pub use queue::{CompletionQueue, Post, SubmissionQueue};
 pub use shared::InterruptSink;

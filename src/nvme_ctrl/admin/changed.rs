@@ -2,14 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::super::controller::Controller;
-use super::events::Event;
-
 /// NSIDs that the log has room for.
 const ENTRIES: usize = 1024;
-
-/// Feature 0Bh, Attached Namespace Attribute Notices: the host wants the event. The log is kept whether it does or not.
-pub(super) const NOTICES: u32 = 1 << 8;
 
 /// The list: NSIDs since the host last read it.
 #[derive(Debug, Default)]
@@ -26,26 +20,14 @@ impl ChangedNamespaces {
         log
     }
 
+    /// Namespaces that are new, other or gone.
+    pub fn extend(&mut self, nsids: impl IntoIterator<Item = u32>) {
+        self.0.extend(nsids);
+    }
+
     /// The host has read the log, or is about to look at all namespaces anew, as after a reset.
     pub fn clear(&mut self) {
         self.0.clear();
-    }
-}
-
-impl Controller {
-    /// Takes what the subsystem has to tell: namespaces that are new, other or gone.
-    pub(in super::super) fn take_notices(&mut self) {
-        let nsids = self.seat.changed();
-        if nsids.is_empty() {
-            return;
-        }
-        log::info!("namespaces changed: {nsids:?}");
-        // A namespace that is new here has not been told what the host set for its NSID.
-        self.apply_features();
-        self.admin.changed.0.extend(nsids);
-        if self.admin.features.wants(NOTICES) {
-            self.report(Event::NAMESPACE_CHANGED);
-        }
     }
 }
 

@@ -2,15 +2,12 @@
 
 use std::collections::VecDeque;
 
-use super::super::controller::Controller;
-use super::super::io::Outcome;
-use super::Reply;
-use crate::spec::log_page::lid;
-use crate::spec::{Sqe, Status};
+use crate::spec::feature::notice;
+use crate::spec::log_page::{lid, warning};
 
 /// Asynchronous event type (completion DW0 2:0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+enum Kind {
     /// Error status.
     Error = 0,
     /// SMART / health status.
@@ -19,28 +16,34 @@ pub enum Kind {
     Notice = 2,
 }
 
-/// One event.
+/// One event, with all that depends on which it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     kind: Kind,
     info: u8,
+    /// The log page by whose reading the host clears it.
     log: u8,
+    /// The bit of Asynchronous Event Configuration by which the host asks for it; 0 if it comes unasked.
+    pub asked: u32,
 }
 
 impl Event {
     /// Write to Invalid Doorbell Register.
-    pub const INVALID_DOORBELL: Self = Self { kind: Kind::Error, info: 0, log: lid::ERROR };
+    pub const INVALID_DOORBELL: Self = Self { kind: Kind::Error, info: 0, log: lid::ERROR, asked: 0 };
     /// Invalid Doorbell Write Value.
-    pub const INVALID_DOORBELL_VALUE: Self = Self { kind: Kind::Error, info: 1, log: lid::ERROR };
+    pub const INVALID_DOORBELL_VALUE: Self = Self { kind: Kind::Error, info: 1, log: lid::ERROR, asked: 0 };
     /// NVM Subsystem Reliability: all media is read-only.
-    pub const READ_ONLY: Self = Self { kind: Kind::Smart, info: 0, log: lid::SMART };
+    pub const READ_ONLY: Self =
+        Self { kind: Kind::Smart, info: 0, log: lid::SMART, asked: warning::READ_ONLY as u32 };
     /// Temperature Threshold.
-    pub const TEMPERATURE: Self = Self { kind: Kind::Smart, info: 1, log: lid::SMART };
-
+    pub const TEMPERATURE: Self =
+        Self { kind: Kind::Smart, info: 1, log: lid::SMART, asked: warning::TEMPERATURE as u32 };
     /// Attached Namespace Attribute Changed.
-    pub const NAMESPACE_CHANGED: Self = Self { kind: Kind::Notice, info: 0, log: lid::CHANGED_NS };
+    pub const NAMESPACE_CHANGED: Self =
+        Self { kind: Kind::Notice, info: 0, log: lid::CHANGED_NS, asked: notice::NAMESPACE };
 
-    fn dw0(self) -> u32 {
+    /// DW0 of the completion that reports it.
+    pub fn dw0(self) -> u32 {
         self.kind as u32 | u32::from(self.info) << 8 | u32::from(self.log) << 16
     }
 }
@@ -51,8 +54,9 @@ pub struct Events {
     limit: usize,
     requests: VecDeque<u16>,
     queued: VecDeque<Event>,
-    /// Types reported and not yet cleared by reading their log; no further event of the type until then.
-    masked: [bool; 8],
+    /// Logs of events that were reported and that the host has not read since; no further event of theirs until then.
+    /// The specification says so of event types, each of which has one log here.
+    masked: Vec<u8>,
 }
 
 impl Events {
@@ -62,7 +66,7 @@ impl Events {
             limit: usize::from(aerl) + 1,
             requests: VecDeque::new(),
             queued: VecDeque::new(),
-            masked: [false; 8],
+            masked: Vec::new(),
         }
     }
 
@@ -73,79 +77,43 @@ impl Events {
         self.requests.len() < before
     }
 
-    /// Queues an event. One of each kind is enough: the log tells the rest, and the queue stays bounded.
-    fn push(&mut self, event: Event) {
-        if !self.queued.contains(&event) {
+    /// Takes a request in; false when there are as many as may be.
+    #[must_use]
+    pub fn request(&mut self, cid: u16) -> bool {
+        let room = self.requests.len() < self.limit;
+        if room {
+            self.requests.push_back(cid);
+        }
+        room
+    }
+
+    /// Queues an event that the host has asked for in `configuration`. One of each is enough: the log tells the rest, and
+    /// the queue stays bounded.
+    pub fn push(&mut self, event: Event, configuration: u32) {
+        let asked = event.asked == 0 || configuration & event.asked != 0;
+        if asked && !self.queued.contains(&event) {
             self.queued.push_back(event);
         }
     }
 
-    /// The host has read log page `log` (RAE = 0): events of its type may be reported again, and those that wait are
-    /// answered by that reading.
+    /// The host has read log page `log` (RAE = 0): its events may be reported again, and those that wait are answered by
+    /// that reading.
     pub fn clear(&mut self, log: u8) {
-        for (kind, of) in
-            [(Kind::Error, lid::ERROR), (Kind::Smart, lid::SMART), (Kind::Notice, lid::CHANGED_NS)]
-        {
-            if log == of {
-                self.masked[kind as usize] = false;
-                self.queued.retain(|event| event.kind != kind);
-            }
-        }
+        self.masked.retain(|masked| *masked != log);
+        self.queued.retain(|event| event.log != log);
     }
 
-    fn deliverable(&self) -> Option<(u16, Event)> {
-        let event = self.queued.iter().find(|event| !self.masked[event.kind as usize])?;
+    /// A request (CID) and the event that completes it.
+    pub fn deliverable(&self) -> Option<(u16, Event)> {
+        let event = self.queued.iter().find(|event| !self.masked.contains(&event.log))?;
         Some((*self.requests.front()?, *event))
     }
 
-    fn delivered(&mut self, event: Event) {
+    /// What [`Self::deliverable`] said was done.
+    pub fn delivered(&mut self, event: Event) {
         self.requests.pop_front();
         self.queued.retain(|queued| *queued != event);
-        self.masked[event.kind as usize] = true;
-    }
-}
-
-impl Controller {
-    pub(super) fn async_event_request(&mut self, sqe: &Sqe) -> Result<Reply, Status> {
-        let events = &mut self.admin.events;
-        if events.requests.len() >= events.limit {
-            return Err(Status::AER_LIMIT.dnr());
-        }
-        events.requests.push_back(sqe.cid.get());
-        Ok(Reply::Parked)
-    }
-
-    /// A doorbell of a queue that does not exist was written. The write has no other effect.
-    pub(in super::super) fn invalid_doorbell(&mut self) {
-        log::warn!("guest rang the doorbell of a queue that does not exist");
-        self.shared.errors.doorbell();
-        self.report(Event::INVALID_DOORBELL);
-    }
-
-    /// A doorbell was written with a value its queue cannot have. The write has no other effect.
-    pub(in super::super) fn invalid_doorbell_value(&mut self) {
-        log::warn!("guest rang a doorbell with a value its queue cannot have");
-        self.shared.errors.doorbell();
-        self.report(Event::INVALID_DOORBELL_VALUE);
-    }
-
-    pub(super) fn report(&mut self, event: Event) {
-        self.admin.events.push(event);
-        self.deliver_events();
-    }
-
-    /// Completes requests with events while there are both and the queue has room.
-    pub(super) fn deliver_events(&mut self) {
-        if !self.bus_master {
-            return;
-        }
-        while let Some((cid, event)) = self.admin.events.deliverable() {
-            let outcome = Outcome { status: Status::SUCCESS, dw0: event.dw0() };
-            if !self.admin_complete_unreserved(cid, outcome) {
-                return;
-            }
-            self.admin.events.delivered(event);
-        }
+        self.masked.push(event.log);
     }
 }
 
@@ -154,20 +122,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_type_is_masked_until_its_log_is_read() {
+    fn events_are_masked_until_their_log_is_read() {
         let mut events = Events::new(3);
         events.requests.extend([7, 8]);
-        events.push(Event::INVALID_DOORBELL);
+        events.push(Event::INVALID_DOORBELL, 0);
         let (cid, event) = events.deliverable().unwrap();
         assert_eq!((cid, event.dw0()), (7, 0x01_00_00));
         events.delivered(event);
-        events.push(Event::INVALID_DOORBELL_VALUE);
+        events.push(Event::INVALID_DOORBELL_VALUE, 0);
         assert_eq!(events.deliverable(), None);
         events.clear(lid::SMART);
         assert_eq!(events.deliverable(), None);
         events.clear(lid::ERROR);
         assert_eq!(events.deliverable(), None, "what waited was in the log that was read");
-        events.push(Event::INVALID_DOORBELL_VALUE);
+        events.push(Event::INVALID_DOORBELL_VALUE, 0);
         assert_eq!(events.deliverable(), Some((8, Event::INVALID_DOORBELL_VALUE)));
+        events.delivered(Event::INVALID_DOORBELL_VALUE);
+        assert!(events.request(9));
+        events.push(Event::TEMPERATURE, !Event::TEMPERATURE.asked);
+        assert_eq!(events.deliverable(), None, "not asked for");
+        events.push(Event::TEMPERATURE, Event::TEMPERATURE.asked);
+        assert_eq!(events.deliverable(), Some((9, Event::TEMPERATURE)), "another log's");
     }
 }

@@ -7,6 +7,7 @@ use super::*;
 use crate::disk::{Lane, LaneKind, MemoryDisk};
 use crate::memory::testing::Guest;
 use crate::namespace::{CopyLimits, Identity, Namespace, Namespaces};
+use crate::nvme_ctrl::worker::Poll;
 use crate::subsystem::Subsystem;
 
 struct Nobody;
@@ -78,11 +79,11 @@ fn a_late_worker_is_asked_once() {
         controller.reset(epoch);
         controller.on_messages();
         // A reset and a fence for each worker, and one flush.
-        assert!(controller.awaited.len() <= 5, "{:?}", controller.awaited);
+        assert!(controller.workers.awaited.len() <= 5, "{:?}", controller.workers.awaited);
     }
     drop(held);
     until(&mut controller, |controller| controller.is_fenced() && controller.is_quiet());
-    until(&mut controller, |controller| controller.awaited.is_empty());
+    until(&mut controller, |controller| controller.workers.awaited.is_empty());
     // And it works.
     controller.regs.write(offset::AQA, &0x001f_001f_u32.to_le_bytes());
     cc(&mut controller, 0x46_0001);
