@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md draws the rooms; each module says here what its one job is.
 
 pub mod bench;
+pub mod block;
 pub mod cli;
 pub mod config;
 pub mod copy;
@@ -16,5 +17,6 @@ pub mod nvme_ctrl;
 pub mod pci;
 pub mod server;
 pub mod spec;
+pub mod status;
 pub mod subsystem;
 pub mod vfio_user;

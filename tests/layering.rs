@@ -17,6 +17,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Bytes, never NVMe: another front-end is to use it unchanged.
     ("disk", &["spec", "pci"]),
     ("namespace", &["pci", "memory"]),
+    // Every front-end runs it, so it names no status.
+    ("block", &["spec", "pci"]),
+    ("status", &["pci"]),
     // Its range list reaches it as bytes: it never sees guest memory.
     ("copy", &["pci", "memory"]),
     // It serves every front-end: no wire, no guest.

@@ -31,7 +31,6 @@ mod order;
 mod plan;
 mod probe;
 mod range;
-mod status;
 
 #[cfg(test)]
 mod plan_tests;

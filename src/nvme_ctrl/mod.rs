@@ -17,9 +17,7 @@ mod queue;
 mod queue_table;
 mod registers;
 mod shared;
-mod status;
 mod transfer;
-mod work;
 mod worker;
 mod workers;
 

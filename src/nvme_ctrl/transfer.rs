@@ -1,6 +1,6 @@
 //! A command's data pointer to host memory.
 
-use super::work::Work;
+use crate::block::Work;
 use crate::memory::{Access, DmaMap, GuestBuf, prp, sgl};
 use crate::spec::command::Psdt;
 use crate::spec::{Sqe, Status};

@@ -23,10 +23,11 @@ use super::cut::{Piece, Stretch, one_source, piece};
 use super::ladder::{Ladder, Span, Way};
 use super::plan::{CopyPlan, PlannedRange, Reject};
 use super::probe::Probes;
-use super::status::{Side, status};
+use crate::block::Direction;
 use crate::disk::{Buffer, DiskError, How, IoBuf, Op, Pieces};
 use crate::namespace::Namespace;
 use crate::spec::Status;
+use crate::status;
 
 use outcome::Verdict;
 use pace::Pace;
@@ -147,16 +148,20 @@ impl CopyTask {
         };
         match (what, result) {
             (Part::Probe { .. }, Ok(())) => {}
-            (Part::Probe { at }, Err(error)) => self.fail(at, status(Side::Source, &error)),
+            (Part::Probe { at }, Err(error)) => self.fail(at, status::image(&error, Direction::Read)),
             (Part::Read { slot, to }, Ok(())) => self.read_done(slot, to, buf),
-            (Part::Read { to, .. }, Err(error)) => self.fail(to.start, status(Side::Source, &error)),
+            (Part::Read { to, .. }, Err(error)) => {
+                self.fail(to.start, status::image(&error, Direction::Read))
+            }
             (Part::Write { slot, to }, Ok(())) => self.write_done(slot, to),
-            (Part::Write { to, .. }, Err(error)) => self.fail(to.start, status(Side::Destination, &error)),
+            (Part::Write { to, .. }, Err(error)) => {
+                self.fail(to.start, status::image(&error, Direction::Write))
+            }
             (Part::Direct { to, .. }, Ok(())) => self.verdict.written(&self.plan, to),
             (Part::Direct { how, to }, Err(error)) => self.direct_failed(how, to, &error),
             (Part::Relay { nsid, to }, result) => self.relay_done(nsid, to, result),
             (Part::Flush, Ok(())) => self.verdict.end_barrier(),
-            (Part::Flush, Err(error)) => self.fail(0, status(Side::Destination, &error)),
+            (Part::Flush, Err(error)) => self.fail(0, status::image(&error, Direction::Write)),
         }
     }
 
@@ -422,7 +427,7 @@ impl CopyTask {
             }
             Err(error) => {
                 let read = if let DiskError::Source { at, .. } = error { at } else { 0 };
-                self.fail(to.start + read, status(Side::Destination, &error));
+                self.fail(to.start + read, status::image(&error, Direction::Write));
             }
         }
     }
@@ -438,7 +443,7 @@ impl CopyTask {
                 None => self.stages.retry(to, &self.plan, &self.ladder),
             }
         } else if how == How::MemMove || fco.is_some() {
-            self.fail(to.start, status(Side::Destination, error));
+            self.fail(to.start, status::image(error, Direction::Write));
         } else {
             self.stages.bounce(to);
         }

@@ -1,6 +1,7 @@
 //! What admin commands work on, and how they end.
 
 use super::state::Admin;
+use crate::block::Work;
 use crate::memory::{Access, DmaMap};
 use crate::nvme_ctrl::config::ControllerConfig;
 use crate::nvme_ctrl::error_log::Failed;
@@ -9,7 +10,6 @@ use crate::nvme_ctrl::pending::{Pending, Then};
 use crate::nvme_ctrl::queue_table::QueueTable;
 use crate::nvme_ctrl::shared::Shared;
 use crate::nvme_ctrl::transfer;
-use crate::nvme_ctrl::work::Work;
 use crate::nvme_ctrl::workers::Workers;
 use crate::spec::commands::AdminCommand;
 use crate::spec::registers::Cc;

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Command, Issue, Outcome, Task};
+use super::{Command, Outcome, Task};
+use crate::block::{BlockError, Direction, Issue, Work};
 use crate::copy::{self, Capabilities, CopyPlan, CopyTask, ExecOptions, Reject};
 use crate::disk::{DiskError, IoBuf, Op};
 use crate::namespace::Namespace;
 use crate::nvme_ctrl::shared::Shared;
-use crate::nvme_ctrl::status::{self, Direction};
 use crate::nvme_ctrl::transfer;
-use crate::nvme_ctrl::work::Work;
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
@@ -97,7 +96,7 @@ impl Copying {
         }
         let status = match result {
             Ok(()) => Status::SUCCESS,
-            Err(error) => status::backend(&error, Direction::Write),
+            Err(error) => BlockError::Image(error, Direction::Write).into(),
         };
         // DW0 after a failure: no range is durable.
         self.flushing = Some(Some(Outcome::of(status)));

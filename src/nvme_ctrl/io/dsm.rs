@@ -5,13 +5,13 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use zerocopy::FromBytes;
 
-use super::group::{Account, Group};
+use super::account::Account;
 use super::{Command, Task};
+use crate::block::Work;
+use crate::block::{Direction, Group};
 use crate::disk::Op;
 use crate::namespace::{self, Access, Lbas};
-use crate::nvme_ctrl::status::Direction;
 use crate::nvme_ctrl::transfer;
-use crate::nvme_ctrl::work::Work;
 use crate::spec::Status;
 use crate::spec::command::DsmRange;
 
@@ -45,7 +45,8 @@ pub(super) fn dsm(cmd: &Command<'_>) -> Result<Task, Status> {
         }
     }
     let changes = !ops.is_empty();
-    let group = Group::new(ops, Direction::Write, Account::Nothing);
+    let group = Group::new(ops, Direction::Write);
     // What the host has read as deallocated must not come back with its old content.
-    Ok(Task::Group(if changes { group.volatile(ns) } else { group }))
+    let group = if changes { group.volatile(ns) } else { group };
+    Ok(Task::Group(group, Account::Nothing))
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::group::{Account, Group};
+use super::account::Account;
 use super::{Command, Task};
+use crate::block::{Direction, Group};
 use crate::disk::Op;
-use crate::nvme_ctrl::status::Direction;
 use crate::spec::{NSID_BROADCAST, Status};
 
 pub(super) fn flush(cmd: &Command<'_>) -> Result<Task, Status> {
@@ -14,5 +14,5 @@ pub(super) fn flush(cmd: &Command<'_>) -> Result<Task, Status> {
     } else {
         std::iter::once((Arc::clone(cmd.namespace()?), Op::Flush)).collect()
     };
-    Ok(Task::Group(Group::new(ops, Direction::Write, Account::Nothing)))
+    Ok(Task::Group(Group::new(ops, Direction::Write), Account::Nothing))
 }

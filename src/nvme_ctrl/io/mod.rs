@@ -4,19 +4,20 @@
 //! then, unless the task says that it is over. A task emits backend operations and takes their completions;
 //! it never waits and knows no thread.
 
+mod account;
+mod compare;
 mod copy;
 mod dsm;
 mod flush;
-mod group;
-mod inspect;
 mod now;
 mod rw;
 mod write_zeroes;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::copy::Bounce;
-use crate::disk::{DiskError, IoBuf, Moved, Op};
+use crate::disk::{DiskError, IoBuf, Moved};
 use crate::memory::DmaMap;
 use crate::namespace::{self, Access, Extent, Lbas, Namespace, Namespaces};
 pub use crate::spec::Outcome;
@@ -24,23 +25,19 @@ use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
 
 use super::shared::Shared;
-use super::work::Work;
+use crate::block::{BlockError, Group, Inspect, Issue, Work};
+use account::Account;
 use copy::Copying;
-use group::Group;
-use inspect::Inspect;
 pub use now::{Now, now};
-
-/// Takes one backend operation of a task: its part number, its namespace, the operation.
-pub type Issue<'a> = dyn FnMut(u32, &Arc<Namespace>, Op) + 'a;
 
 /// A command under way.
 #[derive(Debug)]
 pub enum Task {
     /// Independent operations, all of which must succeed: Read, Write, Flush, Write Zeroes, Dataset
     /// Management.
-    Group(Group),
+    Group(Group, Account),
     /// Data read into our memory and looked at: Compare, Verify.
-    Inspect(Inspect),
+    Inspect(Inspect, Account),
     /// Copy.
     Copy(Box<Copying>),
     /// Nothing is left to do: a Copy that was done when it was started. How it ended.
@@ -52,8 +49,11 @@ impl Task {
     /// takes the caller's own time is charged to `work`, but for the operations: who takes them does that.
     pub fn poll(&mut self, shared: &Shared, work: &Work, issue: &mut Issue<'_>) -> Option<Outcome> {
         match self {
-            Self::Group(task) => task.poll(shared, work, issue),
-            Self::Inspect(task) => task.poll(shared, work, issue),
+            Self::Group(task, account) => {
+                let write_cache = shared.write_cache.load(Ordering::SeqCst);
+                Some(ended(task.poll(write_cache, work, issue)?, *account, shared))
+            }
+            Self::Inspect(task, account) => Some(ended(task.poll(work, issue)?, *account, shared)),
             Self::Copy(task) => task.poll(shared, issue),
             Self::Over(outcome) => Some(*outcome),
         }
@@ -63,8 +63,8 @@ impl Task {
     pub fn done(&mut self, part: u32, result: Result<Moved, DiskError>, buf: Option<IoBuf>) {
         let result = result.map(|moved| log::trace!("operation {part}: {moved:?}"));
         match self {
-            Self::Group(task) => task.done(result),
-            Self::Inspect(task) => task.done(result, buf),
+            Self::Group(task, _) => task.done(result),
+            Self::Inspect(task, _) => task.done(result, buf),
             Self::Copy(task) => task.done(part, result, buf),
             Self::Over(_) => {}
         }
@@ -78,8 +78,8 @@ impl Task {
                 task.abort();
                 true
             }
-            Self::Group(task) => task.abort(),
-            Self::Inspect(task) => task.abort(),
+            Self::Group(task, _) => task.abort(),
+            Self::Inspect(task, _) => task.abort(),
             Self::Over(_) => false,
         }
     }
@@ -88,8 +88,8 @@ impl Task {
     pub fn moves_memory(&self) -> bool {
         match self {
             Self::Copy(task) => task.moves_memory(),
-            Self::Group(task) => task.moves_memory(),
-            Self::Inspect(task) => task.moves_memory(),
+            Self::Group(task, _) => task.moves_memory(),
+            Self::Inspect(task, _) => task.moves_memory(),
             Self::Over(_) => false,
         }
     }
@@ -98,8 +98,8 @@ impl Task {
     pub fn is_over(&self) -> bool {
         match self {
             Self::Copy(task) => task.is_over(),
-            Self::Group(task) => task.is_over(),
-            Self::Inspect(_) | Self::Over(_) => false,
+            Self::Group(task, _) => task.is_over(),
+            Self::Inspect(..) | Self::Over(_) => false,
         }
     }
 
@@ -107,8 +107,8 @@ impl Task {
     /// and for what it reads to look at; not the bounce memory of a Copy, which has a bound of its own.
     pub fn memory(&self) -> usize {
         match self {
-            Self::Group(task) => task.memory(),
-            Self::Inspect(task) => task.memory(),
+            Self::Group(task, _) => task.memory(),
+            Self::Inspect(task, _) => task.memory(),
             Self::Copy(task) => task.memory(),
             Self::Over(_) => 0,
         }
@@ -118,6 +118,16 @@ impl Task {
     pub fn is_starved(&self) -> bool {
         matches!(self, Self::Copy(task) if task.is_starved())
     }
+}
+
+fn ended(result: Result<(), BlockError>, account: Account, shared: &Shared) -> Outcome {
+    Outcome::of(match result {
+        Ok(()) => {
+            account.count(&shared.counters);
+            Status::SUCCESS
+        }
+        Err(error) => error.into(),
+    })
 }
 
 /// What every command is looked at with.
@@ -148,8 +158,8 @@ pub fn start(context: Context<'_>, bounce: &Bounce, work: &Work, sqe: &Sqe) -> R
         NvmCommand::Read => rw::read(&cmd),
         NvmCommand::Write => rw::write(&cmd),
         NvmCommand::Flush => flush::flush(&cmd),
-        NvmCommand::Compare => inspect::compare(&cmd),
-        NvmCommand::Verify => inspect::verify(&cmd),
+        NvmCommand::Compare => compare::compare(&cmd),
+        NvmCommand::Verify => compare::verify(&cmd),
         NvmCommand::WriteZeroes => write_zeroes::write_zeroes(&cmd),
         NvmCommand::Dsm => dsm::dsm(&cmd),
         NvmCommand::Copy => copy::copy(&cmd),
@@ -189,6 +199,6 @@ impl Command<'_> {
 
     /// Must the command be durable before it completes: FUA, or the volatile write cache is off?
     fn durable(&self) -> bool {
-        self.sqe.fua() || !self.shared.write_cache.load(std::sync::atomic::Ordering::Relaxed)
+        self.sqe.fua() || !self.shared.write_cache.load(Ordering::Relaxed)
     }
 }

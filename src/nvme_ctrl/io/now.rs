@@ -2,15 +2,16 @@
 //! no pin, no allocation. And so a Read of a file, while that lies in the page cache.
 
 use super::{Context, Outcome};
+use crate::block::Direction;
 use crate::disk::{Cached, CachedRead, DiskError, Immediate, Inline};
 use crate::memory::{self, Transient, prp, sgl};
 use crate::namespace::{Access, ByteRange, Extent, Lbas, Namespace, admit};
 use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::shared::{Shared, Tally};
-use crate::nvme_ctrl::status::{self, Direction};
 use crate::spec::command::Psdt;
 use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
+use crate::status;
 
 /// A command that passed all its checks and is not begun.
 pub struct Now<'a> {
@@ -131,7 +132,7 @@ impl Now<'_> {
                     nsid: self.ns.nsid,
                     slba: self.range.offset >> self.ns.facts.lbads,
                 };
-                shared.errors.failed(failed, status::backend(&error, self.direction))
+                shared.errors.failed(failed, status::image(&error, self.direction))
             }
         })
     }

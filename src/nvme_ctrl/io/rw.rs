@@ -1,11 +1,11 @@
 //! Read (02h) and Write (01h).
 
-use super::group::{Account, Group};
+use super::account::Account;
 use super::{Command, Task};
+use crate::block::{Direction, Group};
 use crate::disk::{IoBuf, Op};
 use crate::memory;
 use crate::namespace::Access;
-use crate::nvme_ctrl::status::Direction;
 use crate::nvme_ctrl::transfer;
 use crate::spec::Status;
 
@@ -16,8 +16,9 @@ pub(super) fn read(cmd: &Command<'_>) -> Result<Task, Status> {
     let range = extent.data;
     let buf = IoBuf::Guest(data(cmd, range.len, memory::Access::Write)?);
     let op = Op::Read { offset: range.offset, buf };
-    let group = Group::one(ns, op, Direction::Read, Account::Read(range.len));
-    Ok(Task::Group(if extent.if_allocated { group.if_allocated(ns, range) } else { group }))
+    let group = Group::one(ns, op, Direction::Read);
+    let group = if extent.if_allocated { group.if_allocated(ns, range) } else { group };
+    Ok(Task::Group(group, Account::Read(range.len)))
 }
 
 pub(super) fn write(cmd: &Command<'_>) -> Result<Task, Status> {
@@ -27,8 +28,9 @@ pub(super) fn write(cmd: &Command<'_>) -> Result<Task, Status> {
     let buf = IoBuf::Guest(data(cmd, range.len, memory::Access::Read)?);
     let fua = cmd.durable();
     let op = Op::Write { offset: range.offset, buf, fua };
-    let group = Group::one(ns, op, Direction::Write, Account::Wrote(range.len));
-    Ok(Task::Group(if fua { group } else { group.volatile(ns) }))
+    let group = Group::one(ns, op, Direction::Write);
+    let group = if fua { group } else { group.volatile(ns) };
+    Ok(Task::Group(group, Account::Wrote(range.len)))
 }
 
 /// The data pointer of a transfer of `len` bytes, at most MDTS.

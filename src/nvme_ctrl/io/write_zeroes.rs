@@ -1,10 +1,10 @@
 //! Write Zeroes (08h). No data crosses the bus, so MDTS does not bound it (WZSL is 0: no limit).
 
-use super::group::{Account, Group};
+use super::account::Account;
 use super::{Command, Task};
+use crate::block::{Direction, Group};
 use crate::disk::Op;
 use crate::namespace::Access;
-use crate::nvme_ctrl::status::Direction;
 use crate::spec::Status;
 
 /// CDW12 bit 25: the host would like the blocks deallocated. They read as zeroes either way (DLFEAT).
@@ -16,6 +16,7 @@ pub(super) fn write_zeroes(cmd: &Command<'_>) -> Result<Task, Status> {
     let unmap = cmd.sqe.cdw12.get() & DEAC != 0;
     let fua = cmd.durable();
     let op = Op::WriteZeroes { offset: range.offset, len: range.len, unmap, fua };
-    let group = Group::one(ns, op, Direction::Write, Account::Nothing);
-    Ok(Task::Group(if fua { group } else { group.volatile(ns) }))
+    let group = Group::one(ns, op, Direction::Write);
+    let group = if fua { group } else { group.volatile(ns) };
+    Ok(Task::Group(group, Account::Nothing))
 }

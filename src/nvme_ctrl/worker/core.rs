@@ -15,6 +15,8 @@ use super::rotation::Rotation;
 use super::shadow::Shadow;
 use super::slots::{Command, Slots, Taken, untag};
 use super::{Fence, FromWorker, Mailbox, ToWorker, Token, fetch};
+use crate::block::Issue;
+use crate::block::Work;
 use crate::copy::Bounce;
 use crate::disk::{Done, Lane};
 use crate::laboratory::{CommandId, Lab, Post};
@@ -22,10 +24,9 @@ use crate::logging::ASKED_FOR;
 use crate::memory::{DmaMap, Epoch};
 use crate::namespace::Cached;
 use crate::nvme_ctrl::doorbells::Bell;
-use crate::nvme_ctrl::io::{Issue, Outcome, Task};
+use crate::nvme_ctrl::io::{Outcome, Task};
 use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
 use crate::nvme_ctrl::shared::{Shared, Tally};
-use crate::nvme_ctrl::work::Work;
 use crate::spec::Status;
 use crate::spec::commands::nvm_name;
 
@@ -204,7 +205,7 @@ impl Core {
 
     /// One round: completions in, commands on, new commands in, completions out, interrupts.
     /// True when anything happened, that is, when another round should follow before sleeping. How long it may
-    /// be: see [`crate::nvme_ctrl::work`].
+    /// be: see [`crate::block::work`].
     pub fn turn(&mut self) -> bool {
         self.work.reset();
         let mut done = std::mem::take(&mut self.done);

@@ -8,13 +8,13 @@ use smallvec::SmallVec;
 use super::core::{Core, Cq, Sq};
 use super::slots::{Command, Slots};
 use super::watched;
+use crate::block::Work;
 use crate::copy::Bounce;
 use crate::disk::CachedRead;
 use crate::memory::{DmaError, DmaMap};
 use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::io::{self, Context, Now, Outcome, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
-use crate::nvme_ctrl::work::Work;
 use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
 

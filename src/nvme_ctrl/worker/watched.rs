@@ -3,10 +3,10 @@
 
 use super::core::Core;
 use super::fetch::{BURST, begin};
+use crate::block::Work;
 use crate::laboratory::{CommandId, Fate};
 use crate::memory::DmaMap;
 use crate::nvme_ctrl::io::{self, Context, Task};
-use crate::nvme_ctrl::work::Work;
 use crate::spec::Outcome;
 
 /// As [`fetch`](super::fetch), from one queue.

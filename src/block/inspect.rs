@@ -1,15 +1,11 @@
-//! Compare (05h) and Verify (0Ch): data is read into our memory, piece by piece, and looked at there.
+//! Compare and Verify: data is read into our memory, piece by piece, and looked at there.
 
 use std::sync::Arc;
 
-use super::{Command, Issue, Outcome, Task, rw};
+use super::{BlockError, Direction, Issue, Work};
 use crate::disk::{Buffer, DiskError, IoBuf, Op};
-use crate::memory::{self, GuestBuf};
-use crate::namespace::{Access, ByteRange, Extent, Namespace};
-use crate::nvme_ctrl::shared::Shared;
-use crate::nvme_ctrl::status::{self, Direction};
-use crate::nvme_ctrl::work::Work;
-use crate::spec::Status;
+use crate::memory::GuestBuf;
+use crate::namespace::{ByteRange, Extent, Namespace};
 
 /// Bytes read at a time. Bounds the memory of a command, whatever its length (a Verify has no limit, VSL is
 /// 0), and with it that of a worker: 64 MiB when every slot holds such a command.
@@ -31,7 +27,7 @@ pub struct Inspect {
     busy: bool,
     /// DULBE: it is asked first whether all blocks are allocated.
     probe: Probe,
-    status: Status,
+    error: Option<BlockError>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,21 +37,9 @@ enum Probe {
     Over,
 }
 
-pub(super) fn compare(cmd: &Command<'_>) -> Result<Task, Status> {
-    let ns = cmd.namespace()?;
-    cmd.check_transfer(ns)?;
-    let extent = cmd.admit(ns, Access::Read)?;
-    let expected = rw::data(cmd, extent.data.len, memory::Access::Read)?;
-    Ok(Task::Inspect(Inspect::new(ns, extent, Some(expected))))
-}
-
-pub(super) fn verify(cmd: &Command<'_>) -> Result<Task, Status> {
-    let ns = cmd.namespace()?;
-    Ok(Task::Inspect(Inspect::new(ns, cmd.admit(ns, Access::Read)?, None)))
-}
-
 impl Inspect {
-    fn new(ns: &Arc<Namespace>, extent: Extent, expected: Option<GuestBuf>) -> Self {
+    /// Looks at all of `extent`: is it `expected`, or, without that, can it be read at all?
+    pub fn new(ns: &Arc<Namespace>, extent: Extent, expected: Option<GuestBuf>) -> Self {
         let probe = if extent.if_allocated { Probe::Due } else { Probe::Over };
         let ns = Arc::clone(ns);
         Self {
@@ -67,11 +51,12 @@ impl Inspect {
             unseen: false,
             busy: false,
             probe,
-            status: Status::SUCCESS,
+            error: None,
         }
     }
 
-    pub(super) fn poll(&mut self, shared: &Shared, work: &Work, issue: &mut Issue<'_>) -> Option<Outcome> {
+    /// Issues what can be issued now; how it ended, once everything has.
+    pub fn poll(&mut self, work: &Work, issue: &mut Issue<'_>) -> Option<Result<(), BlockError>> {
         if self.busy {
             return None;
         }
@@ -82,7 +67,7 @@ impl Inspect {
             return None;
         }
         let left = self.range.len - self.at;
-        if left > 0 && self.status.is_success() {
+        if left > 0 && self.error.is_none() {
             // Allocated only now, so that commands that wait for their turn cost nothing.
             let len = left.min(PIECE) as usize;
             let buf = self.buf.take().filter(|buf| buf.len() == len);
@@ -91,40 +76,33 @@ impl Inspect {
             issue(0, &self.ns, Op::Read { offset: self.range.offset + self.at, buf });
             return None;
         }
-        if self.status.is_success() {
-            match self.expected {
-                Some(_) => shared.counters.read(self.range.len),
-                None => shared.counters.verified(self.range.len),
-            }
-        }
-        Some(Outcome::of(self.status))
+        Some(self.error.take().map_or(Ok(()), Err))
     }
 
-    pub(super) fn done(&mut self, result: Result<(), DiskError>, buf: Option<IoBuf>) {
+    /// Takes the completion of its operation.
+    pub fn done(&mut self, result: Result<(), DiskError>, buf: Option<IoBuf>) {
         self.busy = false;
         let probed = std::mem::replace(&mut self.probe, Probe::Over) == Probe::InFlight;
-        if self.status == Status::ABORT_REQUESTED {
-            return;
-        }
-        self.status = match (result, buf) {
-            (Err(error), _) => status::backend(&error, Direction::Read),
-            (Ok(()), _) if probed => Status::SUCCESS,
+        let error = match (result, buf) {
+            (Err(error), _) => BlockError::Image(error, Direction::Read),
+            (Ok(()), _) if probed => return,
             (Ok(()), Some(IoBuf::Pool(data))) => {
                 (self.buf, self.unseen) = (Some(data), true);
-                Status::SUCCESS
+                return;
             }
-            (Ok(()), _) => Status::INTERNAL_ERROR,
+            (Ok(()), _) => BlockError::Internal,
         };
+        self.error.get_or_insert(error);
     }
 
     /// Not before it is polled: a worker counts what its polls take, and takes any number of completions in a
     /// turn.
     fn look_at_what_was_read(&mut self, work: &Work) {
-        if !std::mem::take(&mut self.unseen) || !self.status.is_success() {
+        if !std::mem::take(&mut self.unseen) || self.error.is_some() {
             return;
         }
         if let Some(data) = self.buf.take() {
-            self.status = self.look(&data);
+            self.error = self.look(&data).err();
             self.at += data.len() as u64;
             work.charge(data.len() as u64);
             self.buf = Some(data);
@@ -132,36 +110,35 @@ impl Inspect {
     }
 
     /// Reads no more. True if there was something left to read.
-    pub(super) fn abort(&mut self) -> bool {
-        let stops = self.at < self.range.len && self.status.is_success();
+    pub fn abort(&mut self) -> bool {
+        let stops = self.at < self.range.len && self.error.is_none();
         if stops {
-            (self.status, self.probe) = (Status::ABORT_REQUESTED, Probe::Over);
+            (self.error, self.probe) = (Some(BlockError::Aborted), Probe::Over);
         }
         stops
     }
 
     /// Does it move or compare memory when it is polled?
-    pub(super) fn moves_memory(&self) -> bool {
+    pub fn moves_memory(&self) -> bool {
         self.expected.is_some() || self.ns.backend.is_immediate()
     }
 
-    pub(super) fn memory(&self) -> usize {
+    /// Bytes that it has allocated, or will have.
+    pub fn memory(&self) -> usize {
         self.range.len.min(PIECE) as usize + self.expected.as_ref().map_or(0, GuestBuf::heap)
     }
 
-    fn look(&self, data: &[u8]) -> Status {
-        let Some(expected) = &self.expected else { return Status::SUCCESS };
+    fn look(&self, data: &[u8]) -> Result<(), BlockError> {
+        let Some(expected) = &self.expected else { return Ok(()) };
         let mut page = [0; 4096];
         for (index, chunk) in data.chunks(page.len()).enumerate() {
             let page = &mut page[..chunk.len()];
             let at = self.at as usize + index * 4096;
-            if let Err(error) = expected.copy_out(at, page) {
-                return error.into();
-            }
+            expected.copy_out(at, page).map_err(BlockError::Memory)?;
             if page != chunk {
-                return Status::COMPARE_FAILURE.dnr();
+                return Err(BlockError::Miscompare);
             }
         }
-        Status::SUCCESS
+        Ok(())
     }
 }
