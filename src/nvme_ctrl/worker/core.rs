@@ -208,22 +208,38 @@ impl Core {
     /// be: see [`crate::block::work`].
     pub fn turn(&mut self) -> bool {
         self.work.reset();
-        let mut done = std::mem::take(&mut self.done);
-        self.lane.reap(&mut done);
-        let mut busy = !done.is_empty();
-        for completion in done.drain(..) {
-            self.complete(completion);
+        self.lane.reap(&mut self.done);
+        let mut busy = !self.done.is_empty();
+        if busy {
+            let mut done = std::mem::take(&mut self.done);
+            for completion in done.drain(..) {
+                self.complete(completion);
+            }
+            self.done = done; // keep the allocation
         }
-        self.done = done; // keep the allocation
         if self.may_fetch() {
             busy |= fetch::fetch(self);
             self.settle_aborts();
         }
+        if !self.ready.is_empty() || !self.moving.is_empty() {
+            busy = true;
+            self.poll_all();
+        }
+        if !self.off_bus {
+            self.interrupt(false);
+        }
+        if self.failed {
+            self.end_reset();
+        }
+        busy || self.lane.has_done() || !self.ready.is_empty() || !self.moving.is_empty()
+    }
+
+    /// Polls what is to be polled, as far as this turn goes.
+    fn poll_all(&mut self) {
         let most = self.work.done() + Work::POLLS;
         while self.work.done() < most
             && let Some(index) = self.ready.pop_front()
         {
-            busy = true;
             match self.slots.get_mut(index) {
                 Some(command) if command.task.moves_memory() => self.moving.push_back(index),
                 Some(_) => self.poll(index),
@@ -235,16 +251,8 @@ impl Core {
         while self.work.done() < most
             && let Some(index) = self.moving.pop_front()
         {
-            busy = true;
             self.poll_moving(index);
         }
-        if !self.off_bus {
-            self.interrupt(false);
-        }
-        if self.failed {
-            self.end_reset();
-        }
-        busy || self.lane.has_done() || !self.ready.is_empty() || !self.moving.is_empty()
     }
 
     /// Waits for a completion, a doorbell or a message, or for `timeout` to pass. At most until bounce buffers are to be
