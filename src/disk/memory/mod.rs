@@ -80,8 +80,9 @@ impl MemoryDisk {
 
     /// The bytes `offset..offset + len` of the image.
     fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DiskError> {
-        let end = offset.checked_add(len).filter(|end| *end <= self.len);
-        end.ok_or(DiskError::Truncated)?;
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(DiskError::Truncated);
+        }
         self.region.get_slice(self.start + offset, len).map_err(|_| DiskError::Truncated)
     }
 

@@ -111,29 +111,31 @@ impl Now<'_> {
             Direction::Read => disk.read(self.range.offset, &self.data),
             Direction::Write => disk.write(self.range.offset, &self.data),
         };
+        if let Err(error) = result {
+            return self.failed(&error, shared, sqid);
+        }
         // Guest memory that was lost on the way is not the image's failure.
-        let result = result.and(self.data.check().map_err(|_| DiskError::GuestMemory));
-        Outcome::of(match result {
-            Ok(()) => {
-                match self.direction {
-                    Direction::Read => tally.read_alone(self.range.len),
-                    Direction::Write => tally.wrote_alone(self.range.len),
-                }
-                Status::SUCCESS
-            }
-            Err(error) => {
-                log::debug!("{:?} of {:?} failed: {error}", self.direction, self.range);
-                let command =
-                    if self.direction == Direction::Read { NvmCommand::Read } else { NvmCommand::Write };
-                let failed = Failed {
-                    sqid,
-                    cid: self.cid,
-                    opc: command.opcode(),
-                    nsid: self.ns.nsid,
-                    slba: self.range.offset >> self.ns.facts.lbads,
-                };
-                shared.errors.failed(failed, status::image(&error, self.direction))
-            }
-        })
+        if self.data.check().is_err() {
+            return self.failed(&DiskError::GuestMemory, shared, sqid);
+        }
+        match self.direction {
+            Direction::Read => tally.read_alone(self.range.len),
+            Direction::Write => tally.wrote_alone(self.range.len),
+        }
+        Outcome::of(Status::SUCCESS)
+    }
+
+    #[cold]
+    fn failed(&self, error: &DiskError, shared: &Shared, sqid: u16) -> Outcome {
+        log::debug!("{:?} of {:?} failed: {error}", self.direction, self.range);
+        let command = if self.direction == Direction::Read { NvmCommand::Read } else { NvmCommand::Write };
+        let failed = Failed {
+            sqid,
+            cid: self.cid,
+            opc: command.opcode(),
+            nsid: self.ns.nsid,
+            slba: self.range.offset >> self.ns.facts.lbads,
+        };
+        Outcome::of(shared.errors.failed(failed, status::image(error, self.direction)))
     }
 }
