@@ -26,7 +26,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve one controller on a UNIX socket until SIGTERM
+    /// Serve a controller on a UNIX socket, or several that share their namespaces, until SIGTERM
     #[command(after_help = config::properties_help(), after_long_help = long_help())]
     Serve(Serve),
     /// Put load on a server and measure it
@@ -44,9 +44,9 @@ pub enum Run {
 
 #[derive(Args, Debug)]
 struct Serve {
-    /// UNIX socket to listen on
+    /// UNIX socket to listen on; each further one is another controller that shares the namespaces
     #[arg(long, value_name = "PATH", required_unless_present = "fd", conflicts_with = "fd")]
-    socket: Option<PathBuf>,
+    socket: Vec<PathBuf>,
 
     /// Who may connect, as chmod has it; to write is to connect [default: 0600, with --socket-group 0660]
     #[arg(long, value_name = "MODE", conflicts_with = "fd")]
@@ -138,15 +138,16 @@ where
     })?;
     Ok(match cli.command {
         Command::Serve(serve) => {
+            let mut sockets = serve.socket.into_iter();
             let given = SocketArgs {
-                path: serve.socket,
+                path: sockets.next(),
                 mode: serve.socket_mode,
                 group: serve.socket_group,
                 fd: serve.fd,
             };
             let (socket, listen) = given.check()?;
             let config = Config::new(socket, serve.nvme.as_deref(), &serve.nvme_ns, serve.log)?;
-            Run::Serve(Box::new(config.with_listen(listen)))
+            Run::Serve(Box::new(config.with_listen(listen).with_further_sockets(sockets.collect())))
         }
         Command::Bench(bench) => Run::Bench(Box::new(bench.plan()?)),
     })

@@ -14,7 +14,7 @@ mod table;
 mod value;
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use log::LevelFilter;
 
@@ -31,6 +31,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where that socket comes from.
     pub listen: Listen,
+    /// Sockets of further controllers that share the namespaces; bound as the first is.
+    pub further_sockets: Vec<PathBuf>,
     /// The controller.
     pub nvme: NvmeConfig,
     /// The namespaces in the order of their ids; at least one.
@@ -135,12 +137,29 @@ impl Config {
             lists => lists.iter().map(|list| ns::parse(list)).collect::<Result<_, _>>()?,
         };
         let listen = Listen::default();
-        Ok(Self { socket, listen, namespaces: number(drafts, &nvme)?, nvme, log })
+        Ok(Self {
+            socket,
+            listen,
+            further_sockets: Vec::new(),
+            namespaces: number(drafts, &nvme)?,
+            nvme,
+            log,
+        })
     }
 
     /// The same with a socket that comes from elsewhere, or that others may connect to.
     pub fn with_listen(self, listen: Listen) -> Self {
         Self { listen, ..self }
+    }
+
+    /// The same with more controllers, each at a socket of its own.
+    pub fn with_further_sockets(self, further_sockets: Vec<PathBuf>) -> Self {
+        Self { further_sockets, ..self }
+    }
+
+    /// The sockets of all controllers; the first may be inherited.
+    pub fn sockets(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.socket).chain(&self.further_sockets).map(PathBuf::as_path)
     }
 
     /// What works but deserves a warning in the log, one line each.

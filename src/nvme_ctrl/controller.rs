@@ -71,6 +71,7 @@ impl Controller {
         let shared = Arc::new(Shared {
             doorbells,
             cntlid: seat.cntlid(),
+            is_shared: seat.is_shared(),
             namespaces: seat.table().clone(),
             interrupts,
             write_cache: AtomicBool::new(true),

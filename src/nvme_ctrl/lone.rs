@@ -27,6 +27,7 @@ pub(super) fn shared(namespaces: Namespaces, queues: usize) -> Arc<Shared> {
     Arc::new(Shared {
         doorbells: Doorbells::new(1 + queues),
         cntlid: Cntlid::default(),
+        is_shared: false,
         namespaces: Table::new(namespaces),
         interrupts: Arc::new(Nobody),
         write_cache: AtomicBool::new(true),

@@ -26,6 +26,8 @@ pub struct Shared {
     pub doorbells: Doorbells,
     /// Which controller this is to its namespaces.
     pub cntlid: Cntlid,
+    /// Other controllers may have the same namespaces.
+    pub is_shared: bool,
     /// Attached namespaces.
     pub namespaces: Table,
     /// Interrupts out.

@@ -22,6 +22,7 @@ mod life;
 mod log;
 mod peer_faults;
 mod pointers;
+mod ports;
 mod process;
 mod queues;
 mod registers;

@@ -28,7 +28,9 @@ pub(super) fn identify(ctl: &Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status> {
     let nsid = sqe.nsid.get();
     let nvm_only = |ok: Vec<u8>| if csi == CSI_NVM { Ok(ok) } else { Err(Status::INVALID_FIELD.dnr()) };
     let data = match structure {
-        cns::NAMESPACE => of_namespace(ctl, nsid, |ns| identify_namespace(ns).as_bytes().to_vec())?,
+        cns::NAMESPACE => {
+            of_namespace(ctl, nsid, |ns| identify_namespace(ns, ctl.shared.is_shared).as_bytes().to_vec())?
+        }
         cns::CONTROLLER => identify_controller(ctl).as_bytes().to_vec(),
         cns::ACTIVE_LIST => active_list(ctl, nsid)?,
         cns::DESCRIPTORS => descriptors(ctl.shared.namespaces.load().get(nsid)?),
@@ -40,7 +42,7 @@ pub(super) fn identify(ctl: &Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status> {
         }
         cns::CSI_ACTIVE_LIST => nvm_only(active_list(ctl, nsid)?)?,
         cns::INDEPENDENT_NAMESPACE => {
-            of_namespace(ctl, nsid, |ns| independent_namespace(ns).as_bytes().to_vec())?
+            of_namespace(ctl, nsid, |ns| independent_namespace(ns, ctl.shared.is_shared).as_bytes().to_vec())?
         }
         _ => return Err(Status::INVALID_FIELD.dnr()),
     };
@@ -84,6 +86,7 @@ fn identify_controller(ctl: &Ctl<'_>) -> IdentifyController {
     // Linux sends Asynchronous Event Requests only if one of its bits is set.
     id.oaes = notice::NAMESPACE.into();
     id.cntlid = ctl.shared.cntlid.get().into();
+    id.cmic = u8::from(ctl.shared.is_shared) << 1; // more than one controller
     id.cntrltype = 1;
     let offered = AdminCommand::ALL.iter().filter(|command| ctl.offers(**command));
     id.oacs = offered.fold(0, |bits, command| bits | command.bit()).into();
@@ -118,9 +121,10 @@ fn identify_controller(ctl: &Ctl<'_>) -> IdentifyController {
     id
 }
 
-fn identify_namespace(ns: &Namespace) -> IdentifyNamespace {
+fn identify_namespace(ns: &Namespace, is_shared: bool) -> IdentifyNamespace {
     let facts = &ns.facts;
     let mut id = IdentifyNamespace::new_zeroed();
+    id.nmic = is_shared.into();
     id.nsze = facts.nsze.into();
     id.ncap = facts.nsze.into();
     id.nuse = facts.nsze.into();
@@ -149,8 +153,9 @@ fn identify_namespace(ns: &Namespace) -> IdentifyNamespace {
     id
 }
 
-fn independent_namespace(ns: &Namespace) -> IndependentNamespace {
+fn independent_namespace(ns: &Namespace, is_shared: bool) -> IndependentNamespace {
     let mut id = IndependentNamespace::new_zeroed();
+    id.nmic = is_shared.into();
     id.nsattr = ns.facts.read_only.into();
     id.nstat = 1; // ready
     id
