@@ -66,14 +66,14 @@ fn announce(line: &str) {
 
 /// What of the server itself has something to be read.
 #[derive(Clone, Copy, Debug)]
-struct Ready {
+struct Woken {
     signals: bool,
     wake: bool,
 }
 
-impl Ready {
+impl Woken {
     /// Not known: ask everybody.
-    const ALL: Self = Ready { signals: true, wake: true };
+    const ALL: Self = Woken { signals: true, wake: true };
 }
 
 /// The ports, and what wakes the thread that serves them.
@@ -106,7 +106,7 @@ impl Server {
 
     /// Serves until a signal asks to stop.
     pub fn serve(&mut self, signals: &Signals) {
-        let mut ready = Ready::ALL;
+        let mut ready = Woken::ALL;
         while !signals.terminate() {
             if ready.signals && signals.dump() {
                 self.ports.iter_mut().for_each(|port| port.device.controller.dump());
@@ -128,7 +128,7 @@ impl Server {
     }
 
     /// Waits until there is something to do, and says where; `busy`: does not wait, for a session has more to do.
-    fn wait(&mut self, signals: BorrowedFd<'_>, pause: Option<Duration>, busy: bool) -> Ready {
+    fn wait(&mut self, signals: BorrowedFd<'_>, pause: Option<Duration>, busy: bool) -> Woken {
         let until = self.ports.iter().filter_map(Port::deadline).min();
         let until = until.map(|at| at.saturating_duration_since(Instant::now()));
         let now = busy.then_some(Duration::ZERO);
@@ -152,7 +152,7 @@ impl Server {
             port.look(places, revents, busy);
         }
         let has = |at: usize| revents.is_none_or(|revents| revents.get(at).is_some_and(|r| !r.is_empty()));
-        Ready { signals: has(0), wake: has(1) }
+        Woken { signals: has(0), wake: has(1) }
     }
 
     /// Drains, flushes and stops, within [`FAREWELL`].

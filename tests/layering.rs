@@ -260,8 +260,8 @@ fn files(dir: &Path, module: &[String], out: &mut Vec<(Vec<String>, String)>) {
     }
 }
 
-/// Rooms in which no two files may need each other, nor two types have one name. All are to come here.
-const CLEAN: &[&str] = &["disk"];
+/// Rooms in which files may still need each other in a circle, or two types have one name. None is to be added.
+const TANGLED: &[&str] = &["nvme_ctrl", "bench"];
 
 /// Without its tests, which may use anything, and what it only hands on to others.
 fn production(source: &str) -> String {
@@ -329,7 +329,7 @@ fn no_circle_within_a_room() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut sources = Vec::new();
     files(&src, &[], &mut sources);
-    for room in CLEAN {
+    for (room, _) in ROOMS.iter().filter(|(room, _)| !TANGLED.contains(room)) {
         let is_test = |name: &String| name == "tests" || name.ends_with("_tests");
         let own: Vec<_> = sources
             .iter()

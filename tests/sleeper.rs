@@ -14,7 +14,7 @@ mod sync {
 #[path = "../src/nvme_ctrl/worker/sleeper.rs"]
 mod sleeper;
 
-use sleeper::{Doorbells, Sleeper};
+use sleeper::{Sleeper, Watched};
 use sync::{Ordering, fence};
 
 /// Doorbell, event index and eventfd of one queue, whose indices do not wrap here.
@@ -64,7 +64,7 @@ struct Side<'a> {
     head: u32,
 }
 
-impl Doorbells for Side<'_> {
+impl Watched for Side<'_> {
     fn arm(&mut self) {
         if self.shadow {
             self.bells.event.store(self.head, Ordering::Release);
@@ -147,7 +147,7 @@ fn shadow_doorbells() {
 /// because loom cannot unwind out of a deadlock.)
 fn one_command(look: fn(&mut Side<'_>) -> bool) {
     struct With<'a>(Side<'a>, fn(&mut Side<'a>) -> bool);
-    impl Doorbells for With<'_> {
+    impl Watched for With<'_> {
         fn arm(&mut self) {
             self.0.arm();
         }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::ladder;
-use super::plan::Capabilities;
+use super::capabilities::Capabilities;
 use super::range::{Layout, SourceRange};
+use super::ways::shares_whole;
 use crate::namespace::{Access, Facts, Namespace, NoNamespace, Overlap, Refusal, gate};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
@@ -226,5 +226,5 @@ fn fast(v: &ListView, r: &RangeView, source: &Namespace) -> bool {
     let src = source.facts.bytes(r.range.slba, u64::from(r.range.nlb));
     let dst = v.command.sdlba().checked_add(r.at);
     let dst = dst.and_then(|lba| v.dst.facts.bytes(lba, u64::from(r.range.nlb)));
-    src.zip(dst).is_some_and(|(src, dst)| ladder::shares_whole(source, src.offset, v.dst, dst))
+    src.zip(dst).is_some_and(|(src, dst)| shares_whole(source, src.offset, v.dst, dst))
 }

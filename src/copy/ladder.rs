@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::cut::{Stretch, pieces};
 use super::plan::CopyPlan;
+use super::ways::{aligned, is_memory};
 use crate::disk::{How, Ways};
 use crate::namespace::{ByteRange, Method, Namespace};
 
@@ -252,39 +253,6 @@ impl fmt::Display for CopyPlan {
         }
         Ok(())
     }
-}
-
-/// A memory namespace says of itself that memmove leads from it to it.
-fn is_memory(ns: &Namespace) -> bool {
-    ns.backend.ways_from(&ns.backend.handle()).memmove
-}
-
-/// The part of a copy of `dst.len` bytes that a reflink with this alignment can do, as start and end within the copy.
-/// An end that is not aligned will do where both images end.
-fn aligned(
-    align: u64,
-    source: &Namespace,
-    from: u64,
-    dst_ns: &Namespace,
-    dst: ByteRange,
-) -> Option<(u64, u64)> {
-    if align == 0 || from % align != dst.offset % align {
-        return None;
-    }
-    let head = from.next_multiple_of(align) - from;
-    let ends = from + dst.len;
-    let at_end = ends == source.backend.len() && dst.offset + dst.len == dst_ns.backend.len();
-    let end = if at_end { dst.len } else { dst.len.checked_sub(ends % align)? };
-    (head < end).then_some((head, end))
-}
-
-/// Will all of `dst` be shared with what lies at `from` in `source`?
-pub(super) fn shares_whole(source: &Namespace, from: u64, dst_ns: &Namespace, dst: ByteRange) -> bool {
-    if !matches!(dst_ns.facts.policy.method, Method::Auto | Method::Reflink) {
-        return false;
-    }
-    let align = dst_ns.backend.ways_from(&source.backend.handle()).reflink;
-    align.and_then(|align| aligned(align, source, from, dst_ns, dst)) == Some((0, dst.len))
 }
 
 #[cfg(test)]

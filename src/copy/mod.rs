@@ -23,6 +23,7 @@
 //! ```
 
 mod bounce;
+mod capabilities;
 mod checks;
 mod cut;
 mod execute;
@@ -31,6 +32,7 @@ mod order;
 mod plan;
 mod probe;
 mod range;
+mod ways;
 
 #[cfg(test)]
 mod plan_tests;
@@ -38,8 +40,9 @@ mod plan_tests;
 mod testing;
 
 pub use bounce::Bounce;
+pub use capabilities::Capabilities;
 pub use checks::{Check, TABLE};
 pub use execute::{CopyTask, ExecOptions, Outcome};
 pub use ladder::best_way;
-pub use plan::{Capabilities, Checked, CopyPlan, PlannedRange, Reject, check_command, plan};
+pub use plan::{Checked, CopyPlan, PlannedRange, Reject, check_command, plan};
 pub use range::{OCFS, SourceRange, Tags, list_len};

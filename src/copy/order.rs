@@ -15,7 +15,7 @@ use crate::namespace::Overlap;
 
 /// Part of a Copy that is done before the next one begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stage {
+pub(super) struct Step {
     pub to: Stretch,
     /// The order it is done in; `None`: any, for none of it is a source of it.
     pub order: Option<Order>,
@@ -44,7 +44,7 @@ pub(super) struct Order {
 /// Under [`Overlap::InOrder`] a range begins a new stage when it reads what an earlier one of its stage
 /// writes. Within a stage no range does, so that to the stage a snapshot of the sources is what they hold in
 /// list order.
-pub(super) fn stages(plan: &CopyPlan) -> Vec<Stage> {
+pub(super) fn steps(plan: &CopyPlan) -> Vec<Step> {
     let source = |range: &PlannedRange| plan.in_dst(&range.ns, range.src.offset, range.src.len);
     let mut stretches = Vec::new();
     let mut to = Stretch { start: 0, end: 0 };
@@ -58,7 +58,7 @@ pub(super) fn stages(plan: &CopyPlan) -> Vec<Stage> {
         to.end = range.at + range.src.len;
     }
     stretches.push(to);
-    stretches.into_iter().map(|to| Stage { to, order: Order::of(plan, to) }).collect()
+    stretches.into_iter().map(|to| Step { to, order: Order::of(plan, to) }).collect()
 }
 
 impl Order {
@@ -197,7 +197,7 @@ mod tests {
         let stages = |ranges: &[(u64, u64)]| -> Vec<_> {
             let policy = CopyPolicy { overlap: Overlap::InOrder, ..CopyPolicy::default() };
             let plan = planned(special(1, 400, 9, Ways::default(), policy), 100, ranges);
-            stages(&plan).into_iter().map(|stage| (stage.to, stage.order.is_some())).collect()
+            steps(&plan).into_iter().map(|stage| (stage.to, stage.order.is_some())).collect()
         };
         assert_eq!(stages(&[(0, 8), (20, 8)]), [(bytes(0, 16), false)]);
         assert_eq!(stages(&[(0, 8), (100, 8)]), [(bytes(0, 8), false), (bytes(8, 16), false)]);
@@ -218,7 +218,7 @@ mod tests {
     /// What is held, the rest, and the direction, of a Copy to block 100.
     fn order(ranges: &[(u64, u64)]) -> Option<(Vec<Stretch>, Vec<Stretch>, Direction)> {
         let plan = planned(namespace(1, 1 << 20, 9), 100, ranges);
-        let [Stage { order, .. }] = &stages(&plan)[..] else { panic!("one stage") };
+        let [Step { order, .. }] = &steps(&plan)[..] else { panic!("one step") };
         let Order { held, rest, direction } = order.clone()?;
         Some((held.into(), rest.into(), direction))
     }
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn neighbours_are_merged_and_cut_from_the_end_that_is_due() {
         let plan = planned(namespace(1, 1 << 20, 9), 100, &[(98, 4), (101, 2), (0, 8)]);
-        let mut order = stages(&plan).remove(0).order.expect("it overlaps");
+        let mut order = steps(&plan).remove(0).order.expect("it overlaps");
         order.merge();
         assert_eq!(order.rest, [bytes(0, 14)]);
         let mut cut = Vec::new();

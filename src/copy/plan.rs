@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::capabilities::Capabilities;
 use super::checks::{Check, CommandView, Fails, ListView, RangeView, TABLE};
 use super::range::{Layout, SourceRange};
 use crate::disk::Inline;
@@ -13,24 +14,6 @@ use crate::spec::copy::CopyCommand;
 
 /// Bytes that [`CopyPlan::move_now`] moves at most: some 8 us.
 const AT_ONCE: u64 = 64 << 10;
-
-/// What the controller offers and the host has enabled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Capabilities {
-    /// Identify Controller OCFS: formats the controller advertises; bit n for format n.
-    pub ocfs: u16,
-    /// Effective CDFE (Host Behavior Support): formats 2 and up that are enabled. Bits 0 and 1 mean nothing.
-    pub cdfe: u16,
-    /// Whose host it is.
-    pub cntlid: Cntlid,
-}
-
-impl Capabilities {
-    pub(super) fn allow(&self, layout: &Layout) -> bool {
-        let bit = 1 << layout.desfmt;
-        self.ocfs & bit != 0 && (!layout.cross || self.cdfe & bit != 0)
-    }
-}
 
 /// A refusal. Nothing was written, so CQE DW0 is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

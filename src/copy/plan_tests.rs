@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::capabilities::Capabilities;
 use super::checks::TABLE;
 use super::plan::*;
 use super::range::SourceRange;

@@ -7,7 +7,7 @@
 use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::MapError;
+use super::map_error::MapError;
 
 /// File systems that this kernel serves from memory or disks. Overlays are the root of most containers; only the
 /// administrator can mount one that we see, and answers for what it is laid over.

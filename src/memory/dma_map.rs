@@ -27,7 +27,7 @@ pub struct DmaMap {
 }
 
 /// A part of a guest range that lies in one region.
-struct Piece<'a> {
+struct Translated<'a> {
     region: &'a Arc<Region>,
     host: &'a Mapping,
     /// Guest address.
@@ -92,7 +92,7 @@ impl DmaMap {
         iova: u64,
         len: usize,
         access: Access,
-        mut each: impl FnMut(Piece<'a>) -> Result<(), DmaError>,
+        mut each: impl FnMut(Translated<'a>) -> Result<(), DmaError>,
     ) -> Result<(), DmaError> {
         let Some(more) = len.checked_sub(1) else {
             return Ok(());
@@ -108,7 +108,7 @@ impl DmaMap {
                 .ok_or(DmaError::Unmapped(address))?;
             let host = entry.region.check(address, access)?;
             let end = last.min(entry.last);
-            each(Piece {
+            each(Translated {
                 region: &entry.region,
                 host,
                 address,

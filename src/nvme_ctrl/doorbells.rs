@@ -12,11 +12,11 @@ use crate::memory::SharedPage;
 /// checked it. Readers do not rely on that: [`Bell`] takes values in.
 #[derive(Debug)]
 pub struct Doorbells {
-    slots: Slots,
+    slots: Values,
 }
 
 #[derive(Debug)]
-enum Slots {
+enum Values {
     Ours(Box<[AtomicU32]>),
     Mapped(SharedPage),
 }
@@ -25,19 +25,19 @@ impl Doorbells {
     /// Doorbells of `queues` queue pairs, the admin pair included, that only this process can reach.
     pub fn new(queues: usize) -> Self {
         let slots = (0..queues.saturating_mul(2)).map(|_| AtomicU32::new(0)).collect();
-        Self { slots: Slots::Ours(slots) }
+        Self { slots: Values::Ours(slots) }
     }
 
     /// Doorbells in a page that clients map.
     pub fn mapped(page: SharedPage) -> Self {
-        Self { slots: Slots::Mapped(page) }
+        Self { slots: Values::Mapped(page) }
     }
 
     /// The page, if clients can map one: doorbells then change without notice.
     pub fn page(&self) -> Option<&SharedPage> {
         match &self.slots {
-            Slots::Ours(_) => None,
-            Slots::Mapped(page) => Some(page),
+            Values::Ours(_) => None,
+            Values::Mapped(page) => Some(page),
         }
     }
 
@@ -69,7 +69,7 @@ impl Doorbells {
     /// Takes a CQ head back to `good`, unless the host has written another one than `bad` meanwhile. A mapped page is
     /// the client's own.
     pub fn retract_head(&self, qid: u16, bad: u16, good: u16) {
-        if let (Slots::Ours(_), Some(slot)) = (&self.slots, self.slot(head_slot(qid))) {
+        if let (Values::Ours(_), Some(slot)) = (&self.slots, self.slot(head_slot(qid))) {
             let _ = slot.compare_exchange(bad.into(), good.into(), Ordering::AcqRel, Ordering::Relaxed);
         }
     }
@@ -82,8 +82,8 @@ impl Doorbells {
 
     fn slot(&self, index: usize) -> Option<&AtomicU32> {
         match &self.slots {
-            Slots::Ours(slots) => slots.get(index),
-            Slots::Mapped(page) => page.dword(index),
+            Values::Ours(slots) => slots.get(index),
+            Values::Mapped(page) => page.dword(index),
         }
     }
 }

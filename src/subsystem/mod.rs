@@ -5,7 +5,7 @@
 
 mod seats;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use self::seats::Seats;
 pub use self::seats::{Seat, Wake};
@@ -16,7 +16,7 @@ use crate::namespace::{Namespaces, Table};
 pub struct Subsystem {
     table: Table,
     /// Held while the table is changed, so that each seat hears of changes in their order.
-    seats: Mutex<Seats>,
+    seats: Arc<Mutex<Seats>>,
     /// It is made for more than one controller (Identify Controller CMIC, Identify Namespace NMIC).
     shared: bool,
 }
@@ -24,18 +24,16 @@ pub struct Subsystem {
 impl Subsystem {
     /// A subsystem of these namespaces. `shared`: more than one controller may join.
     pub fn new(namespaces: Namespaces, shared: bool) -> Arc<Self> {
-        Arc::new(Self { table: Table::new(namespaces), seats: Mutex::default(), shared })
+        Arc::new(Self { table: Table::new(namespaces), seats: Arc::default(), shared })
     }
 
     /// A place for one more controller, until the [`Seat`] is dropped; `None` when all are taken. `wake` has its thread
     /// look for changes.
-    pub fn join(self: &Arc<Self>, wake: Wake) -> Option<Seat> {
-        let mut seats = self.seats();
-        if !self.shared && !seats.is_empty() {
+    pub fn join(&self, wake: Wake) -> Option<Seat> {
+        if !self.shared && !self.seats().is_empty() {
             return None;
         }
-        let (cntlid, changed) = seats.take(wake)?;
-        Some(Seat::new(cntlid, changed, Arc::clone(self)))
+        Seat::take(&self.seats, self.table.clone(), self.shared, wake)
     }
 
     /// The namespaces, as they are now and will be.
@@ -64,7 +62,7 @@ impl Subsystem {
     }
 
     fn seats(&self) -> MutexGuard<'_, Seats> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+        seats::lock(&self.seats)
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Subsystem;
 use crate::namespace::{Cntlid, MAX_CONTROLLERS, Table};
 
 /// Has a controller's thread look at its seat.
@@ -17,12 +16,22 @@ type Changed = Arc<Mutex<BTreeSet<u32>>>;
 pub struct Seat {
     cntlid: Cntlid,
     changed: Changed,
-    subsystem: Arc<Subsystem>,
+    table: Table,
+    is_shared: bool,
+    /// To give it back.
+    seats: Arc<Mutex<Seats>>,
+}
+
+/// All seats, for a moment.
+pub(super) fn lock(seats: &Mutex<Seats>) -> MutexGuard<'_, Seats> {
+    seats.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Seat {
-    pub(super) fn new(cntlid: Cntlid, changed: Changed, subsystem: Arc<Subsystem>) -> Self {
-        Self { cntlid, changed, subsystem }
+    /// One that nobody has; `None` when all are taken.
+    pub(super) fn take(seats: &Arc<Mutex<Seats>>, table: Table, is_shared: bool, wake: Wake) -> Option<Self> {
+        let (cntlid, changed) = lock(seats).take(wake)?;
+        Some(Self { cntlid, changed, table, is_shared, seats: Arc::clone(seats) })
     }
 
     /// Identify Controller CNTLID.
@@ -32,12 +41,12 @@ impl Seat {
 
     /// The namespaces of the subsystem.
     pub fn table(&self) -> &Table {
-        self.subsystem.table()
+        &self.table
     }
 
     /// Can others share the namespaces?
     pub fn is_shared(&self) -> bool {
-        self.subsystem.is_shared()
+        self.is_shared
     }
 
     /// NSIDs of namespaces that are new, other or gone since the last call, ascending.
@@ -58,7 +67,7 @@ impl Drop for Seat {
         for ns in self.table().load().iter() {
             ns.set_dulbe(self.cntlid, false);
         }
-        self.subsystem.seats().give_back(self.cntlid);
+        lock(&self.seats).give_back(self.cntlid);
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) enum Writable {
 impl Stages {
     /// The stages of a plan.
     pub fn new(plan: &CopyPlan, ladder: &Ladder) -> Self {
-        let stage = |order::Stage { to, order }| match order {
+        let stage = |order::Step { to, order }| match order {
             None => Stage::Free(ladder.spans(plan, to).into()),
             Some(mut order) => {
                 if !moves_memory(plan, ladder) {
@@ -68,7 +68,7 @@ impl Stages {
                 Stage::Ordered(Ordered { order, claimed: false, again: None })
             }
         };
-        Self(order::stages(plan).into_iter().map(stage).collect())
+        Self(order::steps(plan).into_iter().map(stage).collect())
     }
 
     /// Bytes of sources that a stage holds in memory, at most.

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{CopyTask, ExecOptions, Outcome};
+use crate::copy::Capabilities;
 use crate::copy::bounce::Bounce;
-use crate::copy::plan::{Capabilities, CopyPlan, PlannedRange, check_command, plan};
+use crate::copy::plan::{CopyPlan, PlannedRange, check_command, plan};
 use crate::copy::range::SourceRange;
 use crate::copy::testing::{command, namespace};
 use crate::disk::{DiskError, IoBuf, Op};

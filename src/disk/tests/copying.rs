@@ -200,7 +200,7 @@ fn random_copies(pair: &mut Pair, how: How, seed: u64) {
                     How::Reflink => {
                         let aligned = |n: u64| n.is_multiple_of(block);
                         // Both images end at a block's end.
-                        !overlap && aligned(from) && aligned(offset) && aligned(len)
+                        len == 0 || (!overlap && aligned(from) && aligned(offset) && aligned(len))
                     }
                 };
                 let result = pair.copy((source, to), from, offset, len, how);

@@ -1,13 +1,13 @@
 //! Compare (05h) and Verify (0Ch).
 
 use super::account::Account;
-use super::{Command, Task, rw};
+use super::{Submission, Task, rw};
 use crate::block::Inspect;
 use crate::memory;
 use crate::namespace::Access;
 use crate::spec::Status;
 
-pub(super) fn compare(cmd: &Command<'_>) -> Result<Task, Status> {
+pub(super) fn compare(cmd: &Submission<'_>) -> Result<Task, Status> {
     let ns = cmd.namespace()?;
     cmd.check_transfer(ns)?;
     let extent = cmd.admit(ns, Access::Read)?;
@@ -16,7 +16,7 @@ pub(super) fn compare(cmd: &Command<'_>) -> Result<Task, Status> {
     Ok(Task::Inspect(inspect, Account::Read(extent.data.len)))
 }
 
-pub(super) fn verify(cmd: &Command<'_>) -> Result<Task, Status> {
+pub(super) fn verify(cmd: &Submission<'_>) -> Result<Task, Status> {
     let ns = cmd.namespace()?;
     let extent = cmd.admit(ns, Access::Read)?;
     Ok(Task::Inspect(Inspect::new(ns, extent, None), Account::Verified(extent.data.len)))

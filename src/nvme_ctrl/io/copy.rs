@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Command, Outcome, Task};
+use super::{Outcome, Submission, Task};
 use crate::block::{BlockError, Direction, Issue, Work};
 use crate::copy::{self, Capabilities, CopyPlan, CopyTask, ExecOptions, Reject};
 use crate::disk::{DiskError, IoBuf, Op};
@@ -13,7 +13,7 @@ use crate::nvme_ctrl::transfer;
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
-pub(super) fn copy(cmd: &Command<'_>) -> Result<Task, Status> {
+pub(super) fn copy(cmd: &Submission<'_>) -> Result<Task, Status> {
     let (shared, sqe) = (cmd.shared, cmd.sqe);
     let command = CopyCommand {
         nsid: sqe.nsid.get(),

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use zerocopy::FromBytes;
 
 use super::account::Account;
-use super::{Command, Task};
+use super::{Submission, Task};
 use crate::block::Work;
 use crate::block::{Direction, Group};
 use crate::disk::Op;
@@ -18,7 +18,7 @@ use crate::spec::command::DsmRange;
 /// CDW11 bit 2: deallocate.
 const AD: u32 = 1 << 2;
 
-pub(super) fn dsm(cmd: &Command<'_>) -> Result<Task, Status> {
+pub(super) fn dsm(cmd: &Submission<'_>) -> Result<Task, Status> {
     let ns = cmd.namespace()?;
     namespace::gate(ns, Access::Write)?;
     let mut ops = SmallVec::new();

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::account::Account;
-use super::{Command, Task};
+use super::{Submission, Task};
 use crate::block::{Direction, Group};
 use crate::disk::Op;
 use crate::spec::{NSID_BROADCAST, Status};
 
-pub(super) fn flush(cmd: &Command<'_>) -> Result<Task, Status> {
+pub(super) fn flush(cmd: &Submission<'_>) -> Result<Task, Status> {
     let ops = if cmd.sqe.nsid.get() == NSID_BROADCAST {
         cmd.namespaces.iter().map(|ns| (Arc::clone(ns), Op::Flush)).collect()
     } else {

@@ -150,7 +150,7 @@ pub struct Context<'a> {
 /// The status it is refused with.
 pub fn start(context: Context<'_>, bounce: &Bounce, work: &Work, sqe: &Sqe) -> Result<Task, Status> {
     let Context { shared, namespaces, memory, at_once } = context;
-    let cmd = Command { shared, namespaces, memory, bounce, work, at_once, sqe };
+    let cmd = Submission { shared, namespaces, memory, bounce, work, at_once, sqe };
     if sqe.fuse() != 0 {
         return Err(Status::INVALID_FIELD.dnr()); // FUSES is 0: no fused operation is supported
     }
@@ -167,7 +167,7 @@ pub fn start(context: Context<'_>, bounce: &Bounce, work: &Work, sqe: &Sqe) -> R
 }
 
 /// A submission with all that its checks look at.
-struct Command<'a> {
+struct Submission<'a> {
     shared: &'a Shared,
     namespaces: &'a Namespaces,
     memory: &'a DmaMap,
@@ -177,7 +177,7 @@ struct Command<'a> {
     sqe: &'a Sqe,
 }
 
-impl Command<'_> {
+impl Submission<'_> {
     fn namespace(&self) -> Result<&Arc<Namespace>, Status> {
         Ok(self.namespaces.get(self.sqe.nsid.get())?)
     }

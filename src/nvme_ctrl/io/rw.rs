@@ -1,7 +1,7 @@
 //! Read (02h) and Write (01h).
 
 use super::account::Account;
-use super::{Command, Task};
+use super::{Submission, Task};
 use crate::block::{Direction, Group};
 use crate::disk::{IoBuf, Op};
 use crate::memory;
@@ -9,7 +9,7 @@ use crate::namespace::Access;
 use crate::nvme_ctrl::transfer;
 use crate::spec::Status;
 
-pub(super) fn read(cmd: &Command<'_>) -> Result<Task, Status> {
+pub(super) fn read(cmd: &Submission<'_>) -> Result<Task, Status> {
     let ns = cmd.namespace()?;
     cmd.check_transfer(ns)?;
     let extent = cmd.admit(ns, Access::Read)?;
@@ -21,7 +21,7 @@ pub(super) fn read(cmd: &Command<'_>) -> Result<Task, Status> {
     Ok(Task::Group(group, Account::Read(range.len)))
 }
 
-pub(super) fn write(cmd: &Command<'_>) -> Result<Task, Status> {
+pub(super) fn write(cmd: &Submission<'_>) -> Result<Task, Status> {
     let ns = cmd.namespace()?;
     cmd.check_transfer(ns)?;
     let range = cmd.admit(ns, Access::Write)?.data;
@@ -34,7 +34,11 @@ pub(super) fn write(cmd: &Command<'_>) -> Result<Task, Status> {
 }
 
 /// The data pointer of a transfer of `len` bytes, at most MDTS.
-pub(super) fn data(cmd: &Command<'_>, len: u64, access: memory::Access) -> Result<memory::GuestBuf, Status> {
+pub(super) fn data(
+    cmd: &Submission<'_>,
+    len: u64,
+    access: memory::Access,
+) -> Result<memory::GuestBuf, Status> {
     let len = usize::try_from(len).map_err(|_| Status::INVALID_FIELD.dnr())?;
     transfer::resolve(cmd.memory, cmd.sqe, len, cmd.shared.page_size(), access, true, cmd.work)
 }

@@ -160,7 +160,7 @@ impl Core {
     }
 }
 
-impl sleeper::Doorbells for Core {
+impl sleeper::Watched for Core {
     /// EventIdx of each SQ is the tail last seen; of a CQ, the head last seen if something waits for room there. (The
     /// others are left alone: their hosts ring once a lap at most.)
     fn arm(&mut self) {

@@ -10,7 +10,7 @@
 use super::sync::{AtomicBool, Ordering, fence};
 
 /// What a worker has to do with its doorbells before it sleeps.
-pub trait Doorbells {
+pub trait Watched {
     /// Asks hosts that watch event indices to ring from now on.
     fn arm(&mut self);
     /// The last look: is there something to do after all?
@@ -31,7 +31,7 @@ impl Sleeper {
 
     /// Worker: announces sleep. True when it may sleep until it is woken; after that, or at once when false, it
     /// calls [`Self::awake`].
-    pub fn may_sleep(&self, doorbells: &mut impl Doorbells) -> bool {
+    pub fn may_sleep(&self, doorbells: &mut impl Watched) -> bool {
         doorbells.arm();
         self.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
