@@ -13,6 +13,7 @@ mod done;
 mod error;
 mod file;
 mod lane;
+#[cfg(any(test, feature = "testing"))]
 mod layers;
 mod memory;
 mod sys;
@@ -26,6 +27,7 @@ pub use done::{Done, How, Moved, Pieces, Tag, Ways};
 pub use error::DiskError;
 pub use file::{CacheMode, FileDisk, FileOptions, OpenError, is_same_image};
 pub use lane::{CachedRead, Inbox, Lane, LaneKind, Stop, Work, probe};
+#[cfg(any(test, feature = "testing"))]
 pub use layers::{Delay, Gate, Stall, VolatileLog};
 pub use memory::{HugePages, MemoryDisk};
 pub use sys::{Call, Tap, Waker};

@@ -11,6 +11,7 @@ mod doorbells;
 mod error_log;
 mod flushes;
 mod io;
+#[cfg(any(test, feature = "testing"))]
 mod lone;
 mod pending;
 mod queue;
@@ -23,6 +24,7 @@ mod workers;
 
 pub use config::ControllerConfig;
 pub use controller::Controller;
+#[cfg(any(test, feature = "testing"))]
 pub use lone::Lone;
 pub use queue::{CompletionQueue, Post, SubmissionQueue};
 pub use shared::InterruptSink;
