@@ -123,6 +123,11 @@ fn descriptors_that_cannot_be_closed_are_bounded() {
     d.stop();
 }
 
+/// Closes it where nobody waits for that: should the daemon have been quicker, this is the last close.
+fn let_go(socket: OwnedFd) {
+    std::thread::spawn(move || drop(socket));
+}
+
 #[test]
 fn sockets_that_linger() {
     let _alone = alone();
@@ -131,7 +136,7 @@ fn sockets_that_linger() {
     let read = message(1, cmd::REGION_READ, 0, &access(BAR0, reg::VS, 4));
     let (socket, _peer) = lingering();
     c.send_raw(&read, &[socket.as_fd()]).unwrap();
-    drop(socket);
+    let_go(socket);
     assert!(c.recv().unwrap().is_some());
     served(&d, c);
 
@@ -141,7 +146,8 @@ fn sockets_that_linger() {
     let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|(socket, _)| socket.as_fd()).collect();
     c.send_raw(&read, &fds).unwrap();
     drop(fds);
-    let _peers: Vec<TcpStream> = sockets.into_iter().map(|(_, peer)| peer).collect();
+    let (sockets, _peers): (Vec<OwnedFd>, Vec<TcpStream>) = sockets.into_iter().unzip();
+    sockets.into_iter().for_each(let_go);
     c.wait_closed();
     drop(d.client());
 
@@ -154,7 +160,7 @@ fn sockets_that_linger() {
     }
     let (socket, _peer) = lingering();
     c.send_raw(&read, &[socket.as_fd()]).unwrap();
-    drop(socket);
+    let_go(socket);
     std::thread::sleep(Duration::from_millis(100));
     drop(c);
     drop(d.client());
