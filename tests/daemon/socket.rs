@@ -49,6 +49,7 @@ fn the_group_is_the_one_that_was_asked_for() {
         assert_eq!(access(&d), (0o660, gid), "{args}");
     }
     let d = Daemon::start(&format!("--socket-group {mine} --socket-mode 0620"));
+    d.client();
     assert_eq!(access(&d), (0o620, mine));
 }
 
