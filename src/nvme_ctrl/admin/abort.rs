@@ -2,10 +2,9 @@
 //! the command that it aborts, so that what it says is true: a host may take the blocks of that for its own.
 
 use super::ctl::{Ctl, Reply, pending};
-use crate::nvme_ctrl::io::Outcome;
 use crate::nvme_ctrl::pending::Then;
 use crate::nvme_ctrl::worker::ToWorker;
-use crate::spec::{Sqe, Status};
+use crate::spec::{Outcome, Sqe, Status};
 
 /// Abort Command Limit, 0-based, as Identify Controller ACL reports it.
 pub(super) const ACL: u8 = 3;

@@ -1,8 +1,7 @@
 //! Asynchronous Event Request (0Ch).
 
 use super::ctl::{Ctl, Reply};
-use crate::nvme_ctrl::io::Outcome;
-use crate::spec::{Sqe, Status};
+use crate::spec::{Outcome, Sqe, Status};
 
 pub(super) fn async_event_request(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status> {
     if ctl.admin.events.request(sqe.cid.get()) { Ok(Reply::Parked) } else { Err(Status::AER_LIMIT.dnr()) }

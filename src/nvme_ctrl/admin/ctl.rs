@@ -5,7 +5,6 @@ use crate::block::Work;
 use crate::memory::{Access, DmaMap};
 use crate::nvme_ctrl::config::ControllerConfig;
 use crate::nvme_ctrl::error_log::Failed;
-use crate::nvme_ctrl::io::Outcome;
 use crate::nvme_ctrl::pending::{Pending, Then};
 use crate::nvme_ctrl::queue_table::QueueTable;
 use crate::nvme_ctrl::shared::Shared;
@@ -13,7 +12,7 @@ use crate::nvme_ctrl::transfer;
 use crate::nvme_ctrl::workers::Workers;
 use crate::spec::commands::AdminCommand;
 use crate::spec::registers::Cc;
-use crate::spec::{Sqe, Status};
+use crate::spec::{Outcome, Sqe, Status};
 
 /// The parts of a controller that its admin commands see, borrowed while they run.
 pub struct Ctl<'a> {

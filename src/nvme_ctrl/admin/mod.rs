@@ -20,10 +20,9 @@ mod set_features;
 mod state;
 
 use super::error_log::Failed;
-use super::io::Outcome;
 use super::pending::{Pending, Then};
 use crate::spec::commands::AdminCommand;
-use crate::spec::{Sqe, Status};
+use crate::spec::{Outcome, Sqe, Status};
 pub use ctl::Ctl;
 use ctl::Reply;
 pub use events::Event;

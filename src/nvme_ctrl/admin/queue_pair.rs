@@ -7,11 +7,10 @@ use zerocopy::IntoBytes as _;
 
 use crate::memory::DmaMap;
 use crate::nvme_ctrl::doorbells::{Bell, Doorbells, Tick};
-use crate::nvme_ctrl::io::Outcome;
 use crate::nvme_ctrl::queue::{CompletionQueue, Post, SubmissionQueue};
 use crate::nvme_ctrl::registers::AdminQueues;
 use crate::nvme_ctrl::shared::InterruptSink;
-use crate::spec::Sqe;
+use crate::spec::{Outcome, Sqe};
 
 /// A doorbell has a value that its queue cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

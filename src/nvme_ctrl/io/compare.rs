@@ -1,7 +1,9 @@
 //! Compare (05h) and Verify (0Ch).
 
 use super::account::Account;
-use super::{Submission, Task, rw};
+use super::rw;
+use super::submission::Submission;
+use super::task::Task;
 use crate::block::Inspect;
 use crate::memory;
 use crate::namespace::Access;

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Outcome, Submission, Task};
-use crate::block::{BlockError, Direction, Issue, Work};
-use crate::copy::{self, Capabilities, CopyPlan, CopyTask, ExecOptions, Reject};
-use crate::disk::{DiskError, IoBuf, Op};
-use crate::namespace::Namespace;
-use crate::nvme_ctrl::shared::Shared;
+use super::copying::Copying;
+use super::submission::Submission;
+use super::task::Task;
+use crate::block::Work;
+use crate::copy::{self, Capabilities, CopyTask, ExecOptions, Reject};
 use crate::nvme_ctrl::transfer;
-use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
+use crate::spec::{Outcome, Status};
 
 pub(super) fn copy(cmd: &Submission<'_>) -> Result<Task, Status> {
     let (shared, sqe) = (cmd.shared, cmd.sqe);
@@ -43,78 +42,5 @@ pub(super) fn copy(cmd: &Submission<'_>) -> Result<Task, Status> {
     }
     let volatile = (!plan.fua()).then(|| Arc::clone(plan.dst_ns()));
     let task = CopyTask::new(plan, ExecOptions::default(), cmd.bounce).map_err(refuse)?;
-    Ok(Task::Copy(Box::new(Copying { task, volatile, flushing: None })))
-}
-
-/// A Copy under way.
-#[derive(Debug)]
-pub struct Copying {
-    task: CopyTask,
-    /// The destination, where the Copy does not make it durable.
-    volatile: Option<Arc<Namespace>>,
-    /// The write cache was turned off meanwhile: the Copy is done but for a flush, which ends like this.
-    flushing: Option<Option<Outcome>>,
-}
-
-impl Copying {
-    pub(super) fn poll(&mut self, shared: &Shared, issue: &mut Issue<'_>) -> Option<Outcome> {
-        if let Some(flushing) = self.flushing {
-            return Some(self.counted(shared, flushing?));
-        }
-        let outcome = self.task.poll(&mut |part, ns: &Arc<_>, op| issue(part, ns, op))?;
-        if outcome.status.is_success()
-            && let Some(ns) = self.volatile.take()
-            && !shared.write_cache.load(Ordering::SeqCst)
-        {
-            self.flushing = Some(None);
-            issue(0, &ns, Op::Flush);
-            return None;
-        }
-        Some(self.counted(shared, outcome))
-    }
-
-    /// What succeeded is counted.
-    fn counted(&self, shared: &Shared, outcome: Outcome) -> Outcome {
-        if outcome.status.is_success() {
-            shared.counters.copied(self.task.len());
-        }
-        outcome
-    }
-
-    /// What it is about to do.
-    pub fn plan(&self) -> &CopyPlan {
-        self.task.plan()
-    }
-
-    pub(super) fn moves_memory(&self) -> bool {
-        self.task.moves_memory()
-    }
-
-    pub(super) fn done(&mut self, part: u32, result: Result<(), DiskError>, buf: Option<IoBuf>) {
-        if self.flushing.is_none() {
-            return self.task.done(part, result, buf);
-        }
-        let status = match result {
-            Ok(()) => Status::SUCCESS,
-            Err(error) => BlockError::Image(error, Direction::Write).into(),
-        };
-        // DW0 after a failure: no range is durable.
-        self.flushing = Some(Some(Outcome::of(status)));
-    }
-
-    pub(super) fn memory(&self) -> usize {
-        size_of::<Self>() + self.task.heap()
-    }
-
-    pub(super) fn abort(&mut self) {
-        self.task.abort();
-    }
-
-    pub(super) fn is_over(&self) -> bool {
-        self.flushing.is_none() && self.task.is_over()
-    }
-
-    pub(super) fn is_starved(&self) -> bool {
-        self.task.is_starved()
-    }
+    Ok(Task::Copy(Box::new(Copying::new(task, volatile))))
 }

@@ -6,7 +6,8 @@ use smallvec::SmallVec;
 use zerocopy::FromBytes;
 
 use super::account::Account;
-use super::{Submission, Task};
+use super::submission::Submission;
+use super::task::Task;
 use crate::block::Work;
 use crate::block::{Direction, Group};
 use crate::disk::Op;

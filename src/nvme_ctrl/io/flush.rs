@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::account::Account;
-use super::{Submission, Task};
+use super::submission::Submission;
+use super::task::Task;
 use crate::block::{Direction, Group};
 use crate::disk::Op;
 use crate::spec::{NSID_BROADCAST, Status};

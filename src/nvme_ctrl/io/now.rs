@@ -1,7 +1,7 @@
 //! Read and Write on an image that does them at once, such as memory: checked, found, moved, over. No slot, no task,
 //! no pin, no allocation. And so a Read of a file, while that lies in the page cache.
 
-use super::{Context, Outcome};
+use super::submission::Context;
 use crate::block::Direction;
 use crate::disk::{Cached, CachedRead, DiskError, Immediate, Inline};
 use crate::memory::{self, Transient, prp, sgl};
@@ -10,7 +10,7 @@ use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::shared::{Shared, Tally};
 use crate::spec::command::Psdt;
 use crate::spec::commands::NvmCommand;
-use crate::spec::{Sqe, Status};
+use crate::spec::{Outcome, Sqe, Status};
 use crate::status;
 
 /// A command that passed all its checks and is not begun.

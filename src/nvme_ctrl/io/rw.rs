@@ -1,7 +1,8 @@
 //! Read (02h) and Write (01h).
 
 use super::account::Account;
-use super::{Submission, Task};
+use super::submission::Submission;
+use super::task::Task;
 use crate::block::{Direction, Group};
 use crate::disk::{IoBuf, Op};
 use crate::memory;

@@ -1,7 +1,8 @@
 //! Write Zeroes (08h). No data crosses the bus, so MDTS does not bound it (WZSL is 0: no limit).
 
 use super::account::Account;
-use super::{Submission, Task};
+use super::submission::Submission;
+use super::task::Task;
 use crate::block::{Direction, Group};
 use crate::disk::Op;
 use crate::namespace::Access;

@@ -24,11 +24,11 @@ use crate::logging::ASKED_FOR;
 use crate::memory::{DmaMap, Epoch};
 use crate::namespace::Cached;
 use crate::nvme_ctrl::doorbells::Bell;
-use crate::nvme_ctrl::io::{Outcome, Task};
+use crate::nvme_ctrl::io::Task;
 use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
 use crate::nvme_ctrl::shared::{Shared, Tally};
-use crate::spec::Status;
 use crate::spec::commands::nvm_name;
+use crate::spec::{Outcome, Status};
 
 /// A submission queue and what only its worker knows of it.
 #[derive(Debug)]

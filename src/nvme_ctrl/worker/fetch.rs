@@ -13,10 +13,10 @@ use crate::copy::Bounce;
 use crate::disk::CachedRead;
 use crate::memory::{DmaError, DmaMap};
 use crate::nvme_ctrl::error_log::Failed;
-use crate::nvme_ctrl::io::{self, Context, Now, Outcome, Task};
+use crate::nvme_ctrl::io::{self, Context, Now, Task};
 use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
 use crate::spec::commands::NvmCommand;
-use crate::spec::{Sqe, Status};
+use crate::spec::{Outcome, Sqe, Status};
 
 /// Commands taken from one queue before the next one has its turn.
 pub(super) const BURST: usize = 32;

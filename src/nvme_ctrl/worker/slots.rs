@@ -134,8 +134,7 @@ pub fn untag(tag: Tag) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nvme_ctrl::io::Outcome;
-    use crate::spec::Status;
+    use crate::spec::{Outcome, Status};
 
     fn command(memory: usize) -> Command {
         Command {

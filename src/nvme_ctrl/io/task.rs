@@ -1,0 +1,111 @@
+//! A command under way: a state machine that emits operations on disks and takes their ends. It never waits and knows no
+//! thread.
+
+use std::sync::atomic::Ordering;
+
+use super::account::Account;
+use super::copying::Copying;
+use crate::block::{BlockError, Group, Inspect, Issue, Work};
+use crate::disk::{DiskError, IoBuf, Moved};
+use crate::nvme_ctrl::shared::Shared;
+use crate::spec::{Outcome, Status};
+
+/// See the module docs.
+#[derive(Debug)]
+pub enum Task {
+    /// Independent operations, all of which must succeed: Read, Write, Flush, Write Zeroes, Dataset
+    /// Management.
+    Group(Group, Account),
+    /// Data read into our memory and looked at: Compare, Verify.
+    Inspect(Inspect, Account),
+    /// Copy.
+    Copy(Box<Copying>),
+    /// Nothing is left to do: a Copy that was done when it was started. How it ended.
+    Over(Outcome),
+}
+
+impl Task {
+    /// Issues what can be issued now. `Some` once everything has ended; the task is then over. What of it
+    /// takes the caller's own time is charged to `work`, but for the operations: who takes them does that.
+    pub fn poll(&mut self, shared: &Shared, work: &Work, issue: &mut Issue<'_>) -> Option<Outcome> {
+        match self {
+            Self::Group(task, account) => {
+                let write_cache = shared.write_cache.load(Ordering::SeqCst);
+                Some(ended(task.poll(write_cache, work, issue)?, *account, shared))
+            }
+            Self::Inspect(task, account) => Some(ended(task.poll(work, issue)?, *account, shared)),
+            Self::Copy(task) => task.poll(shared, issue),
+            Self::Over(outcome) => Some(*outcome),
+        }
+    }
+
+    /// Takes the completion of operation `part`.
+    pub fn done(&mut self, part: u32, result: Result<Moved, DiskError>, buf: Option<IoBuf>) {
+        let result = result.map(|moved| log::trace!("operation {part}: {moved:?}"));
+        match self {
+            Self::Group(task, _) => task.done(result),
+            Self::Inspect(task, _) => task.done(result, buf),
+            Self::Copy(task) => task.done(part, result, buf),
+            Self::Over(_) => {}
+        }
+    }
+
+    /// Asks the task to end early. True when it may: then it ends with Command Abort Requested, unless it was
+    /// past that.
+    pub fn abort(&mut self) -> bool {
+        match self {
+            Self::Copy(task) => {
+                task.abort();
+                true
+            }
+            Self::Group(task, _) => task.abort(),
+            Self::Inspect(task, _) => task.abort(),
+            Self::Over(_) => false,
+        }
+    }
+
+    /// Does a poll spend the worker's own time on moving bytes?
+    pub fn moves_memory(&self) -> bool {
+        match self {
+            Self::Copy(task) => task.moves_memory(),
+            Self::Group(task, _) => task.moves_memory(),
+            Self::Inspect(task, _) => task.moves_memory(),
+            Self::Over(_) => false,
+        }
+    }
+
+    /// Will the next poll end it, without moving anything more? `false`: perhaps not.
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Copy(task) => task.is_over(),
+            Self::Group(task, _) => task.is_over(),
+            Self::Inspect(..) | Self::Over(_) => false,
+        }
+    }
+
+    /// Bytes that it has allocated, or will have: for its lists, for the pieces of guest memory it reaches,
+    /// and for what it reads to look at; not the bounce memory of a Copy, which has a bound of its own.
+    pub fn memory(&self) -> usize {
+        match self {
+            Self::Group(task, _) => task.memory(),
+            Self::Inspect(task, _) => task.memory(),
+            Self::Copy(task) => task.memory(),
+            Self::Over(_) => 0,
+        }
+    }
+
+    /// Does it wait, with nothing in flight, for bounce memory that other Copies hold?
+    pub fn is_starved(&self) -> bool {
+        matches!(self, Self::Copy(task) if task.is_starved())
+    }
+}
+
+fn ended(result: Result<(), BlockError>, account: Account, shared: &Shared) -> Outcome {
+    Outcome::of(match result {
+        Ok(()) => {
+            account.count(&shared.counters);
+            Status::SUCCESS
+        }
+        Err(error) => error.into(),
+    })
+}
