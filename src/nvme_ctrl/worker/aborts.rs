@@ -1,18 +1,9 @@
 //! Aborts: of commands in flight, and of those that still lie in their queues.
 
+use super::asked::Aborting;
 use super::core::Core;
-use super::{FromWorker, Token, fetch};
-
-/// An Abort of a command that has not been fetched yet, or never was.
-pub(super) struct Aborting {
-    sqid: u16,
-    cid: u16,
-    pub token: Token,
-    /// The tail of the queue when the Abort came: what lies before it was rung for earlier than the Abort.
-    tail: u16,
-    /// Commands to fetch until there.
-    left: u32,
-}
+use super::fetch;
+use super::messages::Token;
 
 impl Core {
     /// Asks all commands that match (SQID, CID) to end early; the slot of one that may.
@@ -35,17 +26,6 @@ impl Core {
             Some(index) => self.told.push((index, token)),
             None => self.ack(token, false),
         }
-    }
-
-    /// The command in slot `index` is over: was it aborted?
-    pub(super) fn answer_aborts(&mut self, index: u32, aborted: bool) {
-        let Self { told, out, .. } = self;
-        told.retain(|&(of, token)| {
-            if of == index {
-                out.send(FromWorker::Ack(token, aborted));
-            }
-            of != index
-        });
     }
 
     /// Does a command in flight go by this id?

@@ -1,63 +1,28 @@
-//! One worker's state: queues, commands in flight, lane. No thread, no waiting; [`Core::turn`] is one round.
+//! One worker's state: queues, commands in flight, lane; and how a command ends. No thread, no waiting.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 
-use super::aborts::Aborting;
+use super::asked::{Aborting, Flushing};
 use super::by_id::ById;
-use super::flushing::{FLUSH_SLOTS, Flushing};
-use super::interrupt::{Coalescing, Owed, Verdict};
+use super::messages::{FromWorker, Mailbox, Token};
+use super::rings::{Cq, Sq};
 use super::rotation::Rotation;
 use super::shadow::Shadow;
-use super::slots::{Command, Slots, Taken, untag};
-use super::{Fence, FromWorker, Mailbox, ToWorker, Token, fetch};
-use crate::block::Issue;
+use super::slots::{Command, Slots};
 use crate::block::Work;
 use crate::copy::Bounce;
 use crate::disk::{Done, Lane};
 use crate::laboratory::{CommandId, Lab, Post};
-use crate::logging::ASKED_FOR;
 use crate::memory::{DmaMap, Epoch};
 use crate::namespace::Cached;
-use crate::nvme_ctrl::doorbells::Bell;
-use crate::nvme_ctrl::io::Task;
-use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
 use crate::nvme_ctrl::shared::{Shared, Tally};
 use crate::spec::commands::nvm_name;
 use crate::spec::{Outcome, Status};
-
-/// A submission queue and what only its worker knows of it.
-#[derive(Debug)]
-pub(super) struct Sq {
-    pub ring: SubmissionQueue,
-    /// Commands fetched and not yet ended.
-    pub in_flight: Taken,
-    /// The message to acknowledge when none is in flight; nothing is fetched from now on.
-    pub deleting: Option<Token>,
-    /// Tail.
-    pub tail: Bell,
-    /// The register when the shadow of the tail was last looked at.
-    pub register: u32,
-    /// What its event index says, if that is known.
-    pub event: Option<u16>,
-}
-
-/// A completion queue and what is owed to its host.
-#[derive(Debug)]
-pub(super) struct Cq {
-    pub ring: CompletionQueue,
-    pub owed: Owed,
-    /// Head. The ring has its value too.
-    pub head: Bell,
-    /// The register when the shadow of the head was last looked at.
-    pub register: u32,
-    /// What its event index says, if that is known.
-    pub event: Option<u16>,
-}
 
 /// See the module docs.
 pub struct Core {
@@ -80,9 +45,9 @@ pub struct Core {
     /// Commands to poll again.
     pub(super) ready: VecDeque<u32>,
     /// Commands to poll again whose polls take a while, for they move memory: few in a turn.
-    moving: VecDeque<u32>,
+    pub(super) moving: VecDeque<u32>,
     /// Copies that wait for bounce memory which other Copies hold.
-    starved: VecDeque<u32>,
+    pub(super) starved: VecDeque<u32>,
     pub(super) bounce: Bounce,
     /// Of this turn.
     pub(super) work: Work,
@@ -94,21 +59,18 @@ pub struct Core {
     /// whether it was aborted; and a host that hears so must not find the command still at work.
     pub(super) told: Vec<(u32, Token)>,
     /// The reset to acknowledge.
-    resetting: Option<Token>,
+    pub(super) resetting: Option<Token>,
     pub(super) flushing: Option<Flushing>,
     /// Begun up to now, modulo their number.
     pub(super) flushes: u32,
     /// Bus Master Enable is clear: no command is fetched or completed, no interrupt raised.
     pub(super) off_bus: bool,
     /// Commands that ended meanwhile. They are over to the host when they are posted.
-    unposted: Vec<(u32, Outcome)>,
-    stopping: bool,
+    pub(super) unposted: Vec<(u32, Outcome)>,
+    pub(super) stopping: bool,
     /// From a panic to the end of the reset that follows it.
-    failed: bool,
+    pub(super) failed: bool,
 }
-
-/// Looks at the doorbells from one whole turn to the next, which takes as long as some of them.
-const GLANCES: usize = 8;
 
 impl Core {
     /// A worker without queues.
@@ -146,115 +108,6 @@ impl Core {
         }
     }
 
-    /// Takes one message of the control thread.
-    pub fn message(&mut self, message: ToWorker) {
-        match message {
-            ToWorker::Begin(epoch) => self.memory = Cache::new(epoch),
-            ToWorker::CreateCq(ring) => {
-                self.cqs.push(Cq {
-                    ring,
-                    owed: Owed::default(),
-                    head: Bell::default(),
-                    register: 0,
-                    event: None,
-                });
-            }
-            ToWorker::CreateSq(ring) => {
-                let tail = Bell::default();
-                self.rotation.push(ring.qid);
-                self.sqs.push(Sq {
-                    ring,
-                    in_flight: Taken::default(),
-                    deleting: None,
-                    tail,
-                    register: 0,
-                    event: None,
-                });
-            }
-            ToWorker::DeleteSq(qid, token) => match self.sqs.find(qid) {
-                Some(sq) => {
-                    sq.deleting = Some(token);
-                    self.abort_matching(|sqid, _| sqid == qid);
-                    self.end_deleted_queue(qid);
-                }
-                None => self.ack(token, false),
-            },
-            ToWorker::DeleteCq(qid, token) => {
-                self.cqs.remove(qid);
-                self.ack(token, true);
-            }
-            ToWorker::Abort(sqid, cid, token) => self.abort(sqid, cid, token),
-            ToWorker::Fence(token, fence) => {
-                self.fence(fence);
-                self.ack(token, true);
-            }
-            ToWorker::Reset(token) => {
-                self.forget_queues();
-                self.memory = Cache::new(Epoch::default());
-                self.off_bus = false;
-                self.resetting = Some(token);
-                self.post_unposted();
-                self.abort_matching(|_, _| true);
-                self.end_reset();
-            }
-            ToWorker::Flush(token) => self.flush(token),
-            ToWorker::Dump => self.dump(),
-            ToWorker::Stop => self.stopping = true,
-        }
-    }
-
-    /// One round: completions in, commands on, new commands in, completions out, interrupts.
-    /// True when anything happened, that is, when another round should follow before sleeping. How long it may
-    /// be: see [`crate::block::work`].
-    pub fn turn(&mut self) -> bool {
-        self.work.reset();
-        self.lane.reap(&mut self.done);
-        let mut busy = !self.done.is_empty();
-        if busy {
-            let mut done = std::mem::take(&mut self.done);
-            for completion in done.drain(..) {
-                self.complete(completion);
-            }
-            self.done = done; // keep the allocation
-        }
-        if self.may_fetch() {
-            busy |= fetch::fetch(self);
-            self.settle_aborts();
-        }
-        if !self.ready.is_empty() || !self.moving.is_empty() {
-            busy = true;
-            self.poll_all();
-        }
-        if !self.off_bus {
-            self.interrupt(false);
-        }
-        if self.failed {
-            self.end_reset();
-        }
-        busy || self.lane.has_done() || !self.ready.is_empty() || !self.moving.is_empty()
-    }
-
-    /// Polls what is to be polled, as far as this turn goes.
-    fn poll_all(&mut self) {
-        let most = self.work.done() + Work::POLLS;
-        while self.work.done() < most
-            && let Some(index) = self.ready.pop_front()
-        {
-            match self.slots.get_mut(index) {
-                Some(command) if command.task.moves_memory() => self.moving.push_back(index),
-                Some(_) => self.poll(index),
-                None => {}
-            }
-        }
-        // Between these, commands are fetched and all others go on: nothing waits for more than a poll and a little.
-        let most = self.work.done() + Work::MOVES;
-        while self.work.done() < most
-            && let Some(index) = self.moving.pop_front()
-        {
-            self.poll_moving(index);
-        }
-    }
-
     /// Waits for a completion, a doorbell or a message, or for `timeout` to pass. At most until bounce buffers are to be
     /// given back.
     pub fn sleep(&mut self, timeout: Option<Duration>) {
@@ -282,28 +135,6 @@ impl Core {
         !self.failed && !self.off_bus
     }
 
-    #[cold]
-    fn fence(&mut self, fence: Fence) {
-        self.memory.load();
-        self.shadow.configure(fence.buffers);
-        if !fence.bus_master {
-            self.off_bus = true;
-            self.leave_buffers();
-            return;
-        }
-        self.find_buffers();
-        self.off_bus = false;
-        self.post_unposted();
-    }
-
-    /// Completes what ended off the bus.
-    #[cold]
-    fn post_unposted(&mut self) {
-        for (index, outcome) in std::mem::take(&mut self.unposted) {
-            self.end(index, outcome);
-        }
-    }
-
     /// After a panic: no queue is touched until a reset, which ends when the lane has done all that it was given;
     /// that ends unseen.
     pub fn abandon(&mut self) {
@@ -325,7 +156,7 @@ impl Core {
     }
 
     /// Has the command polled in this turn or the next: once, however many of its operations have ended.
-    fn make_ready(&mut self, index: u32) {
+    pub(super) fn make_ready(&mut self, index: u32) {
         if let Some(command) = self.slots.get_mut(index)
             && !std::mem::replace(&mut command.ready, true)
         {
@@ -333,7 +164,7 @@ impl Core {
         }
     }
 
-    fn feed_starved(&mut self) {
+    pub(super) fn feed_starved(&mut self) {
         while let Some(index) = self.starved.pop_front() {
             self.make_ready(index);
         }
@@ -342,7 +173,7 @@ impl Core {
     /// Writes a completion into the entry that was reserved for it.
     fn post(&mut self, sqid: u16, cqid: u16, cid: u16, outcome: Outcome) {
         let (Some(sq), Some(cq)) = (self.sqs.find(sqid), self.cqs.find(cqid)) else { return };
-        if let Err(why) = fetch::post(cq, &sq.ring, cid, outcome, self.memory.load()) {
+        if let Err(why) = cq.post(&sq.ring, cid, outcome, self.memory.load()) {
             self.fatal(&why);
         }
     }
@@ -367,7 +198,7 @@ impl Core {
         self.out.send(FromWorker::Fatal(why.to_owned()));
     }
 
-    fn forget_queues(&mut self) {
+    pub(super) fn forget_queues(&mut self) {
         for (_, command) in self.slots.iter_mut() {
             command.orphan = true;
         }
@@ -385,62 +216,7 @@ impl Core {
         self.shadow.clear();
     }
 
-    fn complete(&mut self, completion: Done) {
-        let (index, part) = untag(completion.tag);
-        if index >= FLUSH_SLOTS {
-            self.flushed(index, completion.result.is_ok());
-            return;
-        }
-        if let Some(command) = self.slots.get_mut(index) {
-            if let Err(error) = &completion.result {
-                log::debug!("operation {part} of cid {:#x} failed: {error}", command.cid);
-            }
-            command.task.done(part, completion.result, completion.buf);
-            self.make_ready(index);
-            // Whatever ended may have given bounce memory back.
-            self.feed_starved();
-        }
-    }
-
-    /// Polls a command that moves memory. What that did is done: if it was all, the command ends now, so that the host
-    /// hears of it while the next one is under way.
-    fn poll_moving(&mut self, index: u32) {
-        self.poll(index);
-        let mut done = std::mem::take(&mut self.done);
-        self.lane.take_done(&mut done);
-        for completion in done.drain(..) {
-            self.complete(completion);
-        }
-        self.done = done;
-        if self.slots.get_mut(index).is_some_and(|command| command.task.is_over()) {
-            self.ready.retain(|ready| *ready != index);
-            self.poll(index);
-        }
-    }
-
-    fn poll(&mut self, index: u32) {
-        let Some(command) = self.slots.get_mut(index) else { return };
-        command.ready = false;
-        let (lane, work) = (&mut self.lane, &self.work);
-        work.charge(Work::COMMAND);
-        let issue: &mut Issue<'_> = &mut |part, ns, op| {
-            let tag = super::slots::tag(index, part);
-            work.charge_op(ns, &op);
-            ns.backend.start(tag, op, lane);
-        };
-        match command.task.poll(&self.shared, work, issue) {
-            Some(outcome) if self.off_bus && !command.orphan => {
-                // With its task go its pins.
-                command.task = Task::Over(outcome);
-                self.unposted.push((index, outcome));
-            }
-            Some(outcome) => self.end(index, outcome),
-            None if command.task.is_starved() => self.starved.push_back(index),
-            None => {}
-        }
-    }
-
-    fn end(&mut self, index: u32, mut outcome: Outcome) {
+    pub(super) fn end(&mut self, index: u32, mut outcome: Outcome) {
         let Some(command) = self.slots.remove(index) else { return };
         let aborted = outcome.status == Status::ABORT_REQUESTED;
         if aborted && self.told.iter().all(|told| told.0 != index) {
@@ -448,7 +224,7 @@ impl Core {
             outcome.status = Status::SQ_DELETION;
         }
         if outcome.status.sct() == 2 && !matches!(outcome.status.sc(), 0x85 | 0x87) {
-            self.shared.counters.media_errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.shared.counters.media_errors.fetch_add(1, Ordering::Relaxed);
         }
         if !outcome.status.is_success() {
             log::debug!(
@@ -477,7 +253,18 @@ impl Core {
         self.end_reset();
     }
 
-    fn end_deleted_queue(&mut self, qid: u16) {
+    /// The command in slot `index` is over: was it aborted?
+    fn answer_aborts(&mut self, index: u32, aborted: bool) {
+        let Self { told, out, .. } = self;
+        told.retain(|&(of, token)| {
+            if of == index {
+                out.send(FromWorker::Ack(token, aborted));
+            }
+            of != index
+        });
+    }
+
+    pub(super) fn end_deleted_queue(&mut self, qid: u16) {
         if let Some(sq) = self.sqs.find(qid)
             && sq.in_flight.commands == 0
             && let Some(token) = sq.deleting
@@ -488,7 +275,7 @@ impl Core {
         }
     }
 
-    fn end_reset(&mut self) {
+    pub(super) fn end_reset(&mut self) {
         // After a failure the slots do not know what is in flight. Not only would its memory be given up too early:
         // its completions would be taken for those of new commands.
         let abandoned = if self.failed { self.lane.in_flight() } else { 0 };
@@ -505,82 +292,8 @@ impl Core {
         self.out.send(FromWorker::Ack(token, answer));
     }
 
-    /// Raises what is owed and not put off; see [`super::interrupt`]. How long the rest can wait.
-    #[inline(always)]
-    fn interrupt(&mut self, asleep: bool) -> Option<Duration> {
-        let mut clock = None;
-        let mut rest: Option<Duration> = None;
-        for at in 0..self.cqs.len() {
-            let Some(cq) = self.cqs.get_mut(at).filter(|cq| cq.owed.any()) else { continue };
-            let Some(vector) = cq.ring.vector else {
-                cq.owed.forgive();
-                continue;
-            };
-            if cq.owed.wants_head() {
-                let cqid = cq.ring.qid;
-                self.look_at_head(cqid);
-            }
-            let Some(Cq { ring, owed, .. }) = self.cqs.get_mut(at) else { continue };
-            let enabled = |cd: &AtomicBool| !cd.load(Ordering::Relaxed);
-            let coalescing = Some(self.shared.coalescing.load(Ordering::Relaxed))
-                .filter(|_| self.shared.vector_cd.get(usize::from(vector)).is_some_and(enabled))
-                .and_then(Coalescing::from_dword);
-            let now = || *clock.get_or_insert_with(Instant::now);
-            match owed.verdict(ring.head(), ring.all_seen(), coalescing, asleep, now) {
-                Verdict::Nothing => {}
-                // A worker that is late raises none for a host that has reset the device. (That was answered without the
-                // worker only after seconds: nobody counts on what happens between this look and the next call.)
-                Verdict::Raise if self.memory.load().has_ended() => {}
-                Verdict::Raise => self.shared.interrupts.raise(vector),
-                Verdict::Later(wait) => rest = Some(rest.map_or(wait, |rest| rest.min(wait))),
-            }
-        }
-        rest
-    }
-
-    /// Before a sleep: how long it may last for the sake of interrupts that are put off.
-    pub fn settle(&mut self) -> Option<Duration> {
-        if self.off_bus { None } else { self.interrupt(true) }
-    }
-
     /// Is something in flight?
     pub fn waits(&self) -> bool {
         self.slots.len() > 0
-    }
-
-    /// Looks at the doorbells alone, a few times, where nothing else could happen. A turn follows.
-    pub fn glance(&self) {
-        // With something in flight the lane is to be asked as well.
-        let alone = self.slots.len() == 0 && self.flushing.is_none();
-        for _ in 0..GLANCES {
-            if !alone || self.sqs.iter().any(|sq| self.has_rung(sq)) {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-    }
-
-    fn dump(&mut self) {
-        for cq in self.cqs.iter() {
-            log::info!(target: ASKED_FOR, "{:?}", cq.ring);
-        }
-        for sq in self.sqs.iter() {
-            let Sq { ring, tail, event, in_flight, .. } = sq;
-            log::info!(target: ASKED_FOR, "{ring:?}, {tail:?}, event {event:?}, in flight: {in_flight:?}");
-        }
-        for (index, command) in self.slots.iter_mut() {
-            log::info!(
-                target: ASKED_FOR,
-                "in flight [{index}]: {} nsid {} slba {:#x} sqid {} cid {:#x} for {:?}{}{}",
-                nvm_name(command.opc),
-                command.nsid,
-                command.slba,
-                command.sqid,
-                command.cid,
-                command.since.elapsed(),
-                if command.task.is_starved() { ", waiting for memory" } else { "" },
-                if command.orphan { ", its queue is gone" } else { "" }
-            );
-        }
     }
 }

@@ -1,25 +1,19 @@
 //! Taking commands out of submission queues, and doing at once what can be done at once.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::core::{Core, Cq, Sq};
-use super::slots::{Command, Slots};
+use super::begin::{begin, start};
+use super::core::Core;
+use super::rotation::BURST;
 use super::watched;
 use crate::block::Work;
-use crate::copy::Bounce;
 use crate::disk::CachedRead;
-use crate::memory::{DmaError, DmaMap};
-use crate::nvme_ctrl::error_log::Failed;
+use crate::memory::DmaMap;
 use crate::nvme_ctrl::io::{self, Context, Now, Task};
-use crate::nvme_ctrl::queue::{Post, SubmissionQueue};
+use crate::spec::Sqe;
 use crate::spec::commands::NvmCommand;
-use crate::spec::{Outcome, Sqe, Status};
-
-/// Commands taken from one queue before the next one has its turn.
-pub(super) const BURST: usize = 32;
 
 /// Bytes moved for one queue before the next one has its turn, and what it takes to decode its commands; a
 /// transfer that is begun is ended.
@@ -184,7 +178,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
             let task = start(context, bounce, &decoding, sqid, &sqe);
             bytes += decoding.take();
             if let Ok(Task::Over(outcome)) = task {
-                post(cq, &sq.ring, sqe.cid.get(), outcome, memory)?;
+                cq.post(&sq.ring, sqe.cid.get(), outcome, memory)?;
                 continue;
             }
             begin(sq, cq, slots, ready, memory, &sqe, task)?;
@@ -196,7 +190,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         }
         if tried.is_empty() {
             for now in batch.drain(..) {
-                post(cq, &sq.ring, now.cid, now.run(tally, shared, sqid), memory)?;
+                cq.post(&sq.ring, now.cid, now.run(tally, shared, sqid), memory)?;
             }
             continue;
         }
@@ -224,67 +218,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                     }
                 },
             };
-            post(cq, &sq.ring, now.cid, outcome, memory)?;
+            cq.post(&sq.ring, now.cid, outcome, memory)?;
         }
     }
-}
-
-/// Decodes and checks a command. One that is refused is noted in the Error Information log.
-fn start(context: Context<'_>, bounce: &Bounce, work: &Work, sqid: u16, sqe: &Sqe) -> Result<Task, Status> {
-    let errors = &context.shared.errors;
-    io::start(context, bounce, work, sqe).map_err(|status| errors.failed(Failed::of(sqid, sqe), status))
-}
-
-/// Puts a command into the slot that there is for it, or completes it where it was refused.
-pub(super) fn begin(
-    sq: &mut Sq,
-    cq: &mut Cq,
-    slots: &mut Slots,
-    ready: &mut VecDeque<u32>,
-    memory: &DmaMap,
-    sqe: &Sqe,
-    task: Result<Task, Status>,
-) -> Result<(), String> {
-    let (sqid, cid) = (sq.ring.qid, sqe.cid.get());
-    match task {
-        Ok(task) => {
-            let memory = task.memory();
-            sq.in_flight.commands += 1;
-            sq.in_flight.memory += memory;
-            let command = Command {
-                sqid,
-                cqid: sq.ring.cqid,
-                cid,
-                opc: sqe.opc,
-                nsid: sqe.nsid.get(),
-                slba: sqe.slba(),
-                since: Instant::now(),
-                task,
-                memory,
-                ready: true,
-                orphan: false,
-            };
-            ready.extend(slots.insert(command));
-            Ok(())
-        }
-        Err(status) => {
-            log::debug!("sqid {sqid} cid {cid:#x}: refused: {status:?}: {sqe:x?}");
-            post(cq, &sq.ring, cid, Outcome::of(status), memory)
-        }
-    }
-}
-
-/// Writes a completion into the entry that was reserved for it. What it says of a failure is for the log.
-pub(super) fn post(
-    cq: &mut Cq,
-    sq: &SubmissionQueue,
-    cid: u16,
-    outcome: Outcome,
-    memory: &DmaMap,
-) -> Result<(), String> {
-    let post = Post { sqid: sq.qid, sqhd: sq.head(), cid, status: outcome.status, dw0: outcome.dw0 };
-    let posted: Result<(), DmaError> = cq.ring.post(memory, &post);
-    posted.map_err(|error| format!("completion queue {}: {error}", cq.ring.qid))?;
-    cq.owed.post();
-    Ok(())
 }

@@ -1,20 +1,10 @@
 //! Flushes of all namespaces on behalf of the control thread, one at a time.
 
+use super::asked::{FLUSH_SLOTS, Flushing};
 use super::core::Core;
-use super::{Token, slots};
+use super::messages::Token;
+use super::slots;
 use crate::disk::Op;
-
-/// A Flush of all namespaces on behalf of the control thread (shutdown, write cache off).
-pub(super) struct Flushing {
-    /// Its tags lie above all slots.
-    id: u32,
-    pub token: Token,
-    left: usize,
-    ok: bool,
-}
-
-/// Slot numbers from here on belong to [`Flushing`]s.
-pub(super) const FLUSH_SLOTS: u32 = 1 << 31;
 
 impl Core {
     pub(super) fn flush(&mut self, token: Token) {

@@ -1,145 +1,51 @@
 //! A worker: the thread that owns some completion queues, all submission queues that post to them, and a lane.
 //!
-//! [`core`] is the state machine of one turn; this file is the thread around it. A worker never waits for anything
-//! but its lane, and takes no lock.
+//! [`Core`] is its state and [`turn`] its round, a state machine; this file is the thread around it. A worker never waits
+//! for anything but its lane, and takes no lock.
 
 mod aborts;
+mod asked;
+mod begin;
 mod by_id;
 mod core;
+mod doorbells;
 mod fetch;
 mod flushing;
+mod inbox;
 mod interrupt;
+mod messages;
 mod park;
+mod polling;
+mod rings;
 mod rotation;
 mod shadow;
 mod sleeper;
 mod slots;
 mod streak;
+mod sync;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod watched;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::doorbell_buffers::BufferConfig;
-use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::Shared;
 use crate::disk::{Lane, Waker};
 use crate::laboratory::LabFactory;
-use crate::memory::{self, Epoch};
+use crate::memory;
 
 pub use self::core::Core;
+use self::messages::Messages;
+pub use self::messages::{Fence, FromWorker, Mailbox, ToWorker, Token};
 pub use self::park::{Look, Park, Poll};
 use self::sleeper::Sleeper;
-
-/// What `sleeper` is made of; its test has others in this place.
-mod sync {
-    pub use std::sync::atomic::{AtomicBool, Ordering, fence};
-}
-
-/// Names a message that wants an acknowledgement.
-pub type Token = u64;
-
-/// Control thread to worker.
-///
-/// Who makes the control thread send the same again and again does not fill the mailbox of a worker that is late: of
-/// Fence, Reset and Flush the next one is sent when the last one is acknowledged, and the others answer an admin command
-/// or come after a Reset that is acknowledged.
-#[derive(Debug)]
-pub enum ToWorker {
-    /// Queues that are created from now on, until the next Reset, belong to this epoch.
-    Begin(Epoch),
-    /// Own this completion queue from now on.
-    CreateCq(CompletionQueue),
-    /// Own this submission queue, whose completion queue is yours.
-    CreateSq(SubmissionQueue),
-    /// Fetch no more from the queue; acknowledge when none of its commands can complete any more.
-    DeleteSq(u16, Token),
-    /// Forget the queue; nothing posts to it any more.
-    DeleteCq(u16, Token),
-    /// Abort a command (SQID, CID); acknowledge with whether it will end aborted.
-    Abort(u16, u16, Token),
-    /// Go by this from now on; acknowledge at once.
-    Fence(Token, Fence),
-    /// Forget all queues; acknowledge when no command is in flight. Nothing is posted, and no guest memory found, from now
-    /// on.
-    Reset(Token),
-    /// Make everything completed durable; acknowledge with whether that succeeded.
-    Flush(Token),
-    /// Describe queues and commands in flight in the log.
-    Dump,
-    /// End the thread once nothing is in flight.
-    Stop,
-}
-
-/// What a worker is to know as soon as it can; what it knew before is over when it acknowledges.
-#[derive(Clone, Copy, Debug)]
-pub struct Fence {
-    /// The device may read and write guest memory and raise interrupts. Commands in flight go on in any case; while it is
-    /// false, none is fetched and none completes.
-    ///
-    /// And always: look at the DMA table anew. No new transfer uses an older one.
-    pub bus_master: bool,
-    /// Doorbell Buffer Config: queues use these buffers, if they can be found in guest memory.
-    pub buffers: Option<BufferConfig>,
-}
-
-/// Worker to control thread.
-#[derive(Debug)]
-pub enum FromWorker {
-    /// The message with this token is done; the flag is its answer.
-    Ack(Token, bool),
-    /// The host gave a doorbell of a queue a value that this cannot have.
-    InvalidDoorbell,
-    /// The controller cannot go on: queue memory is gone, or the worker failed.
-    Fatal(String),
-}
-
-/// The worker's end of its messages.
-struct Messages {
-    queue: Receiver<ToWorker>,
-    mail: Arc<AtomicBool>,
-}
-
-impl Messages {
-    /// The next one, if there is one. In most turns there is none, and a look at the channel costs a fence.
-    fn next(&self) -> Option<ToWorker> {
-        if !self.mail.load(Ordering::Relaxed) {
-            return None;
-        }
-        self.queue.try_recv().ok().or_else(|| {
-            // An exchange, so that what was sent before the flag was raised is seen by the last look; and there may be
-            // more where that came from.
-            self.mail.swap(false, Ordering::AcqRel);
-            let last = self.queue.try_recv().ok()?;
-            self.mail.store(true, Ordering::Relaxed);
-            Some(last)
-        })
-    }
-}
-
-/// Carries a worker's messages to the control thread and wakes it.
-#[derive(Clone)]
-pub struct Mailbox {
-    /// The channel.
-    pub sender: Sender<FromWorker>,
-    /// Wakes the control thread.
-    pub wake: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl Mailbox {
-    /// Sends one message. After the control thread has gone nobody needs it.
-    pub fn send(&self, message: FromWorker) {
-        let _ = self.sender.send(message);
-        (self.wake)();
-    }
-}
 
 /// Makes a lane; called on the worker's own thread, which is the only one that may use it.
 pub type LaneFactory = Arc<dyn Fn() -> io::Result<Lane> + Send + Sync>;
@@ -186,7 +92,7 @@ impl Worker {
         let sleeper = Arc::new(Sleeper::new());
         let own = Arc::clone(&sleeper);
         let mail = Arc::new(AtomicBool::new(false));
-        let messages = Messages { queue: messages, mail: Arc::clone(&mail) };
+        let messages = Messages::new(messages, Arc::clone(&mail));
         let park = Park::new(poll, shared.doorbells.page().is_some());
         let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
             let lane = match (parts.lanes)() {

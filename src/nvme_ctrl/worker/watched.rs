@@ -1,8 +1,9 @@
 //! Fetching under the eyes of a laboratory. No command is done at once and none goes without a slot, for the laboratory
 //! is to see each of them begin and end.
 
+use super::begin::begin;
 use super::core::Core;
-use super::fetch::{BURST, begin};
+use super::rotation::BURST;
 use crate::block::Work;
 use crate::laboratory::{CommandId, Fate};
 use crate::memory::DmaMap;

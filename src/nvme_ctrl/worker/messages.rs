@@ -1,0 +1,112 @@
+//! What the control thread and its workers tell each other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+
+use crate::memory::Epoch;
+use crate::nvme_ctrl::doorbell_buffers::BufferConfig;
+use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
+
+/// Names a message that wants an acknowledgement.
+pub type Token = u64;
+
+/// Control thread to worker.
+///
+/// Who makes the control thread send the same again and again does not fill the mailbox of a worker that is late: of
+/// Fence, Reset and Flush the next one is sent when the last one is acknowledged, and the others answer an admin command
+/// or come after a Reset that is acknowledged.
+#[derive(Debug)]
+pub enum ToWorker {
+    /// Queues that are created from now on, until the next Reset, belong to this epoch.
+    Begin(Epoch),
+    /// Own this completion queue from now on.
+    CreateCq(CompletionQueue),
+    /// Own this submission queue, whose completion queue is yours.
+    CreateSq(SubmissionQueue),
+    /// Fetch no more from the queue; acknowledge when none of its commands can complete any more.
+    DeleteSq(u16, Token),
+    /// Forget the queue; nothing posts to it any more.
+    DeleteCq(u16, Token),
+    /// Abort a command (SQID, CID); acknowledge with whether it will end aborted.
+    Abort(u16, u16, Token),
+    /// Go by this from now on; acknowledge at once.
+    Fence(Token, Fence),
+    /// Forget all queues; acknowledge when no command is in flight. Nothing is posted, and no guest memory found, from now
+    /// on.
+    Reset(Token),
+    /// Make everything completed durable; acknowledge with whether that succeeded.
+    Flush(Token),
+    /// Describe queues and commands in flight in the log.
+    Dump,
+    /// End the thread once nothing is in flight.
+    Stop,
+}
+
+/// What a worker is to know as soon as it can; what it knew before is over when it acknowledges.
+#[derive(Clone, Copy, Debug)]
+pub struct Fence {
+    /// The device may read and write guest memory and raise interrupts. Commands in flight go on in any case; while it is
+    /// false, none is fetched and none completes.
+    ///
+    /// And always: look at the DMA table anew. No new transfer uses an older one.
+    pub bus_master: bool,
+    /// Doorbell Buffer Config: queues use these buffers, if they can be found in guest memory.
+    pub buffers: Option<BufferConfig>,
+}
+
+/// Worker to control thread.
+#[derive(Debug)]
+pub enum FromWorker {
+    /// The message with this token is done; the flag is its answer.
+    Ack(Token, bool),
+    /// The host gave a doorbell of a queue a value that this cannot have.
+    InvalidDoorbell,
+    /// The controller cannot go on: queue memory is gone, or the worker failed.
+    Fatal(String),
+}
+
+/// The worker's end of its messages.
+pub(super) struct Messages {
+    queue: Receiver<ToWorker>,
+    mail: Arc<AtomicBool>,
+}
+
+impl Messages {
+    /// Those that come by `queue`. Who sent some raises `mail` after it.
+    pub fn new(queue: Receiver<ToWorker>, mail: Arc<AtomicBool>) -> Self {
+        Self { queue, mail }
+    }
+
+    /// The next one, if there is one. In most turns there is none, and a look at the channel costs a fence.
+    pub fn next(&self) -> Option<ToWorker> {
+        if !self.mail.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.queue.try_recv().ok().or_else(|| {
+            // An exchange, so that what was sent before the flag was raised is seen by the last look; and there may be
+            // more where that came from.
+            self.mail.swap(false, Ordering::AcqRel);
+            let last = self.queue.try_recv().ok()?;
+            self.mail.store(true, Ordering::Relaxed);
+            Some(last)
+        })
+    }
+}
+
+/// Carries a worker's messages to the control thread and wakes it.
+#[derive(Clone)]
+pub struct Mailbox {
+    /// The channel.
+    pub sender: Sender<FromWorker>,
+    /// Wakes the control thread.
+    pub wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Mailbox {
+    /// Sends one message. After the control thread has gone nobody needs it.
+    pub fn send(&self, message: FromWorker) {
+        let _ = self.sender.send(message);
+        (self.wake)();
+    }
+}
