@@ -7,18 +7,11 @@
 //!
 //! Arguments: `-- --devices N` (100), `--seconds N` (30).
 
-#![allow(unsafe_code, reason = "the test host maps doorbells")]
-
-#[allow(dead_code, unused_imports, reason = "a toolbox: nobody uses every tool")]
-#[path = "../../tests/host/mod.rs"]
-mod host;
-
 use std::fs;
 use std::time::{Duration, Instant};
 
-use host::ctrl::Bells;
-use host::nvme::io;
-use host::{Answer, Client, Daemon, Data, Host, Page, Sqe};
+use nvme_host::nvme::io;
+use nvme_host::{Daemon, Data, Host, Sqe};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 struct Device {
@@ -109,27 +102,12 @@ fn measure(name: &str, args: &str, devices: u64, rest: Duration) {
 
 /// As a driver does: interrupts, admin queue, one I/O queue pair of 128 entries, and one read through it.
 fn attach(daemon: &Daemon) -> Host {
-    let mut host = Host::cold(&daemon.socket());
-    if let Some(page) = doorbells(&mut host.client) {
-        host.bells = Bells::Mapped(page);
-    }
-    host.enable();
+    let mut host = Host::attach_any(daemon);
     host.io_queues(1, 128);
     let data = Data::prp(&mut host.ram, 4096);
     let read = Sqe::new(io::READ).nsid(1).cdw(12, 7).data(&data);
     host.exec(1, read).ok();
     host
-}
-
-/// The doorbells, where the device lets a client map them.
-fn doorbells(client: &mut Client) -> Option<Page> {
-    use std::os::fd::AsFd;
-    let Answer::Done(info, fds) = client.region_info_argsz(host::client::BAR0, 4096) else {
-        panic!("no BAR 0")
-    };
-    let fd = fds.first()?;
-    // The file holds BAR0, whose doorbells start at 1000h.
-    Some(Page::map(fd.as_fd(), host::le::u64_at(&info, 24) + 0x1000))
 }
 
 /// Time on a processor of all threads, to the nanosecond; ticks are a sample.

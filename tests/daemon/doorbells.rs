@@ -410,18 +410,6 @@ fn no_wake_up_is_lost() {
 
 // Mapped doorbells.
 
-impl Host {
-    /// Attached, with its doorbells mapped if the device offers that.
-    fn attach_any(d: &Daemon) -> Host {
-        let mut h = Host::cold(&d.socket());
-        if let Some(page) = h.client.map_doorbells() {
-            h.bells = Bells::Mapped(page);
-        }
-        h.enable();
-        h
-    }
-}
-
 #[test]
 fn mapped_doorbells() {
     for poll in ["adaptive", "always"] {

@@ -1,9 +1,5 @@
 //! The whole daemon, driven over its socket by a small NVMe host: no VM, milliseconds each.
 
-#[allow(dead_code, reason = "a toolbox: not every test target uses every tool")]
-#[path = "../host/mod.rs"]
-mod host;
-
 mod admin;
 mod attach;
 mod bench;
@@ -28,6 +24,8 @@ mod queues;
 mod registers;
 mod socket;
 mod wire;
+
+use nvme_host as host;
 
 /// Values of `aio=` that work here.
 fn engines() -> Vec<&'static str> {

@@ -4,9 +4,7 @@
 //! A test target of its own, one test at a time: a child that another test starts meanwhile would inherit such
 //! descriptors, and wait for them before it becomes its program.
 
-#[allow(dead_code, unused_imports, reason = "a toolbox: not every test target uses every tool")]
-#[path = "../host/mod.rs"]
-mod host;
+mod fuse;
 
 use std::io::{ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
@@ -17,9 +15,11 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
+use nvme_host as host;
+
+use crate::fuse::Fuse;
 use crate::host::client::{BAR0, CONFIG, Client, access, cmd, irq, message};
 use crate::host::ctrl::reg;
-use crate::host::fuse::{self, Fuse};
 use crate::host::nvme::io;
 use crate::host::*;
 

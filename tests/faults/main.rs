@@ -2,10 +2,6 @@
 //! our own. The library's server runs in a thread, over disks and lanes that misbehave on demand, and is driven
 //! over its socket.
 
-#[allow(dead_code, unused_imports, reason = "a toolbox: not every test target uses every tool")]
-#[path = "../host/mod.rs"]
-mod host;
-
 mod device;
 mod doubles;
 mod durability;
@@ -16,6 +12,7 @@ mod medium;
 mod panics;
 mod stall;
 
+use nvme_host as host;
 use vfio_user_nvme::disk::{LaneKind, probe};
 
 /// The kinds of lanes that work here.

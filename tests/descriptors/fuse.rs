@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
-use super::le::{put16, put32, put64, u32_at, u64_at};
+use crate::host::le::{put16, put32, put64, u32_at, u64_at};
 
 /// Bytes of the file; it is full of zeroes.
 pub const SIZE: u64 = 1 << 20;

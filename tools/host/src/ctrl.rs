@@ -120,6 +120,16 @@ impl Host {
         h
     }
 
+    /// As [`Host::attach`], with its doorbells mapped if the device offers that.
+    pub fn attach_any(daemon: &Daemon) -> Host {
+        let mut h = Host::cold(&daemon.socket());
+        if let Some(page) = h.client.map_doorbells() {
+            h.bells = Bells::Mapped(page);
+        }
+        h.enable();
+        h
+    }
+
     /// As [`Host::attach`], with I/O queues 1..=`pairs` of `size` entries, each with its interrupt.
     pub fn with_queues(daemon: &Daemon, pairs: u16, size: u16) -> Host {
         let mut h = Host::attach(daemon);

@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{Client, DEADLINE};
+use super::{Client, DEADLINE, program};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_vfio-user-nvme");
+/// The program that serves.
+fn server() -> PathBuf {
+    program("vfio-user-nvme")
+}
 
 pub struct Daemon {
     child: Child,
@@ -219,10 +222,10 @@ impl Drop for Daemon {
 fn spawn(dir: &Path, script: Option<&str>, args: &[String]) -> Child {
     let log = File::create(dir.join("log")).expect("log");
     let mut command = match script {
-        None => Command::new(PROGRAM),
+        None => Command::new(server()),
         Some(script) => {
             let mut shell = Command::new("/bin/sh");
-            shell.args(["-c", script, "sh", PROGRAM]).current_dir(dir);
+            shell.args(["-c", script, "sh"]).arg(server()).current_dir(dir);
             shell
         }
     };
@@ -240,7 +243,7 @@ fn spawn(dir: &Path, script: Option<&str>, args: &[String]) -> Child {
 
 /// Starts the program with its output in pipes.
 pub fn start(args: &[&str]) -> Child {
-    Command::new(PROGRAM)
+    Command::new(server())
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -63,6 +63,10 @@ impl Data {
         self.pieces.iter().map(|p| p.1).sum()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Contiguous, page aligned.
     pub fn prp(ram: &mut Ram, len: usize) -> Data {
         Data::prp_shape(ram, len, Prp::default(), &mut Rng::fixed())
