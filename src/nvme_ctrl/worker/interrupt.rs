@@ -1,20 +1,20 @@
 //! When the interrupt of a completion queue is raised: once for all that a turn posted, unless the host asked for fewer
 //! (Interrupt Coalescing) or is visibly at that queue anyway.
 //!
-//! "Visibly at it" is: it has consumed all there is; or it is sending commands in a row ([`super::streak`]), and will not
+//! "Visibly at it" is: it has consumed all there is; or it is sending commands in a row ([`super::moderation`]), and will not
 //! look before it has sent them; or it has not yet moved the head since the last interrupt, so that the handler which that
 //! one started finds the new entries too. The last may be wrong, for the handler may have looked for the last time just
-//! before, and so may the second. So an interrupt is only ever put off, by [`PATIENCE`] or [`STREAK`] at most and never
+//! before, and so may the second. So an interrupt is only ever put off, by [`PATIENCE`] or [`ROW`] at most and never
 //! across a sleep, and is dropped only when the head has reached the tail.
 
 use std::time::{Duration, Instant};
 
-use super::streak::Streak;
+use super::moderation::Moderation;
 
 /// How long a host that was interrupted and has not moved the head is believed to be on its way.
 const PATIENCE: Duration = Duration::from_micros(20);
-/// The longest that a completion waits for others of a streak: all of one by translation.
-const STREAK: Duration = Duration::from_micros(600);
+/// The longest that a completion waits for others of a row: all of one by translation.
+const ROW: Duration = Duration::from_micros(600);
 
 /// What the host asked for in the features Interrupt Coalescing and Interrupt Vector Configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(super) struct Owed {
     since: Option<Instant>,
     /// The host's head when the last one was raised, as long as it stands there.
     told: Option<u16>,
-    streak: Streak,
+    moderation: Moderation,
 }
 
 /// What to do about it.
@@ -66,7 +66,7 @@ impl Owed {
 
     /// The host sent commands while its head stood at `head`.
     pub(super) fn sent(&mut self, head: u16, now: impl FnOnce() -> Instant) {
-        self.streak.came(self.told == Some(head), now);
+        self.moderation.came(self.told == Some(head), now);
     }
 
     /// Is anything owed?
@@ -76,7 +76,7 @@ impl Owed {
 
     /// Does the verdict depend on where the host's head stands by now?
     pub(super) fn wants_head(&self) -> bool {
-        self.told.is_some() || self.since.is_some() || self.streak.is_longer(self.posted)
+        self.told.is_some() || self.since.is_some() || self.moderation.is_longer(self.posted)
     }
 
     /// Nobody wants it: the queue has no interrupt.
@@ -103,7 +103,7 @@ impl Owed {
         let wait = match coalescing {
             Some(asked) if self.posted < asked.entries => asked.time,
             _ if asleep => Duration::ZERO,
-            _ if self.streak.is_longer(self.posted) && self.streak.goes_on(self.posted, now()) => STREAK,
+            _ if self.moderation.is_longer(self.posted) && self.moderation.goes_on(self.posted, now()) => ROW,
             _ if self.told.is_some() => PATIENCE,
             _ => Duration::ZERO,
         };
@@ -209,8 +209,8 @@ mod tests {
         assert!(matches!(host.verdict(0, false, 0, false), Verdict::Later(_)));
         host.passes(PATIENCE);
         host.sends(1, 0);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Later(STREAK - PATIENCE));
-        host.passes(STREAK / 2);
+        assert_eq!(host.verdict(0, false, 0, false), Verdict::Later(ROW - PATIENCE));
+        host.passes(ROW / 2);
         assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise, "nothing more comes");
         // Now it takes what there is, and sends as many again.
         host.sends(1, 3);
@@ -225,7 +225,7 @@ mod tests {
 
     /// Whatever the host does, no completion waits for an interrupt longer than this.
     #[test]
-    fn an_endless_streak_is_told_of_in_time() {
+    fn an_endless_row_is_told_of_in_time() {
         let mut host = Host::new();
         (0..10).for_each(|_| host.sends(1, 0));
         assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise);
@@ -237,7 +237,7 @@ mod tests {
             waited += MICRO;
             host.sends(0, 0);
         }
-        assert_eq!(waited, STREAK);
+        assert_eq!(waited, ROW);
     }
 
     #[test]

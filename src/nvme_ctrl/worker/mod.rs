@@ -14,6 +14,7 @@ mod flushing;
 mod inbox;
 mod interrupt;
 mod messages;
+mod moderation;
 mod park;
 mod polling;
 mod rings;
@@ -21,7 +22,6 @@ mod rotation;
 mod shadow;
 mod sleeper;
 mod slots;
-mod streak;
 mod sync;
 #[cfg(test)]
 mod tests;
