@@ -10,7 +10,7 @@ use super::doorbells::Doorbells;
 use super::error_log::ErrorLog;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
-use super::worker::{Core, FromWorker, Look, Mailbox, Park, Poll, ToWorker};
+use super::worker::{Core, FromWorker, IdlePolicy, Look, Mailbox, Poll, ToWorker};
 use crate::disk::Lane;
 use crate::memory::Epoch;
 use crate::namespace::{Cntlid, Namespaces, Table};
@@ -45,7 +45,7 @@ pub(super) fn shared(namespaces: Namespaces, queues: usize) -> Arc<Shared> {
 /// See the module docs. It has one queue pair, with QID 1 for both.
 pub struct Lone {
     core: Core,
-    park: Park,
+    idle: IdlePolicy,
     shared: Arc<Shared>,
     messages: Receiver<FromWorker>,
 }
@@ -60,7 +60,7 @@ impl Lone {
         core.message(ToWorker::Begin(memory));
         core.message(ToWorker::CreateCq(CompletionQueue::new(1, Some(1), cq, entries.into())));
         core.message(ToWorker::CreateSq(SubmissionQueue::new(1, 1, sq, entries.into())));
-        Self { core, park: Park::new(Poll::Adaptive, false), shared, messages }
+        Self { core, idle: IdlePolicy::new(Poll::Adaptive, false), shared, messages }
     }
 
     /// Rings the tail doorbell of the submission queue.
@@ -92,9 +92,9 @@ impl Lone {
     /// As [`turn`](Self::turn).
     pub fn work(&mut self) {
         if self.turn() {
-            return self.park.busy();
+            return self.idle.busy();
         }
-        match self.park.look_again(self.core.waits()) {
+        match self.idle.look_again(self.core.waits()) {
             Look::First | Look::Again => {}
             Look::GiveWay => std::thread::yield_now(),
             Look::Sleep => self.core.sleep(Some(Duration::from_millis(1))),

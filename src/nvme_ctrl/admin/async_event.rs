@@ -4,7 +4,11 @@ use super::ctl::{Ctl, Reply};
 use crate::spec::{Outcome, Sqe, Status};
 
 pub(super) fn async_event_request(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status> {
-    if ctl.admin.events.request(sqe.cid.get()) { Ok(Reply::Parked) } else { Err(Status::AER_LIMIT.dnr()) }
+    if ctl.admin.events.request(sqe.cid.get()) {
+        Ok(Reply::Outstanding)
+    } else {
+        Err(Status::AER_LIMIT.dnr())
+    }
 }
 
 /// Completes requests with events while there are both and the queue has room.

@@ -39,7 +39,7 @@ pub enum Reply {
     /// It completes later and keeps its completion entry.
     Later,
     /// It completes some day, without holding an entry: Asynchronous Event Request.
-    Parked,
+    Outstanding,
 }
 
 impl From<Status> for Reply {

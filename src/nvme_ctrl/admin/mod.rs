@@ -47,7 +47,7 @@ pub fn run(ctl: &mut Ctl<'_>) {
                 complete(ctl, Failed::of(0, &sqe), outcome);
             }
             Reply::Later => {}
-            Reply::Parked => ctl.admin.queue.release(),
+            Reply::Outstanding => ctl.admin.queue.release(),
         }
         async_event::deliver(ctl);
     }

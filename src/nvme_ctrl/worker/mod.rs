@@ -11,11 +11,11 @@ mod core;
 mod doorbells;
 mod fetch;
 mod flushing;
+mod idle;
 mod inbox;
 mod interrupt;
 mod messages;
 mod moderation;
-mod park;
 mod polling;
 mod rings;
 mod rotation;
@@ -42,9 +42,9 @@ use crate::laboratory::LabFactory;
 use crate::memory;
 
 pub use self::core::Core;
+pub use self::idle::{IdlePolicy, Look, Poll};
 use self::messages::Messages;
 pub use self::messages::{Fence, FromWorker, Mailbox, ToWorker, Token};
-pub use self::park::{Look, Park, Poll};
 use self::sleeper::Sleeper;
 
 /// Makes a lane; called on the worker's own thread, which is the only one that may use it.
@@ -93,7 +93,7 @@ impl Worker {
         let own = Arc::clone(&sleeper);
         let mail = Arc::new(AtomicBool::new(false));
         let messages = Messages::new(messages, Arc::clone(&mail));
-        let park = Park::new(poll, shared.doorbells.page().is_some());
+        let idle = IdlePolicy::new(poll, shared.doorbells.page().is_some());
         let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
             let lane = match (parts.lanes)() {
                 Ok(lane) => lane,
@@ -105,7 +105,7 @@ impl Worker {
             let _ = ready.send(Ok(lane.waker()));
             drop(ready);
             let lab = parts.lab.map(|lab| lab());
-            run(Core::new(shared, lane, lab, out.clone()), park, &messages, &own, &out);
+            run(Core::new(shared, lane, lab, out.clone()), idle, &messages, &own, &out);
         })?;
         let waker = started.recv().map_err(|_| io::Error::other("the worker ended at once"))??;
         Ok(Self { inbox, mail, waker, sleeper, thread: Some(thread) })
@@ -157,8 +157,8 @@ impl Drop for Worker {
     }
 }
 
-fn run(mut core: Core, mut park: Park, messages: &Messages, sleeper: &Sleeper, out: &Mailbox) {
-    while catch_unwind(AssertUnwindSafe(|| live(&mut core, &mut park, messages, sleeper))).is_err() {
+fn run(mut core: Core, mut idle: IdlePolicy, messages: &Messages, sleeper: &Sleeper, out: &Mailbox) {
+    while catch_unwind(AssertUnwindSafe(|| live(&mut core, &mut idle, messages, sleeper))).is_err() {
         // The panic message is in the log already. The controller goes to CFS; what the kernel still does for this
         // worker must end before its memory may, so go on answering without touching any queue.
         out.send(FromWorker::Fatal("a worker failed".into()));
@@ -170,7 +170,7 @@ fn run(mut core: Core, mut park: Park, messages: &Messages, sleeper: &Sleeper, o
     }
 }
 
-fn live(core: &mut Core, park: &mut Park, messages: &Messages, sleeper: &Sleeper) {
+fn live(core: &mut Core, idle: &mut IdlePolicy, messages: &Messages, sleeper: &Sleeper) {
     loop {
         let mut busy = false;
         while let Some(message) = messages.next() {
@@ -182,10 +182,10 @@ fn live(core: &mut Core, park: &mut Park, messages: &Messages, sleeper: &Sleeper
             return;
         }
         if busy {
-            park.busy();
+            idle.busy();
             continue;
         }
-        match park.look_again(core.waits()) {
+        match idle.look_again(core.waits()) {
             Look::First => core.disarm(),
             Look::Again => core.glance(),
             Look::GiveWay => std::thread::yield_now(),
@@ -193,7 +193,7 @@ fn live(core: &mut Core, park: &mut Park, messages: &Messages, sleeper: &Sleeper
                 let owing = core.settle();
                 // Messages always write the waker.
                 if sleeper.may_sleep(core) {
-                    let tick = core.must_watch().then(|| park.tick());
+                    let tick = core.must_watch().then(|| idle.tick());
                     core.sleep(owing.into_iter().chain(tick).min());
                 }
                 sleeper.awake();

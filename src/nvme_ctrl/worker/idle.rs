@@ -28,7 +28,7 @@ pub enum Poll {
 
 /// See the module docs.
 #[derive(Debug)]
-pub struct Park {
+pub struct IdlePolicy {
     poll: Poll,
     /// The longest that is worth looking.
     window: Duration,
@@ -64,7 +64,7 @@ const CROWDED: Duration = Duration::from_millis(1);
 /// Windows' worth that credit goes up and down to: so much habit, and no more.
 const HABIT: i64 = 4;
 
-impl Park {
+impl IdlePolicy {
     /// `mapped`: doorbells change without anybody being told.
     pub fn new(poll: Poll, mapped: bool) -> Self {
         let window = if mapped { MAPPED } else { TRAPPED };
@@ -186,7 +186,7 @@ mod tests {
 
     /// A worker with a clock of the test's own.
     struct Waiting {
-        park: Park,
+        policy: IdlePolicy,
         /// Commands are in flight.
         waits: bool,
         now: Instant,
@@ -194,18 +194,18 @@ mod tests {
 
     impl Waiting {
         fn new(poll: Poll) -> Self {
-            Self { park: Park::new(poll, false), waits: false, now: Instant::now() }
+            Self { policy: IdlePolicy::new(poll, false), waits: false, now: Instant::now() }
         }
 
         /// Of one that looking has paid for as often as counts.
         fn willing() -> Self {
             let mut waiting = Self::new(Poll::Adaptive);
-            (0..100).for_each(|_| waiting.park.found(SHORT));
+            (0..100).for_each(|_| waiting.policy.found(SHORT));
             waiting
         }
 
         fn look(&mut self) -> Look {
-            self.park.look_at(self.waits, || self.now)
+            self.policy.look_at(self.waits, || self.now)
         }
 
         /// Until it gives way; no time passes.
@@ -232,14 +232,14 @@ mod tests {
         let mut waiting = Waiting::new(Poll::Adaptive);
         assert_eq!(waiting.look(), Look::Sleep, "nothing is known yet");
         waiting.passes(SHORT);
-        waiting.park.busy_at(waiting.now);
+        waiting.policy.busy_at(waiting.now);
         assert_eq!(waiting.look(), Look::First);
         waiting.passes(TRAPPED - MICRO);
         assert_eq!(waiting.look(), Look::Again);
         waiting.passes(MICRO);
         assert_eq!(waiting.look(), Look::Sleep, "the window ends");
         waiting.passes(LONG);
-        waiting.park.busy_at(waiting.now);
+        waiting.policy.busy_at(waiting.now);
         assert_eq!(waiting.look(), Look::Sleep, "it did not pay");
     }
 
@@ -278,9 +278,9 @@ mod tests {
             assert_eq!(waiting.look(), Look::GiveWay);
             waiting.passes(CROWDED);
         }
-        let before = waiting.park.credit;
-        waiting.park.busy_at(waiting.now);
-        assert!(waiting.park.credit >= before, "nothing was in vain");
+        let before = waiting.policy.credit;
+        waiting.policy.busy_at(waiting.now);
+        assert!(waiting.policy.credit >= before, "nothing was in vain");
         assert_eq!(waiting.look(), Look::First);
         assert_eq!(waiting.look(), Look::GiveWay);
         waiting.passes(NOBODY - MICRO);
@@ -300,18 +300,18 @@ mod tests {
                 waiting.passes(CROWDED);
                 assert_eq!(waiting.look(), Look::Again);
             }
-            waiting.park.busy();
+            waiting.policy.busy();
         }
     }
 
     /// Two looks at the clock were a twentieth of a command at depth 1.
     #[test]
     fn who_always_polls_does_not_look_at_the_clock() {
-        let mut park = Park::new(Poll::Always, true);
+        let mut policy = IdlePolicy::new(Poll::Always, true);
         for _ in 0..3 {
-            park.look_at(false, || panic!("looks at the clock"));
-            park.busy();
-            assert_eq!(park.since, None, "busy would look at it");
+            policy.look_at(false, || panic!("looks at the clock"));
+            policy.busy();
+            assert_eq!(policy.since, None, "busy would look at it");
         }
     }
 
@@ -330,9 +330,9 @@ mod tests {
         let mut waiting = Waiting::willing();
         waiting.give_way();
         waiting.passes(CROWDED - MICRO);
-        let before = waiting.park.credit;
-        waiting.park.busy_at(waiting.now);
-        assert!(waiting.park.credit >= before);
+        let before = waiting.policy.credit;
+        waiting.policy.busy_at(waiting.now);
+        assert!(waiting.policy.credit >= before);
     }
 
     #[test]
@@ -342,7 +342,7 @@ mod tests {
         waiting.passes(CROWDED);
         assert_eq!(waiting.look(), Look::Sleep);
         assert_eq!(waiting.look(), Look::Sleep, "after a wake-up for nothing, too");
-        waiting.park.busy_at(waiting.now);
+        waiting.policy.busy_at(waiting.now);
         assert_eq!(waiting.look(), Look::Sleep, "to look has to pay again");
     }
 
@@ -353,48 +353,48 @@ mod tests {
         for _ in 0..HABIT {
             waiting.give_way();
             waiting.passes(CROWDED);
-            waiting.park.busy_at(waiting.now);
+            waiting.policy.busy_at(waiting.now);
         }
         assert_eq!(waiting.look(), Look::Sleep);
     }
 
     #[test]
     fn habits_are_limited() {
-        let mut park = Park::new(Poll::Adaptive, false);
+        let mut policy = IdlePolicy::new(Poll::Adaptive, false);
         for _ in 0..1_000_000 {
-            park.found(SHORT);
+            policy.found(SHORT);
         }
         for _ in 0..HABIT {
-            park.found(LONG);
+            policy.found(LONG);
         }
-        assert!(park.credit <= 0);
+        assert!(policy.credit <= 0);
         for _ in 0..1_000_000 {
-            park.found(Duration::MAX);
+            policy.found(Duration::MAX);
         }
         for _ in 0..2 * HABIT {
-            park.found(SHORT);
+            policy.found(SHORT);
         }
-        assert!(park.credit > 0);
+        assert!(policy.credit > 0);
     }
 
     /// Finds and failures half and half: the finds save less than the failures cost.
     #[test]
     fn half_in_vain_does_not_pay() {
-        let mut park = Park::new(Poll::Adaptive, false);
+        let mut policy = IdlePolicy::new(Poll::Adaptive, false);
         for _ in 0..100 {
-            park.found(TRAPPED / 2);
-            park.found(LONG);
+            policy.found(TRAPPED / 2);
+            policy.found(LONG);
         }
-        assert!(park.credit <= 0);
+        assert!(policy.credit <= 0);
     }
 
     #[test]
     fn ticks_grow_and_begin_anew() {
-        let mut park = Park::new(Poll::Adaptive, true);
-        let pauses: Vec<_> = (0..10).map(|_| park.tick().as_micros()).collect();
+        let mut policy = IdlePolicy::new(Poll::Adaptive, true);
+        let pauses: Vec<_> = (0..10).map(|_| policy.tick().as_micros()).collect();
         assert_eq!(pauses, [64, 128, 256, 512, 1024, 2048, 4000, 4000, 4000, 4000]);
-        park.since = Some(Instant::now());
-        park.busy();
-        assert_eq!(park.tick().as_micros(), 64);
+        policy.since = Some(Instant::now());
+        policy.busy();
+        assert_eq!(policy.tick().as_micros(), 64);
     }
 }
