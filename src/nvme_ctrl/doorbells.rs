@@ -9,7 +9,7 @@ use crate::memory::SharedPage;
 /// One slot per doorbell of BAR0: SQ y tail at 2y, CQ y head at 2y + 1.
 ///
 /// In a mapped page the client stores whatever it likes; otherwise a value gets here only after the control thread has
-/// checked it. Readers do not rely on that: [`Bell`] takes values in.
+/// checked it. Readers do not rely on that: [`DoorbellValue`] takes values in.
 #[derive(Debug)]
 pub struct Doorbells {
     slots: Values,
@@ -100,7 +100,7 @@ pub fn head_slot(qid: u16) -> usize {
 
 /// What is believed of a doorbell whose slot a host may set to anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bell {
+pub struct DoorbellValue {
     /// The last good value.
     value: u16,
     /// What the slot holds cannot be, and that was reported.
@@ -111,7 +111,7 @@ pub struct Bell {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalid;
 
-impl Bell {
+impl DoorbellValue {
     /// The last good value.
     pub fn value(self) -> u16 {
         self.value
@@ -164,16 +164,16 @@ mod tests {
 
     #[test]
     fn bad_values_are_ignored_and_told_once() {
-        let mut bell = Bell::default();
+        let mut doorbell = DoorbellValue::default();
         let below = |size| move |value| u32::from(value) < size;
-        assert_eq!(bell.take(0xffff_0003, below(4)), Ok(()));
-        assert_eq!(bell.value(), 3);
-        assert_eq!(bell.take(4, below(4)), Err(Invalid));
-        assert_eq!(bell.take(4, below(4)), Ok(()));
-        assert_eq!(bell.take(0xffff, below(4)), Ok(()), "no flood by changing the bad value");
-        assert_eq!(bell.value(), 3);
-        assert_eq!(bell.take(1, below(4)), Ok(()));
-        assert_eq!(bell.take(9, below(4)), Err(Invalid));
-        assert_eq!(bell.value(), 1);
+        assert_eq!(doorbell.take(0xffff_0003, below(4)), Ok(()));
+        assert_eq!(doorbell.value(), 3);
+        assert_eq!(doorbell.take(4, below(4)), Err(Invalid));
+        assert_eq!(doorbell.take(4, below(4)), Ok(()));
+        assert_eq!(doorbell.take(0xffff, below(4)), Ok(()), "no flood by changing the bad value");
+        assert_eq!(doorbell.value(), 3);
+        assert_eq!(doorbell.take(1, below(4)), Ok(()));
+        assert_eq!(doorbell.take(9, below(4)), Err(Invalid));
+        assert_eq!(doorbell.value(), 1);
     }
 }

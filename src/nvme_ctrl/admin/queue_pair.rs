@@ -6,7 +6,7 @@ use std::time::Instant;
 use zerocopy::IntoBytes as _;
 
 use crate::memory::DmaMap;
-use crate::nvme_ctrl::doorbells::{Bell, Doorbells, Tick};
+use crate::nvme_ctrl::doorbells::{DoorbellValue, Doorbells, Tick};
 use crate::nvme_ctrl::queue::{CompletionQueue, Post, SubmissionQueue};
 use crate::nvme_ctrl::registers::AdminQueues;
 use crate::nvme_ctrl::shared::InterruptSink;
@@ -33,8 +33,8 @@ pub struct QueuePair {
 struct Rings {
     sq: SubmissionQueue,
     cq: CompletionQueue,
-    tail: Bell,
-    head: Bell,
+    tail: DoorbellValue,
+    head: DoorbellValue,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,7 @@ struct Watch {
     at: Instant,
     tick: Tick,
     /// What the doorbells were at the last look.
-    seen: (Bell, Bell),
+    seen: (DoorbellValue, DoorbellValue),
 }
 
 impl fmt::Display for QueuePair {
@@ -60,8 +60,8 @@ impl QueuePair {
         self.rings = Some(Rings {
             sq: SubmissionQueue::new(0, 0, queues.asq, queues.asq_size),
             cq: CompletionQueue::new(0, Some(0), queues.acq, queues.acq_size),
-            tail: Bell::default(),
-            head: Bell::default(),
+            tail: DoorbellValue::default(),
+            head: DoorbellValue::default(),
         });
         self.watch_again(doorbells);
     }

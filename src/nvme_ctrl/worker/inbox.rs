@@ -9,7 +9,7 @@ use super::rings::{Cq, Sq};
 use super::slots::Taken;
 use crate::logging::ASKED_FOR;
 use crate::memory::Epoch;
-use crate::nvme_ctrl::doorbells::Bell;
+use crate::nvme_ctrl::doorbells::DoorbellValue;
 use crate::spec::commands::nvm_name;
 
 impl Core {
@@ -21,13 +21,13 @@ impl Core {
                 self.cqs.push(Cq {
                     ring,
                     owed: Owed::default(),
-                    head: Bell::default(),
+                    head: DoorbellValue::default(),
                     register: 0,
                     event: None,
                 });
             }
             ToWorker::CreateSq(ring) => {
-                let tail = Bell::default();
+                let tail = DoorbellValue::default();
                 self.rotation.push(ring.qid);
                 self.sqs.push(Sq {
                     ring,

@@ -4,7 +4,7 @@ use super::interrupt::Owed;
 use super::messages::Token;
 use super::slots::Taken;
 use crate::memory::{DmaError, DmaMap};
-use crate::nvme_ctrl::doorbells::Bell;
+use crate::nvme_ctrl::doorbells::DoorbellValue;
 use crate::nvme_ctrl::queue::{CompletionQueue, Post, SubmissionQueue};
 use crate::spec::Outcome;
 
@@ -17,7 +17,7 @@ pub(super) struct Sq {
     /// The message to acknowledge when none is in flight; nothing is fetched from now on.
     pub deleting: Option<Token>,
     /// Tail.
-    pub tail: Bell,
+    pub tail: DoorbellValue,
     /// The register when the shadow of the tail was last looked at.
     pub register: u32,
     /// What its event index says, if that is known.
@@ -30,7 +30,7 @@ pub(super) struct Cq {
     pub ring: CompletionQueue,
     pub owed: Owed,
     /// Head. The ring has its value too.
-    pub head: Bell,
+    pub head: DoorbellValue,
     /// The register when the shadow of the head was last looked at.
     pub register: u32,
     /// What its event index says, if that is known.
