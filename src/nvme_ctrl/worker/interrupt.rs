@@ -49,7 +49,7 @@ pub(super) struct Owed {
 
 /// What to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Decision {
     /// Nothing is owed.
     Nothing,
     /// Raise it.
@@ -74,7 +74,7 @@ impl Owed {
         self.posted > 0
     }
 
-    /// Does the verdict depend on where the host's head stands by now?
+    /// Does the decision depend on where the host's head stands by now?
     pub(super) fn wants_head(&self) -> bool {
         self.told.is_some() || self.since.is_some() || self.moderation.is_longer(self.posted)
     }
@@ -85,17 +85,17 @@ impl Owed {
     }
 
     /// `all_seen`: the head has reached the tail. `asleep`: nobody will look again before something happens.
-    pub(super) fn verdict(
+    pub(super) fn decide(
         &mut self,
         head: u16,
         all_seen: bool,
         coalescing: Option<Coalescing>,
         asleep: bool,
         mut now: impl FnMut() -> Instant,
-    ) -> Verdict {
+    ) -> Decision {
         if self.posted == 0 || all_seen {
             (self.posted, self.since, self.told) = (0, None, None);
-            return Verdict::Nothing;
+            return Decision::Nothing;
         }
         if self.told != Some(head) {
             self.told = None;
@@ -111,11 +111,11 @@ impl Owed {
             let now = now();
             let waited = now.saturating_duration_since(*self.since.get_or_insert(now));
             if waited < wait {
-                return Verdict::Later(wait - waited);
+                return Decision::Later(wait - waited);
             }
         }
         (self.posted, self.since, self.told) = (0, None, Some(head));
-        Verdict::Raise
+        Decision::Raise
     }
 }
 
@@ -143,8 +143,8 @@ mod tests {
             self.posts(count);
         }
 
-        fn verdict(&mut self, head: u16, all_seen: bool, asked: u32, asleep: bool) -> Verdict {
-            self.owed.verdict(head, all_seen, Coalescing::from_dword(asked), asleep, || self.now)
+        fn decide(&mut self, head: u16, all_seen: bool, asked: u32, asleep: bool) -> Decision {
+            self.owed.decide(head, all_seen, Coalescing::from_dword(asked), asleep, || self.now)
         }
 
         fn passes(&mut self, time: Duration) {
@@ -157,24 +157,24 @@ mod tests {
     #[test]
     fn one_for_all_that_a_turn_posted() {
         let mut host = Host::new();
-        assert_eq!(host.verdict(0, true, 0, false), Verdict::Nothing);
+        assert_eq!(host.decide(0, true, 0, false), Decision::Nothing);
         host.posts(7);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Nothing);
+        assert_eq!(host.decide(0, false, 0, false), Decision::Raise);
+        assert_eq!(host.decide(0, false, 0, false), Decision::Nothing);
     }
 
     #[test]
     fn a_host_that_is_behind_is_told_again_in_the_end() {
         let mut host = Host::new();
         host.posts(1);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise);
+        assert_eq!(host.decide(0, false, 0, false), Decision::Raise);
         host.posts(1);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Later(PATIENCE));
+        assert_eq!(host.decide(0, false, 0, false), Decision::Later(PATIENCE));
         host.passes(PATIENCE - MICRO);
         host.posts(1);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Later(MICRO));
+        assert_eq!(host.decide(0, false, 0, false), Decision::Later(MICRO));
         host.passes(MICRO);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise, "its handler may have ended");
+        assert_eq!(host.decide(0, false, 0, false), Decision::Raise, "its handler may have ended");
     }
 
     /// The handler looked, found the end, and only then moved the head: what was posted in between is told at once.
@@ -182,10 +182,10 @@ mod tests {
     fn a_head_that_moved_but_not_all_the_way_is_told_at_once() {
         let mut host = Host::new();
         host.posts(1);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise);
+        assert_eq!(host.decide(0, false, 0, false), Decision::Raise);
         host.posts(1);
-        assert!(matches!(host.verdict(0, false, 0, false), Verdict::Later(_)));
-        assert_eq!(host.verdict(1, false, 0, false), Verdict::Raise);
+        assert!(matches!(host.decide(0, false, 0, false), Decision::Later(_)));
+        assert_eq!(host.decide(1, false, 0, false), Decision::Raise);
     }
 
     /// With one command in flight each is told at once.
@@ -194,7 +194,7 @@ mod tests {
         let mut host = Host::new();
         for head in 0..100 {
             host.sends(1, head);
-            assert_eq!(host.verdict(head, false, 0, false), Verdict::Raise);
+            assert_eq!(host.decide(head, false, 0, false), Decision::Raise);
             host.passes(MICRO);
         }
     }
@@ -203,24 +203,24 @@ mod tests {
     fn commands_sent_in_a_row_are_announced_together_until_the_row_ends() {
         let mut host = Host::new();
         host.sends(1, 0);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise);
+        assert_eq!(host.decide(0, false, 0, false), Decision::Raise);
         // It sends on, and takes nothing.
         host.sends(1, 0);
-        assert!(matches!(host.verdict(0, false, 0, false), Verdict::Later(_)));
+        assert!(matches!(host.decide(0, false, 0, false), Decision::Later(_)));
         host.passes(PATIENCE);
         host.sends(1, 0);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Later(ROW - PATIENCE));
+        assert_eq!(host.decide(0, false, 0, false), Decision::Later(ROW - PATIENCE));
         host.passes(ROW / 2);
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise, "nothing more comes");
+        assert_eq!(host.decide(0, false, 0, false), Decision::Raise, "nothing more comes");
         // Now it takes what there is, and sends as many again.
         host.sends(1, 3);
-        assert!(matches!(host.verdict(3, false, 0, false), Verdict::Later(_)));
+        assert!(matches!(host.decide(3, false, 0, false), Decision::Later(_)));
         host.passes(MICRO);
         host.sends(1, 3);
-        assert_eq!(host.verdict(3, false, 0, false), Verdict::Raise, "as many as the last time");
+        assert_eq!(host.decide(3, false, 0, false), Decision::Raise, "as many as the last time");
         host.sends(1, 5);
-        assert!(matches!(host.verdict(5, false, 0, false), Verdict::Later(_)));
-        assert_eq!(host.verdict(5, false, 0, true), Verdict::Raise, "nothing is put off across a sleep");
+        assert!(matches!(host.decide(5, false, 0, false), Decision::Later(_)));
+        assert_eq!(host.decide(5, false, 0, true), Decision::Raise, "nothing is put off across a sleep");
     }
 
     /// Whatever the host does, no completion waits for an interrupt longer than this.
@@ -228,11 +228,11 @@ mod tests {
     fn an_endless_row_is_told_of_in_time() {
         let mut host = Host::new();
         (0..10).for_each(|_| host.sends(1, 0));
-        assert_eq!(host.verdict(0, false, 0, false), Verdict::Raise);
+        assert_eq!(host.decide(0, false, 0, false), Decision::Raise);
         (0..10).for_each(|_| host.sends(0, 0));
         host.posts(1);
         let mut waited = Duration::ZERO;
-        while host.verdict(0, false, 0, false) != Verdict::Raise {
+        while host.decide(0, false, 0, false) != Decision::Raise {
             host.passes(MICRO);
             waited += MICRO;
             host.sends(0, 0);
@@ -244,34 +244,34 @@ mod tests {
     fn a_host_that_has_seen_everything_is_left_alone() {
         let mut host = Host::new();
         host.posts(3);
-        assert_eq!(host.verdict(3, true, 0, false), Verdict::Nothing);
+        assert_eq!(host.decide(3, true, 0, false), Decision::Nothing);
         host.posts(1);
-        assert_eq!(host.verdict(3, false, 0, false), Verdict::Raise);
+        assert_eq!(host.decide(3, false, 0, false), Decision::Raise);
     }
 
     #[test]
     fn nothing_but_what_was_asked_for_is_put_off_across_a_sleep() {
         let mut host = Host::new();
         host.posts(1);
-        assert_eq!(host.verdict(0, false, 0, true), Verdict::Raise);
+        assert_eq!(host.decide(0, false, 0, true), Decision::Raise);
         host.posts(1);
-        assert!(matches!(host.verdict(0, false, 0, false), Verdict::Later(_)));
-        assert_eq!(host.verdict(0, false, 0, true), Verdict::Raise);
+        assert!(matches!(host.decide(0, false, 0, false), Decision::Later(_)));
+        assert_eq!(host.decide(0, false, 0, true), Decision::Raise);
         host.posts(1);
-        assert_eq!(host.verdict(0, false, 0x0203, true), Verdict::Later(200 * MICRO));
+        assert_eq!(host.decide(0, false, 0x0203, true), Decision::Later(200 * MICRO));
     }
 
     #[test]
     fn coalescing_ends_with_the_threshold_or_the_time() {
         let mut host = Host::new();
         host.posts(3);
-        assert_eq!(host.verdict(0, false, 0x0103, false), Verdict::Later(100 * MICRO));
+        assert_eq!(host.decide(0, false, 0x0103, false), Decision::Later(100 * MICRO));
         host.posts(1);
-        assert_eq!(host.verdict(0, false, 0x0103, false), Verdict::Raise, "four are the threshold");
+        assert_eq!(host.decide(0, false, 0x0103, false), Decision::Raise, "four are the threshold");
         host.posts(1);
-        assert!(matches!(host.verdict(4, false, 0x0103, false), Verdict::Later(_)));
+        assert!(matches!(host.decide(4, false, 0x0103, false), Decision::Later(_)));
         host.passes(100 * MICRO);
-        assert_eq!(host.verdict(4, false, 0x0103, false), Verdict::Raise, "the time is over");
+        assert_eq!(host.decide(4, false, 0x0103, false), Decision::Raise, "the time is over");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::core::Core;
-use super::interrupt::{Coalescing, Verdict};
+use super::interrupt::{Coalescing, Decision};
 use super::rings::Cq;
 use super::{fetch, sleeper};
 
@@ -64,13 +64,13 @@ impl Core {
                 .filter(|_| self.shared.vector_cd.get(usize::from(vector)).is_some_and(enabled))
                 .and_then(Coalescing::from_dword);
             let now = || *clock.get_or_insert_with(Instant::now);
-            match owed.verdict(ring.head(), ring.all_seen(), coalescing, asleep, now) {
-                Verdict::Nothing => {}
+            match owed.decide(ring.head(), ring.all_seen(), coalescing, asleep, now) {
+                Decision::Nothing => {}
                 // A worker that is late raises none for a host that has reset the device. (That was answered without the
                 // worker only after seconds: nobody counts on what happens between this look and the next call.)
-                Verdict::Raise if self.memory.load().has_ended() => {}
-                Verdict::Raise => self.shared.interrupts.raise(vector),
-                Verdict::Later(wait) => rest = Some(rest.map_or(wait, |rest| rest.min(wait))),
+                Decision::Raise if self.memory.load().has_ended() => {}
+                Decision::Raise => self.shared.interrupts.raise(vector),
+                Decision::Later(wait) => rest = Some(rest.map_or(wait, |rest| rest.min(wait))),
             }
         }
         rest
