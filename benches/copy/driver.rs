@@ -123,15 +123,15 @@ pub struct Copy {
 }
 
 impl Driver {
-    /// A device whose namespace 1 is `backend`.
-    pub fn new(backend: SharedDisk, lbads: u8, engine: LaneKind, method: Method, host: Host) -> Self {
+    /// A device whose namespace 1 is `disk`.
+    pub fn new(disk: SharedDisk, lbads: u8, engine: LaneKind, method: Method, host: Host) -> Self {
         let ram = File::from(memfd());
         ram.set_len(RAM).expect("size of guest memory");
         let map = map(&ram);
         let mut space = DmaSpace::new(DmaLimits::default(), Arc::new(|| {}));
         space.map(0, RAM, Rights::READ_WRITE, 0, Some(ram.as_fd())).expect("DMA map");
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
-        let ns = Namespace::new(1, backend, lbads, limits, Identity::default())
+        let ns = Namespace::new(1, disk, lbads, limits, Identity::default())
             .with_policy(CopyPolicy { method, ..CopyPolicy::default() });
         let namespaces = Namespaces::new(vec![ns], 1);
         let pairs = [1, 2].map(Pair::new);

@@ -1,6 +1,6 @@
 //! `cargo bench --bench copy`: our Copy beside the best that this host does with the same bytes, in one run.
 //!
-//! In process, through a worker and a real backend, four commands in flight; no wire, no guest and no wake-ups of a host
+//! In process, through a worker and a real disk, four commands in flight; no wire, no guest and no wake-ups of a host
 //! (see `driver`), which cost the same with every method. Each row is the median of five runs of either side, taken in
 //! turns, and the ratio ours / theirs (above 1: we are faster). The machine's absolute speed does not matter, its quiet
 //! does.

@@ -178,8 +178,8 @@ impl Row {
     fn unwritten(&self, size: u64, ranges: u64) {
         let span = (u64::from(DEPTH) * size).clamp(64 * MIB, GIB);
         let copies = sweep(12, size, ranges, span);
-        let backend = Arc::new(MemoryDisk::new(2 * span).expect("memory"));
-        let mut driver = Driver::new(backend, 12, LaneKind::Auto, method(), Host::Lone);
+        let disk = Arc::new(MemoryDisk::new(2 * span).expect("memory"));
+        let mut driver = Driver::new(disk, 12, LaneKind::Auto, method(), Host::Lone);
         let mut memory = baseline::memory(2 * span);
         memory.fill(0);
         let pair = alternate(|| driver.run(DEPTH, &copies), || baseline::memmove(&mut memory, 12, &copies));
@@ -302,18 +302,18 @@ struct Image {
 
 impl Image {
     fn memory(len: u64, lbads: u8, host: Host) -> Self {
-        let backend: SharedDisk = Arc::new(MemoryDisk::new(len).expect("memory"));
+        let disk: SharedDisk = Arc::new(MemoryDisk::new(len).expect("memory"));
         // With data in it: what was never written is not moved.
         let mut lane = Lane::new(LaneKind::Auto).expect("lane");
         for offset in (0..len).step_by(MIB as usize) {
             let data = vec![0x5a; MIB.min(len - offset) as usize];
             let op = Op::Write { offset, buf: IoBuf::Pool(data.into()), fua: false };
-            backend.start(Tag(0), op, &mut lane);
+            disk.start(Tag(0), op, &mut lane);
             let mut written = Vec::new();
             lane.take_done(&mut written);
             written.pop().expect("memory is written at once").result.expect("write");
         }
-        let driver = Driver::new(backend, lbads, LaneKind::Auto, method(), host);
+        let driver = Driver::new(disk, lbads, LaneKind::Auto, method(), host);
         Self { driver, path: PathBuf::new() }
     }
 
@@ -329,8 +329,8 @@ impl Image {
         fs::sync(&place.path());
         let unit = 1 << lbads;
         let options = FileOptions { locking: false, cache, unit, ..FileOptions::new(&path) };
-        let backend = FileDisk::open(options).expect("open");
-        let driver = Driver::new(Arc::new(backend), lbads, LaneKind::Auto, method, host);
+        let disk = FileDisk::open(options).expect("open");
+        let driver = Driver::new(Arc::new(disk), lbads, LaneKind::Auto, method, host);
         Self { driver, path }
     }
 }

@@ -75,7 +75,7 @@ fn main() -> ExitCode {
 fn run(row: &Row) {
     const LEN: u64 = 8 << 20;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
-    let backend: SharedDisk = if row.of_file {
+    let disk: SharedDisk = if row.of_file {
         let path = folder.path().join("image");
         // Written here and not by the worker, whose lane would have to wait; then it is in the page cache.
         std::fs::write(&path, vec![0xa5; LEN as usize]).expect("an image");
@@ -83,7 +83,7 @@ fn run(row: &Row) {
     } else {
         Arc::new(MemoryDisk::new(LEN).expect("memory"))
     };
-    let mut host = lone::Host::new(backend, LaneKind::Threads);
+    let mut host = lone::Host::new(disk, LaneKind::Threads);
     // All of it written, and every path walked once, before anything counts.
     for opc in [lone::WRITE, lone::READ].into_iter().filter(|opc| *opc == lone::READ || !row.of_file) {
         for _ in 0..LEN / 4096 / 16 {

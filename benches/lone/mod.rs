@@ -72,10 +72,10 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(backend: SharedDisk, kind: LaneKind) -> Self {
+    pub fn new(disk: SharedDisk, kind: LaneKind) -> Self {
         let guest = Guest::new();
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
-        let ns = Namespace::new(1, backend, 12, limits, Identity::default());
+        let ns = Namespace::new(1, disk, 12, limits, Identity::default());
         let blocks = ns.facts.nsze;
         guest.put(CQ, &[0; 16 * ENTRIES as usize]);
         let lane = Lane::new(kind).expect("lane");

@@ -28,9 +28,9 @@ fn list(starts: &[u64]) -> Vec<u8> {
 
 /// Checks, decodes and plans a Copy of 1, 16 and 256 ranges: in order with gaps, in disorder, and onto themselves.
 pub fn planner(criterion: &mut Criterion) {
-    let backend = Arc::new(MemoryDisk::new(BLOCKS * 512).expect("memory"));
+    let disk = Arc::new(MemoryDisk::new(BLOCKS * 512).expect("memory"));
     let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
-    let namespaces = Namespaces::new(vec![Namespace::new(1, backend, 9, limits, Identity::default())], 1);
+    let namespaces = Namespaces::new(vec![Namespace::new(1, disk, 9, limits, Identity::default())], 1);
     let capabilities = Capabilities { ocfs: OCFS, cdfe: 0, ..Capabilities::default() };
     let bounce = Bounce::default();
     let mut group = criterion.benchmark_group("copy plan");

@@ -43,12 +43,12 @@ impl World {
         let mut images = Vec::new();
         for n in &NSS {
             let bytes = n.blocks << n.lbads;
-            let backend = MemoryDisk::new(bytes).expect("memory");
+            let disk = MemoryDisk::new(bytes).expect("memory");
             let copy = CopyLimits { mssrl: n.mssrl as u16, mcl: n.mcl as u32, msrc: (n.ranges - 1) as u8 };
             let image: Vec<u8> =
                 (0..bytes).map(|i| ((i >> 9) as u8).wrapping_mul(31) ^ i as u8 ^ n.nsid as u8).collect();
             let policy = CopyPolicy { overlap: Overlap::Reject, ..CopyPolicy::default() };
-            let ns = Namespace::new(n.nsid, Arc::new(backend), n.lbads, copy, Identity::default());
+            let ns = Namespace::new(n.nsid, Arc::new(disk), n.lbads, copy, Identity::default());
             list.push(ns.with_policy(policy));
             images.push(image);
         }
@@ -66,7 +66,7 @@ impl World {
 
     fn submit(&mut self, i: usize, op: Op) -> Option<IoBuf> {
         let ns = self.namespaces.get(NSS[i].nsid).expect("it is there");
-        ns.backend.start(Tag(0), op, &mut self.lane);
+        ns.disk.start(Tag(0), op, &mut self.lane);
         let mut done = Vec::new();
         self.lane.take_done(&mut done);
         let done = done.pop().expect("memory answers at once");
@@ -239,7 +239,7 @@ fn execute(world: &mut World, plan: vfio_user_nvme::copy::CopyPlan) {
     for _ in 0..100_000 {
         let mut inline = Vec::new();
         let lane = &mut world.lane;
-        let outcome = task.poll(&mut |part, ns, op| ns.backend.start(Tag(part.into()), op, lane));
+        let outcome = task.poll(&mut |part, ns, op| ns.disk.start(Tag(part.into()), op, lane));
         world.lane.take_done(&mut inline);
         if let Some(outcome) = outcome {
             assert!(outcome.status.is_success(), "{:?}", outcome.status);

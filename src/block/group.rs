@@ -105,7 +105,7 @@ impl Group {
 
     /// Is what it has still to do done in the worker's own time?
     pub fn moves_memory(&self) -> bool {
-        self.todo.last().is_some_and(|(ns, _)| ns.backend.is_immediate())
+        self.todo.last().is_some_and(|(ns, _)| ns.disk.is_immediate())
     }
 
     /// Bytes that it has allocated.

@@ -120,7 +120,7 @@ impl Inspect {
 
     /// Does it move or compare memory when it is polled?
     pub fn moves_memory(&self) -> bool {
-        self.expected.is_some() || self.ns.backend.is_immediate()
+        self.expected.is_some() || self.ns.disk.is_immediate()
     }
 
     /// Bytes that it has allocated, or will have.

@@ -59,10 +59,10 @@ impl Work {
 
     /// `op` is handed to the image of `ns`.
     pub fn charge_op(&self, ns: &Namespace, op: &Op) {
-        let immediate = ns.backend.is_immediate();
+        let immediate = ns.disk.is_immediate();
         self.charge(match op {
             // The disk moves them.
-            Op::Read { .. } | Op::Write { .. } if ns.backend.is_direct() => Self::COMMAND,
+            Op::Read { .. } | Op::Write { .. } if ns.disk.is_direct() => Self::COMMAND,
             Op::Read { buf, .. } | Op::Write { buf, .. } => {
                 let pieces = if let IoBuf::Guest(buf) = buf { buf.iovecs().len() } else { 1 };
                 buf.len() as u64 + pieces as u64 * Self::DESCRIPTOR
@@ -83,7 +83,7 @@ impl Work {
 /// As much of an operation as an image that does it at once may do in one go; `rest` keeps what is left, if
 /// anything is. Nothing for an operation that is no longer than that, or is short by its nature.
 pub fn slice(ns: &Namespace, rest: &mut Op) -> Option<Op> {
-    if !ns.backend.is_immediate() {
+    if !ns.disk.is_immediate() {
         return None;
     }
     let most = match rest {

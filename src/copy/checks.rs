@@ -218,7 +218,7 @@ fn overlaps(v: &ListView, range: &SourceRange) -> bool {
 /// Are blocks of the same number the same blocks? They have one size by now. Of two namespaces only where locking=off
 /// has let both onto one image: what the executor puts in order is within one namespace, so that must not get as far.
 fn is_one_place(source: &Namespace, dst: &Namespace) -> bool {
-    source.nsid == dst.nsid || dst.backend.is_same_place(&source.backend.handle())
+    source.nsid == dst.nsid || dst.disk.is_same_place(&source.disk.handle())
 }
 
 /// Can the whole range be shared?

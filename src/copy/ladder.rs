@@ -39,7 +39,7 @@ struct Source {
     memory: bool,
 }
 
-/// The ladder of one Copy. What the backend refuses on the way is taken out.
+/// The ladder of one Copy. What the disk refuses on the way is taken out.
 #[derive(Debug)]
 pub(super) struct Ladder {
     method: Method,
@@ -58,7 +58,7 @@ impl Ladder {
             if sources.iter().all(|source| source.nsid != range.ns.nsid) {
                 sources.push(Source {
                     nsid: range.ns.nsid,
-                    shortcuts: dst.backend.ways_from(&range.ns.backend.handle()),
+                    shortcuts: dst.disk.ways_from(&range.ns.disk.handle()),
                     memory: is_memory(&range.ns),
                 });
             }
@@ -124,7 +124,7 @@ impl Ladder {
         matches!(&self.sources[..], [source] if source.shortcuts.read_write)
     }
 
-    /// The backend has refused it.
+    /// The disk has refused it.
     pub fn refuse(&mut self, nsid: u32, how: How) {
         let Some(source) = self.sources.iter_mut().find(|source| source.nsid == nsid) else { return };
         match how {
@@ -220,7 +220,7 @@ impl Ladder {
 
 /// How a long, aligned Copy within a namespace goes, in words for a person.
 pub fn best_way(ns: &Namespace) -> &'static str {
-    let shortcuts = ns.backend.ways_from(&ns.backend.handle());
+    let shortcuts = ns.disk.ways_from(&ns.disk.handle());
     let source = Source { nsid: ns.nsid, shortcuts, memory: shortcuts.memmove };
     let method = ns.facts.policy.method;
     let ladder = Ladder {

@@ -11,11 +11,11 @@
 //!
 //! All Copies of a worker share one [`Bounce`]; a task that finds it empty waits ([`CopyTask::is_starved`])
 //! and is to be polled again when another one has got further. A worker drives a task like this; what a
-//! backend completes at once (memory) is fed back after the poll:
+//! disk completes at once (memory) is fed back after the poll:
 //!
 //! ```text
 //! loop {
-//!     let outcome = task.poll(&mut |part, ns, op| inline.extend(ns.backend.submit(tag(part), op, engine)));
+//!     let outcome = task.poll(&mut |part, ns, op| inline.extend(ns.disk.submit(tag(part), op, engine)));
 //!     if let Some(outcome) = outcome { complete(outcome.status, outcome.dw0); break }
 //!     if inline.is_empty() { /* other work, until completions come or the starved may try again */ }
 //!     for (part, result, buf) in inline.drain(..).chain(reaped) { task.done(part, result, buf) }

@@ -144,10 +144,10 @@ impl CopyPlan {
         };
         let dst = &self.dst_ns;
         let plain = !self.fua && dst.facts.policy.method == Method::Auto;
-        let (true, Inline::Immediate(disk)) = (plain && src.len <= AT_ONCE, dst.backend.inline()) else {
+        let (true, Inline::Immediate(disk)) = (plain && src.len <= AT_ONCE, dst.disk.inline()) else {
             return false;
         };
-        disk.move_from(&ns.backend.handle(), src.offset, self.dst.offset, src.len)
+        disk.move_from(&ns.disk.handle(), src.offset, self.dst.offset, src.len)
     }
 
     /// The same plan with the destination durable before the completion, whatever FUA says: for a controller whose

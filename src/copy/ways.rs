@@ -4,7 +4,7 @@ use crate::namespace::{ByteRange, Method, Namespace};
 
 /// A memory namespace says of itself that memmove leads from it to it.
 pub(super) fn is_memory(ns: &Namespace) -> bool {
-    ns.backend.ways_from(&ns.backend.handle()).memmove
+    ns.disk.ways_from(&ns.disk.handle()).memmove
 }
 
 /// The part of a copy of `dst.len` bytes that a reflink with this alignment can do, as start and end within the copy.
@@ -21,7 +21,7 @@ pub(super) fn aligned(
     }
     let head = from.next_multiple_of(align) - from;
     let ends = from + dst.len;
-    let at_end = ends == source.backend.len() && dst.offset + dst.len == dst_ns.backend.len();
+    let at_end = ends == source.disk.len() && dst.offset + dst.len == dst_ns.disk.len();
     let end = if at_end { dst.len } else { dst.len.checked_sub(ends % align)? };
     (head < end).then_some((head, end))
 }
@@ -31,6 +31,6 @@ pub(super) fn shares_whole(source: &Namespace, from: u64, dst_ns: &Namespace, ds
     if !matches!(dst_ns.facts.policy.method, Method::Auto | Method::Reflink) {
         return false;
     }
-    let align = dst_ns.backend.ways_from(&source.backend.handle()).reflink;
+    let align = dst_ns.disk.ways_from(&source.disk.handle()).reflink;
     align.and_then(|align| aligned(align, source, from, dst_ns, dst)) == Some((0, dst.len))
 }

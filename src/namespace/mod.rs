@@ -1,4 +1,4 @@
-//! LBA view of a backend: format, identity, limits. Everything that turns blocks into bytes lives here.
+//! LBA view of a disk: format, identity, limits. Everything that turns blocks into bytes lives here.
 //!
 //! A [`Namespace`] is a value: it is replaced, never changed. A command keeps the one that it was admitted with, so what
 //! is in flight ends under the limits that it began under. What outlives such a change is its [`Life`].
@@ -53,7 +53,7 @@ pub struct Namespace {
     /// Its NSID, 1-based.
     pub nsid: u32,
     /// Where its bytes are.
-    pub backend: SharedDisk,
+    pub disk: SharedDisk,
     /// Format and limits.
     pub facts: Facts,
     /// Identifiers.
@@ -88,18 +88,18 @@ impl Facts {
 }
 
 impl Namespace {
-    /// A namespace over all whole blocks of `backend`.
-    pub fn new(nsid: u32, backend: SharedDisk, lbads: u8, copy: CopyLimits, identity: Identity) -> Self {
+    /// A namespace over all whole blocks of `disk`.
+    pub fn new(nsid: u32, disk: SharedDisk, lbads: u8, copy: CopyLimits, identity: Identity) -> Self {
         let facts = Facts {
-            nsze: backend.len() >> lbads,
+            nsze: disk.len() >> lbads,
             lbads,
             ms: 0,
-            read_only: backend.read_only(),
+            read_only: disk.read_only(),
             copy,
             policy: CopyPolicy::default(),
-            allocation_unit: backend.allocation_unit(),
+            allocation_unit: disk.allocation_unit(),
         };
-        Self { nsid, backend, facts, identity, life: Arc::default() }
+        Self { nsid, disk, facts, identity, life: Arc::default() }
     }
 
     /// Must Read, Compare, Verify and Copy by the host of this controller fail on deallocated or unwritten blocks (Error Recovery,

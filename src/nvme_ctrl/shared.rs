@@ -73,7 +73,7 @@ impl Shared {
     pub fn has_volatile_cache(&self) -> bool {
         let namespaces = self.namespaces.load();
         let mut all = namespaces.iter().peekable();
-        all.peek().is_none() || all.any(|ns| ns.backend.volatile_cache())
+        all.peek().is_none() || all.any(|ns| ns.disk.volatile_cache())
     }
 }
 

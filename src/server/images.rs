@@ -17,8 +17,8 @@ pub fn open(config: &Config) -> Result<(Namespaces, Vec<String>), ConfigError> {
     let mut list = Vec::new();
     let mut lines = Vec::new();
     for (at, ns) in config.namespaces.iter().enumerate() {
-        let (backend, created) = image(ns, &config.namespaces[..at])?;
-        let namespace = namespace(ns, backend);
+        let (disk, created) = image(ns, &config.namespaces[..at])?;
+        let namespace = namespace(ns, disk);
         lines.push(line(ns, &namespace, created));
         list.push(namespace);
     }
@@ -82,7 +82,7 @@ fn image(config: &NsConfig, others: &[NsConfig]) -> Result<(SharedDisk, bool), C
     }
 }
 
-fn namespace(config: &NsConfig, backend: SharedDisk) -> Namespace {
+fn namespace(config: &NsConfig, disk: SharedDisk) -> Namespace {
     let limits = CopyLimits { mssrl: config.mssrl, mcl: config.mcl, msrc: config.msrc };
     let identity = Identity {
         eui64: u64::from_be_bytes(config.eui64),
@@ -90,13 +90,13 @@ fn namespace(config: &NsConfig, backend: SharedDisk) -> Namespace {
         uuid: config.uuid.into_bytes(),
     };
     let lbads = config.logical_block_size.trailing_zeros() as u8;
-    Namespace::new(config.nsid, backend, lbads, limits, identity).with_policy(config.copy)
+    Namespace::new(config.nsid, disk, lbads, limits, identity).with_policy(config.copy)
 }
 
 /// What a namespace is, in the words of its properties.
 fn line(config: &NsConfig, namespace: &Namespace, created: bool) -> String {
     let NsConfig { nsid, logical_block_size: block, mssrl, mcl, msrc, .. } = config;
-    let (name, len) = (namespace.backend.name(), namespace.backend.len());
+    let (name, len) = (namespace.disk.name(), namespace.disk.len());
     let created = if created { " (created)" } else { "" };
     let readonly = if config.readonly { ", readonly=on" } else { "" };
     let cache = match &config.drive {

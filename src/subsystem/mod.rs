@@ -73,9 +73,9 @@ mod tests {
     use crate::namespace::{CopyLimits, Identity, Namespace};
 
     fn namespace(nsid: u32, mssrl: u16) -> Namespace {
-        let backend = Arc::new(MemoryDisk::new(1 << 20).expect("memory"));
+        let disk = Arc::new(MemoryDisk::new(1 << 20).expect("memory"));
         let copy = CopyLimits { mssrl, mcl: 128, msrc: 127 };
-        Namespace::new(nsid, backend, 9, copy, Identity::default())
+        Namespace::new(nsid, disk, 9, copy, Identity::default())
     }
 
     fn subsystem(shared: bool) -> Arc<Subsystem> {

@@ -57,9 +57,9 @@ pub fn memory(len: u64) -> SharedDisk {
 }
 
 /// Blocks of 512 bytes; the default Copy limits.
-pub fn namespace(nsid: u32, backend: SharedDisk) -> Namespace {
+pub fn namespace(nsid: u32, disk: SharedDisk) -> Namespace {
     let copy = CopyLimits { mssrl: 32768, mcl: 131_072, msrc: 126 };
-    Namespace::new(nsid, backend, 9, copy, Identity::default())
+    Namespace::new(nsid, disk, 9, copy, Identity::default())
 }
 
 impl Device {
@@ -71,7 +71,7 @@ impl Device {
         doubles: impl Into<Doubles>,
     ) -> Device {
         let Doubles { parts, over } = doubles.into();
-        let over = |ns: Namespace| Namespace { backend: over(ns.backend.clone()), ..ns };
+        let over = |ns: Namespace| Namespace { disk: over(ns.disk.clone()), ..ns };
         let namespaces = namespaces.into_iter().map(over).collect();
         let socket = folder.path().join("s");
         let config = Config::new(socket, Some(OsStr::new(nvme)), &[], log::LevelFilter::Off).expect("config");

@@ -229,7 +229,7 @@ pub struct LeftOut {
     pub fua: bool,
 }
 
-/// An image whose backend forgets to make things durable: what the durability check must find.
+/// An image that forgets to make things durable: what the durability check must find.
 #[derive(Debug)]
 pub struct Unsynced {
     pub image: FileDisk,

@@ -336,7 +336,7 @@ impl CopyTask {
             self.pace.spend(to.len());
         }
         let part = self.parts.begin(Part::Direct { how, to });
-        let (from, at) = (ns.backend.clone(), self.plan.dst.offset + to.start);
+        let (from, at) = (ns.disk.clone(), self.plan.dst.offset + to.start);
         let op = Op::Copy { from, pieces, at, how, buf: None, durable: false };
         submit(part, &self.plan.dst_ns, op);
         Some(Started)
@@ -365,7 +365,7 @@ impl CopyTask {
         self.stages.take(next);
         let part = self.parts.begin(Part::Relay { nsid: ns.nsid, to });
         let op = Op::Copy {
-            from: ns.backend.clone(),
+            from: ns.disk.clone(),
             pieces,
             at: self.plan.dst.offset + to.start,
             how: How::ReadWrite { or_kernel: self.ladder.may_offload() },

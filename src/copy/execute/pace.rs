@@ -96,7 +96,7 @@ pub(super) struct Pace {
 impl Pace {
     /// `options` as they are asked for.
     pub fn new(options: ExecOptions, plan: &CopyPlan, ladder: &Ladder, bounce: &Bounce) -> Self {
-        let (block, is_direct) = (plan.dst_ns.facts.block_size(), plan.dst_ns.backend.is_direct());
+        let (block, is_direct) = (plan.dst_ns.facts.block_size(), plan.dst_ns.disk.is_direct());
         let ExecOptions { segment_bytes: mut segment, mut window, budget } = options.effective(block, bounce);
         if ladder.any_memory() {
             segment = segment.min(SLICE);

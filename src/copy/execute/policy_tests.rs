@@ -191,7 +191,7 @@ fn len_of(pieces: &[(u64, u64)]) -> u64 {
 fn source_nsid(source: &crate::disk::SharedDisk) -> u32 {
     SOURCES.with(|sources| {
         let sources = sources.borrow();
-        let found = sources.iter().find(|(_, backend)| std::sync::Arc::ptr_eq(backend, source));
+        let found = sources.iter().find(|(_, disk)| std::sync::Arc::ptr_eq(disk, source));
         found.expect("a source of the plan").0
     })
 }
@@ -370,7 +370,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
     let plan = case.plan();
     SOURCES.with(|sources| {
         *sources.borrow_mut() =
-            plan.ranges().iter().map(|range| (range.ns.nsid, range.ns.backend.clone())).collect();
+            plan.ranges().iter().map(|range| (range.ns.nsid, range.ns.disk.clone())).collect();
     });
     let bounce = Bounce::holding(1 << 20, case.hold * BLOCK);
     let bounds = case.options.effective(BLOCK, &bounce);

@@ -15,24 +15,24 @@ fn move_at_once(target: &MemoryDisk, source: &MemoryDisk, from: u64, to: u64, le
     disk.move_from(&source.handle(), from, to, len)
 }
 
-/// Pages of `backend` that have memory of their own.
-fn own_pages(backend: &MemoryDisk) -> usize {
+/// Pages of `disk` that have memory of their own.
+fn own_pages(disk: &MemoryDisk) -> usize {
     // Bit 63: present; bit 56: mapped here alone, which the page of zeroes is not.
-    pages_with(backend, 1 << 63 | 1 << 56)
+    pages_with(disk, 1 << 63 | 1 << 56)
 }
 
-/// Pages of `backend` that have been read or written.
-fn mapped_pages(backend: &MemoryDisk) -> usize {
-    pages_with(backend, 1 << 63)
+/// Pages of `disk` that have been read or written.
+fn mapped_pages(disk: &MemoryDisk) -> usize {
+    pages_with(disk, 1 << 63)
 }
 
-/// Pages of `backend` with these bits in the kernel's page map.
-fn pages_with(backend: &MemoryDisk, bits: u64) -> usize {
+/// Pages of `disk` with these bits in the kernel's page map.
+fn pages_with(disk: &MemoryDisk, bits: u64) -> usize {
     use std::os::unix::fs::FileExt;
-    let pages = backend.len / backend.page;
+    let pages = disk.len / disk.page;
     let map = std::fs::File::open("/proc/self/pagemap").expect("the page map opens");
     let mut bytes = vec![0; pages * 8];
-    let first = (backend.region.as_ptr().addr() + backend.start) / backend.page;
+    let first = (disk.region.as_ptr().addr() + disk.start) / disk.page;
     map.read_exact_at(&mut bytes, first as u64 * 8).expect("the page map is read");
     bytes
         .chunks_exact(8)
@@ -43,33 +43,33 @@ fn pages_with(backend: &MemoryDisk, bits: u64) -> usize {
 
 #[test]
 fn what_was_never_written_costs_nothing() {
-    let backend = MemoryDisk::new(64 << 30).expect("the address space is there");
-    assert_eq!(backend.len(), 64 << 30);
-    drop(backend);
-    let backend = MemoryDisk::new(64 << 20).expect("the memory is there");
+    let disk = MemoryDisk::new(64 << 30).expect("the address space is there");
+    assert_eq!(disk.len(), 64 << 30);
+    drop(disk);
+    let disk = MemoryDisk::new(64 << 20).expect("the memory is there");
     let mut read = Op::Read { offset: 0, buf: pool(vec![1; 64 << 20]) };
-    backend.execute(&mut read).expect("the read succeeds");
+    disk.execute(&mut read).expect("the read succeeds");
     let buf = read.into_buf().expect("a read has a buffer");
     assert!(matches!(buf, IoBuf::Pool(bytes) if bytes.iter().all(|b| *b == 0)));
-    assert_eq!(own_pages(&backend), 0);
+    assert_eq!(own_pages(&disk), 0);
 }
 
 #[test]
 fn whole_pages_go_back() {
-    let backend = MemoryDisk::with_huge_pages(8 << 20, HugePages::Off).expect("the memory is there");
-    let full = own_pages_after(&backend, Op::Write { offset: 0, buf: pool(vec![1; 8 << 20]), fua: false });
+    let disk = MemoryDisk::with_huge_pages(8 << 20, HugePages::Off).expect("the memory is there");
+    let full = own_pages_after(&disk, Op::Write { offset: 0, buf: pool(vec![1; 8 << 20]), fua: false });
     assert_eq!(full, 2048);
     let discard = Op::Discard { offset: 100, len: 1 << 20 };
     // The pages at either end keep bytes.
-    assert_eq!(own_pages_after(&backend, discard), full - 255);
+    assert_eq!(own_pages_after(&disk, discard), full - 255);
     let unmap = |unmap| Op::WriteZeroes { offset: 4 << 20, len: 1 << 20, unmap, fua: false };
-    assert_eq!(own_pages_after(&backend, unmap(false)), full - 255);
-    assert_eq!(own_pages_after(&backend, unmap(true)), full - 255 - 256);
+    assert_eq!(own_pages_after(&disk, unmap(false)), full - 255);
+    assert_eq!(own_pages_after(&disk, unmap(true)), full - 255 - 256);
 }
 
-fn bytes(backend: &MemoryDisk, offset: u64, len: usize) -> Vec<u8> {
+fn bytes(disk: &MemoryDisk, offset: u64, len: usize) -> Vec<u8> {
     let mut read = Op::Read { offset, buf: pool(vec![1; len]) };
-    backend.execute(&mut read).expect("the read succeeds");
+    disk.execute(&mut read).expect("the read succeeds");
     let Some(IoBuf::Pool(bytes)) = read.into_buf() else { panic!("no buffer") };
     bytes.to_vec()
 }
@@ -77,31 +77,30 @@ fn bytes(backend: &MemoryDisk, offset: u64, len: usize) -> Vec<u8> {
 /// As an operation would, marks and memory included; or not at all.
 #[test]
 fn moves_at_once_what_it_can() {
-    let backend = MemoryDisk::new(8 << 20).expect("the memory is there");
+    let disk = MemoryDisk::new(8 << 20).expect("the memory is there");
     let mut image = vec![0; 32768];
     image[..8192].iter_mut().enumerate().for_each(|(n, byte)| *byte = (n % 251) as u8);
-    backend
-        .execute(&mut Op::Write { offset: 0, buf: pool(image[..8192].to_vec()), fua: false })
+    disk.execute(&mut Op::Write { offset: 0, buf: pool(image[..8192].to_vec()), fua: false })
         .expect("the write succeeds");
     // Elsewhere, onto itself in either direction, from there.
     for (from, to, len) in [(512, 16384, 4096), (0, 512, 4096), (1024, 0, 6000), (17000, 8192, 100)] {
-        assert!(move_at_once(&backend, &backend, from as u64, to as u64, len as u64));
+        assert!(move_at_once(&disk, &disk, from as u64, to as u64, len as u64));
         image.copy_within(from..from + len, to);
-        assert!(bytes(&backend, 0, image.len()) == image, "{from} {to} {len}");
+        assert!(bytes(&disk, 0, image.len()) == image, "{from} {to} {len}");
     }
     // Zeroes over zeroes take no memory, and have been written.
-    let before = own_pages(&backend);
-    let probe = || backend.execute(&mut Op::Probe { offset: 4 << 20, len: 65536 });
+    let before = own_pages(&disk);
+    let probe = || disk.execute(&mut Op::Probe { offset: 4 << 20, len: 65536 });
     assert!(matches!(probe(), Err(DiskError::Deallocated)));
-    assert!(move_at_once(&backend, &backend, 1 << 20, 4 << 20, 65536));
-    assert_eq!(own_pages(&backend), before);
+    assert!(move_at_once(&disk, &disk, 1 << 20, 4 << 20, 65536));
+    assert_eq!(own_pages(&disk), before);
     assert!(probe().is_ok());
     for (from, to) in [((8 << 20) - 511, 0), (0, (8 << 20) - 511), (u64::MAX, 0), (0, u64::MAX)] {
-        assert!(!move_at_once(&backend, &backend, from, to, 512), "{from} {to}");
+        assert!(!move_at_once(&disk, &disk, from, to, 512), "{from} {to}");
     }
     let protected = MemoryDisk::new(8 << 20).expect("the memory is there").protected(true);
-    assert!(!move_at_once(&protected, &backend, 0, 0, 512));
-    assert!(bytes(&backend, 0, image.len()) == image);
+    assert!(!move_at_once(&protected, &disk, 0, 0, 512));
+    assert!(bytes(&disk, 0, image.len()) == image);
 }
 
 /// A page of zeroes that is left alone parts what is moved in two, but not where source and destination overlap: there
@@ -110,19 +109,18 @@ fn moves_at_once_what_it_can() {
 fn pages_of_zeroes_in_what_overlaps() {
     let pages = |fill: &[u8]| -> Vec<u8> { fill.iter().flat_map(|byte| [*byte; 4096]).collect() };
     for (from, to, expected) in [(0, 2, [1, 2, 1, 2, 0, 3, 0, 5]), (2, 0, [0, 3, 0, 4, 0, 4, 0, 5])] {
-        let backend = MemoryDisk::with_huge_pages(8 * 4096, HugePages::Off).expect("the memory is there");
+        let disk = MemoryDisk::with_huge_pages(8 * 4096, HugePages::Off).expect("the memory is there");
         let before = pages(&[1, 2, 0, 3, 0, 4, 0, 5]);
-        backend
-            .execute(&mut Op::Write { offset: 0, buf: pool(before), fua: false })
+        disk.execute(&mut Op::Write { offset: 0, buf: pool(before), fua: false })
             .expect("the write succeeds");
-        assert!(move_at_once(&backend, &backend, from * 4096, to * 4096, 4 * 4096));
-        assert!(bytes(&backend, 0, 8 * 4096) == pages(&expected), "{from} to {to}");
+        assert!(move_at_once(&disk, &disk, from * 4096, to * 4096, 4 * 4096));
+        assert!(bytes(&disk, 0, 8 * 4096) == pages(&expected), "{from} to {to}");
     }
     // Side by side is not overlapping: zeroes over zeroes cost nothing.
-    let backend = MemoryDisk::new(8 << 20).expect("the memory is there");
+    let disk = MemoryDisk::new(8 << 20).expect("the memory is there");
     for (from, to) in [(0, 65536), (65536, 0)] {
-        assert!(move_at_once(&backend, &backend, from, to, 65536));
-        assert_eq!(own_pages(&backend), 0, "{from} to {to}");
+        assert!(move_at_once(&disk, &disk, from, to, 65536));
+        assert_eq!(own_pages(&disk), 0, "{from} to {to}");
     }
 }
 
@@ -147,19 +145,19 @@ fn only_pages_with_data_cost_something() {
 /// They cost nothing where nothing is, and take the place of what is there.
 #[test]
 fn nothing_is_moved_over_data() {
-    let backend = MemoryDisk::new(4 * HUGE as u64).expect("the memory is there");
+    let disk = MemoryDisk::new(4 * HUGE as u64).expect("the memory is there");
     let huge = HUGE as u64;
-    backend.execute(&mut write(0, 2 * HUGE)).expect("the write succeeds");
-    let before = own_pages(&backend);
+    disk.execute(&mut write(0, 2 * HUGE)).expect("the write succeeds");
+    let before = own_pages(&disk);
     for (to, len) in [(8192, 65536), (huge - 4096, 8192), (100, 700), (2 * huge - 4096, 8192)] {
-        assert!(move_at_once(&backend, &backend, 3 * huge, to, len));
-        assert!(bytes(&backend, to, len as usize).iter().all(|byte| *byte == 0), "{to}");
+        assert!(move_at_once(&disk, &disk, 3 * huge, to, len));
+        assert!(bytes(&disk, to, len as usize).iter().all(|byte| *byte == 0), "{to}");
         for kept in [to - 1, to + len].into_iter().filter(|at| *at < 2 * huge) {
-            assert_eq!(bytes(&backend, kept, 1), [7]);
+            assert_eq!(bytes(&disk, kept, 1), [7]);
         }
-        assert!(allocated(&backend, to, len));
+        assert!(allocated(&disk, to, len));
     }
-    assert_eq!(own_pages(&backend), before);
+    assert_eq!(own_pages(&disk), before);
 }
 
 fn moves(from: SharedDisk, pieces: Pieces, at: u64) -> Op {
@@ -208,17 +206,17 @@ fn on_huge_pages_or_not() {
 fn discards_zero_their_range_and_no_more() {
     const LEN: usize = 3 * HUGE + 5000;
     for huge_pages in [HugePages::Auto, HugePages::Off] {
-        let backend = MemoryDisk::with_huge_pages(LEN as u64, huge_pages).expect("the memory is there");
+        let disk = MemoryDisk::with_huge_pages(LEN as u64, huge_pages).expect("the memory is there");
         let cuts =
             [0, 1, 100, 4095, 4096, 4097, HUGE - 4096, HUGE - 1, HUGE, HUGE + 513, 2 * HUGE, LEN - 7, LEN];
         for (n, from) in cuts.iter().enumerate() {
             for to in &cuts[n..] {
                 let mut fill = Op::Write { offset: 0, buf: pool(vec![7; LEN]), fua: false };
-                backend.execute(&mut fill).expect("the write succeeds");
+                disk.execute(&mut fill).expect("the write succeeds");
                 let mut discard = Op::Discard { offset: *from as u64, len: (to - from) as u64 };
-                backend.execute(&mut discard).expect("the discard succeeds");
+                disk.execute(&mut discard).expect("the discard succeeds");
                 let mut read = Op::Read { offset: 0, buf: pool(vec![1; LEN]) };
-                backend.execute(&mut read).expect("the read succeeds");
+                disk.execute(&mut read).expect("the read succeeds");
                 let Some(IoBuf::Pool(bytes)) = read.into_buf() else { panic!("no buffer") };
                 let mut expected = vec![7; LEN];
                 expected[*from..*to].fill(0);
@@ -231,27 +229,27 @@ fn discards_zero_their_range_and_no_more() {
 /// Discards of what was never written cost nothing, however they lie.
 #[test]
 fn a_discard_of_nothing_costs_nothing() {
-    let backend = MemoryDisk::new(8 << 20).expect("the memory is there");
+    let disk = MemoryDisk::new(8 << 20).expect("the memory is there");
     for (offset, len) in [(0, 8 << 20), (512, 512), (4000, 200), (100, 5 << 20), (4096, 512)] {
-        assert_eq!(own_pages_after(&backend, Op::Discard { offset, len }), 0);
+        assert_eq!(own_pages_after(&disk, Op::Discard { offset, len }), 0);
     }
 }
 
 /// The kernel does not take back what is locked.
 #[test]
 fn locked_pages_are_zeroed_in_place() {
-    let backend = MemoryDisk::with_huge_pages(1 << 20, HugePages::Off).expect("the memory is there");
-    backend.execute(&mut write(0, 1 << 20)).expect("the write succeeds");
-    let middle = backend.slice(8192, 8192).expect("it lies inside");
+    let disk = MemoryDisk::with_huge_pages(1 << 20, HugePages::Off).expect("the memory is there");
+    disk.execute(&mut write(0, 1 << 20)).expect("the write succeeds");
+    let middle = disk.slice(8192, 8192).expect("it lies inside");
     // SAFETY: it is our own memory, and no byte changes.
     if unsafe { libc::mlock(middle.ptr_guard().as_ptr().cast(), 8192) } != 0 {
         eprintln!("left out: {}", io::Error::last_os_error());
         return;
     }
-    assert_eq!(own_pages_after(&backend, Op::Discard { offset: 8192, len: 8192 }), 256);
+    assert_eq!(own_pages_after(&disk, Op::Discard { offset: 8192, len: 8192 }), 256);
     let mut expected = vec![7; 1 << 20];
     expected[8192..16384].fill(0);
-    assert!(bytes(&backend, 0, 1 << 20) == expected);
+    assert!(bytes(&disk, 0, 1 << 20) == expected);
 }
 
 /// Copying what was never written reads and writes no page, however its blocks lie.
@@ -270,9 +268,9 @@ fn a_copy_of_nothing_touches_no_page() {
     assert_eq!((mapped_pages(&source), mapped_pages(&target)), (0, 0));
 }
 
-fn own_pages_after(backend: &MemoryDisk, mut op: Op) -> usize {
-    backend.execute(&mut op).expect("the operation succeeds");
-    own_pages(backend)
+fn own_pages_after(disk: &MemoryDisk, mut op: Op) -> usize {
+    disk.execute(&mut op).expect("the operation succeeds");
+    own_pages(disk)
 }
 
 /// By whichever way a write comes; reads go on.
@@ -333,8 +331,8 @@ fn what_was_never_written_is_moved_for_nothing() {
     assert!(bytes.iter().all(|b| *b == 0));
 }
 
-fn allocated(backend: &MemoryDisk, offset: u64, len: u64) -> bool {
-    match backend.execute(&mut Op::Probe { offset, len }) {
+fn allocated(disk: &MemoryDisk, offset: u64, len: u64) -> bool {
+    match disk.execute(&mut Op::Probe { offset, len }) {
         Ok(_) => true,
         Err(DiskError::Deallocated) => false,
         Err(error) => panic!("{error}"),
@@ -360,13 +358,13 @@ fn what_is_copied_is_allocated() {
 /// A write and a discard of one page at once: whatever comes last, what was written is not said to be deallocated.
 #[test]
 fn a_write_that_meets_a_discard() {
-    let backend = MemoryDisk::new(64 << 10).expect("the memory is there");
+    let disk = MemoryDisk::new(64 << 10).expect("the memory is there");
     let meet = std::sync::Barrier::new(2);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..2000 {
                 meet.wait();
-                backend.execute(&mut Op::Discard { offset: 0, len: 8192 }).expect("it succeeds");
+                disk.execute(&mut Op::Discard { offset: 0, len: 8192 }).expect("it succeeds");
                 meet.wait();
             }
         });
@@ -374,14 +372,14 @@ fn a_write_that_meets_a_discard() {
             let value = 1 + (round % 255) as u8;
             meet.wait();
             let mut write = Op::Write { offset: 4096, buf: pool(vec![value; 512]), fua: false };
-            backend.execute(&mut write).expect("it succeeds");
+            disk.execute(&mut write).expect("it succeeds");
             meet.wait();
             let mut read = Op::Read { offset: 4096, buf: pool(vec![0xee; 512]) };
-            backend.execute(&mut read).expect("it succeeds");
+            disk.execute(&mut read).expect("it succeeds");
             let Some(IoBuf::Pool(bytes)) = read.into_buf() else { panic!("a read has a buffer") };
             let written = *bytes == [value; 512];
             assert!(written || bytes.contains(&0), "round {round}");
-            assert!(!written || allocated(&backend, 4096, 512), "round {round}");
+            assert!(!written || allocated(&disk, 4096, 512), "round {round}");
         }
     });
 }
@@ -390,7 +388,7 @@ fn a_write_that_meets_a_discard() {
 #[test]
 fn shared_by_workers() {
     let mut first = rig(1 << 20);
-    let shared = std::sync::Arc::clone(&first.backend);
+    let shared = std::sync::Arc::clone(&first.disk);
     std::thread::scope(|scope| {
         for n in 0..4u8 {
             let shared = std::sync::Arc::clone(&shared);

@@ -1,4 +1,4 @@
-//! One suite for every backend and engine: what an image promises, whatever it is made of.
+//! One suite for every disk and engine: what an image promises, whatever it is made of.
 
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -32,23 +32,23 @@ impl Random {
     }
 }
 
-/// A backend with an engine, and the turning of a worker's loop.
+/// A disk with an engine, and the turning of a worker's loop.
 pub(in crate::disk) struct Rig {
-    pub(in crate::disk) backend: SharedDisk,
+    pub(in crate::disk) disk: SharedDisk,
     pub(in crate::disk) engine: Lane,
     next: u64,
     done: HashMap<Tag, Done>,
 }
 
 impl Rig {
-    pub(in crate::disk) fn new(backend: impl Disk + 'static, engine: Lane) -> Self {
-        Rig { backend: Arc::new(backend), engine, next: 0, done: HashMap::new() }
+    pub(in crate::disk) fn new(disk: impl Disk + 'static, engine: Lane) -> Self {
+        Rig { disk: Arc::new(disk), engine, next: 0, done: HashMap::new() }
     }
 
     pub(in crate::disk) fn start(&mut self, op: Op) -> Tag {
         let tag = Tag(self.next);
         self.next += 1;
-        self.backend.start(tag, op, &mut self.engine);
+        self.disk.start(tag, op, &mut self.engine);
         let mut done = Vec::new();
         self.engine.take_done(&mut done);
         for completion in done {
@@ -260,7 +260,7 @@ fn random_operations(rig: &mut Rig, seed: u64) {
                     }
                     model[range.clone()].copy_from_slice(bytes);
                 }
-                // All backends tested here can punch holes.
+                // All disks tested here can punch holes.
                 What::Gone => model[range.clone()].fill(0),
                 What::Flushed => assert!(completion.buf.is_none()),
             }
@@ -270,8 +270,8 @@ fn random_operations(rig: &mut Rig, seed: u64) {
 }
 
 fn edges(rig: &mut Rig) {
-    assert_eq!(rig.backend.len(), LEN);
-    assert!(!rig.backend.is_empty() && !rig.backend.read_only());
+    assert_eq!(rig.disk.len(), LEN);
+    assert!(!rig.disk.is_empty() && !rig.disk.read_only());
     for offset in [0, 5, LEN] {
         rig.ok(Op::Read { offset, buf: pool(Vec::new()) });
         let write = Op::Write { offset, buf: guest(&[], &[1]), fua: true };
@@ -436,7 +436,7 @@ fn moved_and_dropped(rig: Rig) {
 
 /// What was written is allocated, by whole units; what was given back is not.
 fn allocation(rig: &mut Rig) {
-    let Some(unit) = rig.backend.allocation_unit() else {
+    let Some(unit) = rig.disk.allocation_unit() else {
         eprintln!("allocation is not tested: it is not known here");
         return;
     };
@@ -565,7 +565,7 @@ fn neighbours_in_one_block() {
                 scope.spawn(move || {
                     let mut rig =
                         Rig::new(MemoryDisk::new(1).expect("memory"), Lane::new(kind).expect("engine"));
-                    rig.backend = image;
+                    rig.disk = image;
                     for round in 0..20 {
                         // Each has every third sector; all of them lie in few blocks.
                         let tags: Vec<Tag> = (0..24)
@@ -620,10 +620,9 @@ fn read_only_images_refuse_writes() {
     let bytes = Random(3).bytes(LEN as usize);
     std::fs::write(&path, &bytes).expect("the image is written");
     for kind in engines() {
-        let backend = FileDisk::open(FileOptions { read_only: true, ..FileOptions::new(&path) });
-        let mut rig =
-            Rig::new(backend.expect("the image opens"), Lane::new(kind).expect("the engine starts"));
-        assert!(rig.backend.read_only());
+        let disk = FileDisk::open(FileOptions { read_only: true, ..FileOptions::new(&path) });
+        let mut rig = Rig::new(disk.expect("the image opens"), Lane::new(kind).expect("the engine starts"));
+        assert!(rig.disk.read_only());
         let writes = [
             Op::Write { offset: 0, buf: pool(vec![0; 512]), fua: false },
             Op::WriteZeroes { offset: 0, len: 512, unmap: true, fua: false },
@@ -698,9 +697,8 @@ fn transfers_beyond_two_gib() {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| folder());
         let path = folder.path().join("image");
         let len = (PIECE * COUNT) as u64;
-        let backend = FileDisk::open(FileOptions { size: Some(len + 4096), ..FileOptions::new(&path) });
-        let mut rig =
-            Rig::new(backend.expect("the image opens"), Lane::new(kind).expect("the engine starts"));
+        let disk = FileDisk::open(FileOptions { size: Some(len + 4096), ..FileOptions::new(&path) });
+        let mut rig = Rig::new(disk.expect("the image opens"), Lane::new(kind).expect("the engine starts"));
         let last = Random(5).bytes(PIECE);
         rig.ok(Op::Write { offset: len - PIECE as u64 + 512, buf: pool(last.clone()), fua: false });
         let guest = Guest::new(0, PIECE as u64);
@@ -779,7 +777,7 @@ fn an_image_that_keeps_its_blocks() {
     }
 }
 
-/// What is done through a backend is in the file, and the other way round.
+/// What is done through a disk is in the file, and the other way round.
 #[test]
 fn the_file_is_the_image() {
     for kind in engines() {

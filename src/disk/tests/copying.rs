@@ -100,7 +100,7 @@ impl Pair {
     }
 
     fn start(&mut self, image: usize, op: Op) -> Tag {
-        self.rig.backend = Arc::clone(&self.images[image]);
+        self.rig.disk = Arc::clone(&self.images[image]);
         self.rig.start(op)
     }
 
@@ -119,8 +119,8 @@ impl Pair {
     }
 
     fn read(&mut self, image: usize) -> Vec<u8> {
-        self.rig.backend = Arc::clone(&self.images[image]);
-        let len = self.rig.backend.len() as usize;
+        self.rig.disk = Arc::clone(&self.images[image]);
+        let len = self.rig.disk.len() as usize;
         self.rig.read(0, len)
     }
 
@@ -613,7 +613,7 @@ fn read_and_written() {
         };
         let memory: SharedDisk = Arc::new(MemoryDisk::new(LEN).expect("the memory is there"));
         let op = copy(&pair, 0, &[(0, 10)], 0, 10);
-        pair.rig.backend = Arc::clone(&memory);
+        pair.rig.disk = Arc::clone(&memory);
         let tag = pair.rig.start(op);
         let done = pair.rig.finish(tag);
         assert!(is_no_way(&done.result) && done.buf.is_some());

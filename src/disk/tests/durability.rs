@@ -102,11 +102,11 @@ impl Run {
             cache,
             ..FileOptions::new(folder.path().join("image"))
         };
-        let backend = FileDisk::open(options).expect("the image opens");
+        let disk = FileDisk::open(options).expect("the image opens");
         let engine = Lane::new(kind).expect("the engine starts");
         let fresh = Sector { history: vec![0], completed: 0, durable: 0 };
         Run {
-            rig: Rig::new(backend, engine),
+            rig: Rig::new(disk, engine),
             log,
             sectors: vec![fresh; SECTORS as usize],
             flying: Vec::new(),
@@ -131,7 +131,7 @@ impl Run {
             self.sectors[to + n].history.push(value);
         }
         let bytes = |sectors: usize| (sectors * SECTOR) as u64;
-        let image = Arc::clone(&self.rig.backend);
+        let image = Arc::clone(&self.rig.disk);
         let op = copy_op(image, bytes(from), bytes(to), bytes(count), How::Offload);
         let tag = self.rig.start(op);
         self.flying.push(Flying { tag, sectors: target, source, effect: Effect::Change { fua: false } });
@@ -341,7 +341,7 @@ fn flushes_are_shared() {
             .map(|_| {
                 let any = MemoryDisk::new(1).expect("the memory is there");
                 let mut rig = Rig::new(any, Lane::new(kind).expect("the engine starts"));
-                rig.backend = Arc::clone(&image);
+                rig.disk = Arc::clone(&image);
                 rig
             })
             .collect();
@@ -398,7 +398,7 @@ fn each_kind_of_sync_covers_its_own() {
         run.rig.ok(write(512, 5, false));
         assert!(losable(&run, 512, 5));
         run.rig.ok(Op::Flush);
-        let source = Arc::clone(&run.rig.backend);
+        let source = Arc::clone(&run.rig.disk);
         let (from, offset, how) = (512, 8192, How::Offload);
         run.rig.ok(copy_op(source, from, offset, 512, how));
         assert!(losable(&run, 8192, 5), "a copy is a write");
@@ -434,9 +434,9 @@ fn the_kernel_is_told_to_sync() {
     let path = folder.path().join("image");
     for kind in engines() {
         let options = FileOptions { size: Some(1 << 20), ..FileOptions::new(&path) };
-        let backend = FileDisk::open(options).expect("the image opens");
+        let disk = FileDisk::open(options).expect("the image opens");
         let file = std::fs::File::open(&path).expect("it opens for reading");
-        let mut rig = Rig::new(backend, Lane::new(kind).expect("the engine starts"));
+        let mut rig = Rig::new(disk, Lane::new(kind).expect("the engine starts"));
         let write = |fua| Op::Write { offset: 0, buf: pool(vec![1; 1 << 20]), fua };
         let zeroes = Op::WriteZeroes { offset: 100, len: 100, unmap: false, fua: true };
         // Background writeback may clean pages too, but not all of them at once within a moment.
@@ -454,7 +454,7 @@ fn the_kernel_is_told_to_sync() {
         assert_eq!(dirty_pages(&file), Some(0), "{kind}: FUA");
         rig.ok(zeroes);
         assert_eq!(dirty_pages(&file), Some(0), "{kind}: FUA of zeroes");
-        let source = Arc::clone(&rig.backend);
+        let source = Arc::clone(&rig.disk);
         let copy = copy_op(source, 0, 1 << 19, 1 << 19, How::Offload);
         rig.ok(copy);
         rig.ok(Op::Flush);

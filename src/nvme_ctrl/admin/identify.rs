@@ -97,8 +97,7 @@ fn identify_controller(ctl: &Ctl<'_>) -> IdentifyController {
     id.elpe = ELPE;
     id.wctemp = WCTEMP.into();
     id.cctemp = 373.into();
-    id.tnvmcap =
-        ctl.shared.namespaces.load().iter().map(|ns| u128::from(ns.backend.len())).sum::<u128>().into();
+    id.tnvmcap = ctl.shared.namespaces.load().iter().map(|ns| u128::from(ns.disk.len())).sum::<u128>().into();
     id.kas = 10.into(); // in units of 100 ms: 1 s
     id.sqes = 0x66;
     id.cqes = 0x44;
@@ -140,10 +139,10 @@ fn identify_namespace(ns: &Namespace, is_shared: bool) -> IdentifyNamespace {
         id.npdg = u16::try_from(blocks - 1).unwrap_or(u16::MAX).into();
         id.npda = id.npdg;
     }
-    if ns.backend.unmaps() {
+    if ns.disk.unmaps() {
         id.dlfeat = 1 | 1 << 3; // deallocated blocks read as zeroes; Write Zeroes may deallocate
     }
-    id.nvmcap = u128::from(ns.backend.len()).into();
+    id.nvmcap = u128::from(ns.disk.len()).into();
     id.mssrl = facts.copy.mssrl.into();
     id.mcl = facts.copy.mcl.into();
     id.msrc = facts.copy.msrc;

@@ -43,7 +43,7 @@ pub fn now<'a>(context: Context<'a>, sqe: &Sqe, may_try: bool) -> Option<Now<'a>
         _ => return None,
     };
     let ns = &**namespaces.get(sqe.nsid.get()).ok()?;
-    let how = match ns.backend.inline() {
+    let how = match ns.disk.inline() {
         Inline::Immediate(disk) => At::Once(disk),
         Inline::Cached(disk) if may_try && direction == Direction::Read && disk.is_worth_a_try() => {
             At::Cache(disk)

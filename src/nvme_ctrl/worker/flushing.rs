@@ -19,7 +19,7 @@ impl Core {
         self.flushing = Some(Flushing { id, token, left, ok: true });
         for (part, ns) in (0..).zip(namespaces.iter()) {
             let tag = slots::tag(id, part);
-            ns.backend.start(tag, Op::Flush, &mut self.lane);
+            ns.disk.start(tag, Op::Flush, &mut self.lane);
         }
     }
 

@@ -70,7 +70,7 @@ impl Core {
         let issue: &mut Issue<'_> = &mut |part, ns, op| {
             let tag = tag(index, part);
             work.charge_op(ns, &op);
-            ns.backend.start(tag, op, lane);
+            ns.disk.start(tag, op, lane);
         };
         match command.task.poll(&self.shared, work, issue) {
             Some(outcome) if self.off_bus && !command.orphan => {
