@@ -5,7 +5,7 @@
 //! 3. [`Checked::decode`], then [`plan`]: all the other checks. A refused command has changed nothing.
 //! 4. [`CopyTask`]: a state machine without I/O. `poll` hands out operations, `done` takes completions.
 //!
-//! Which way the bytes go is decided for each run of ranges (ladder.rs), how large the segments are that go
+//! Which way the bytes go is decided for each run of ranges (selection.rs), how large the segments are that go
 //! there and how many at once in one place (execute/pace.rs), and what must wait for what when sources and
 //! destination overlap (order.rs, which knows from the list alone what must be held in memory meanwhile).
 //!
@@ -27,11 +27,11 @@ mod capabilities;
 mod checks;
 mod cut;
 mod execute;
-mod ladder;
 mod order;
 mod plan;
 mod probe;
 mod range;
+mod selection;
 mod ways;
 
 #[cfg(test)]
@@ -43,6 +43,6 @@ pub use bounce::Bounce;
 pub use capabilities::Capabilities;
 pub use checks::{Check, TABLE};
 pub use execute::{CopyTask, ExecOptions, Outcome};
-pub use ladder::best_way;
 pub use plan::{Checked, CopyPlan, PlannedRange, Reject, check_command, plan};
 pub use range::{OCFS, SourceRange, Tags, list_len};
+pub use selection::best_method;

@@ -103,7 +103,7 @@ fn line(config: &NsConfig, namespace: &Namespace, created: bool) -> String {
         Drive::Memory { .. } => String::new(),
         Drive::File { .. } => format!(", cache={}", config.cache.word()),
     };
-    let way = copy::best_way(namespace);
+    let way = copy::best_method(namespace);
     format!(
         "namespace {nsid}: {name}{created}, {len} bytes in blocks of {block}{readonly}{cache}, mssrl={mssrl}, mcl={mcl}, \
          msrc={msrc}; Copy within it by {way}"

@@ -1,4 +1,4 @@
-//! Runs a plan: by shortcuts where the ladder has them, else by reading into bounce buffers and writing them out. A
+//! Runs a plan: by shortcuts where there are any, else by reading into bounce buffers and writing them out. A
 //! state machine without I/O.
 //!
 //! How large a segment is and whether one more may start is asked in pace.rs alone; what comes next, of stages.rs; what
@@ -20,9 +20,9 @@ use std::sync::Arc;
 
 use super::bounce::{Bounce, Pool};
 use super::cut::{Piece, Stretch, one_source, piece};
-use super::ladder::{Ladder, Span, Way};
 use super::plan::{CopyPlan, PlannedRange, Reject};
 use super::probe::Probes;
+use super::selection::{Choice, Selection, Span};
 use crate::block::Direction;
 use crate::disk::{Buffer, DiskError, How, IoBuf, Op, Pieces};
 use crate::namespace::Namespace;
@@ -46,13 +46,13 @@ pub use pace::ExecOptions;
 /// [`order`](super::order) holds, only memory is moved directly, and nothing is relayed, because writes wait for the
 /// reads of segments before them.
 ///
-/// A shortcut that is refused changes nothing, and its stretch is copied by the next rung of the ladder. One that fails
+/// A shortcut that is refused changes nothing, and its stretch is copied by what is chosen next. One that fails
 /// does not say whether its source or its destination is at fault: the stretch is bounced, which succeeds or tells.
 #[derive(Debug)]
 pub struct CopyTask {
     plan: CopyPlan,
     pace: Pace,
-    ladder: Ladder,
+    selection: Selection,
     /// Where a source has DULBE enabled: every range is asked for before anything else starts.
     probes: Option<Probes>,
     stages: Stages,
@@ -82,9 +82,9 @@ impl CopyTask {
     /// now and whenever it is tried again. Fast Copy Not Possible: it was when the plan was made, and has been refused to
     /// another Copy since.
     pub fn new(plan: CopyPlan, options: ExecOptions, bounce: &Bounce) -> Result<Self, Reject> {
-        let ladder = Ladder::new(&plan);
-        let pace = Pace::new(options, &plan, &ladder, bounce);
-        let stages = Stages::new(&plan, &ladder);
+        let selection = Selection::new(&plan);
+        let pace = Pace::new(options, &plan, &selection, bounce);
+        let stages = Stages::new(&plan, &selection);
         if stages.most_held() > bounce.most_held() {
             return Err(Reject {
                 status: Status::INSUFFICIENT_RESOURCES.dnr(),
@@ -105,10 +105,10 @@ impl CopyTask {
             parts: Parts::default(),
             pool: Pool::new(bounce, pace.budget()),
             starved: false,
-            verdict: Verdict::new(&plan, stages.is_one_write(&ladder, &pace)),
+            verdict: Verdict::new(&plan, stages.is_one_write(&selection, &pace)),
             finished: false,
             stages,
-            ladder,
+            selection,
             pace,
             plan,
         })
@@ -195,7 +195,7 @@ impl CopyTask {
     /// Does a poll spend the poller's own time on moving bytes (some 50 us at most)? Such tasks take turns with all
     /// other work of a worker.
     pub fn moves_memory(&self) -> bool {
-        self.ladder.any_memory()
+        self.selection.any_memory()
     }
 
     /// Is there nothing left to do but to be polled for the outcome?
@@ -248,7 +248,7 @@ impl CopyTask {
             writable => writable,
         };
         let (slot, to, buf) = self.segments.next_write(writable)?;
-        if self.ladder.is_memory(self.plan.dst_ns.nsid, true) {
+        if self.selection.is_memory(self.plan.dst_ns.nsid, true) {
             self.pace.spend(to.len());
         }
         let part = self.parts.begin(Part::Write { slot, to });
@@ -266,7 +266,7 @@ impl CopyTask {
         match self.segments.next_read(&self.plan) {
             Ok(next) => {
                 let (slot, Piece { ns, offset, to }, buf) = next?;
-                if self.ladder.is_memory(ns.nsid, false) {
+                if self.selection.is_memory(ns.nsid, false) {
                     self.pace.spend(to.len());
                 }
                 let part = self.parts.begin(Part::Read { slot, to });
@@ -287,14 +287,14 @@ impl CopyTask {
         }
         let next = self.next()?;
         if let Some(at) = next.slow_fco(&self.plan) {
-            // The way was refused meanwhile, for another stretch.
+            // The choice was refused meanwhile, for another stretch.
             self.fail(at, Status::FAST_COPY_NOT_POSSIBLE.dnr());
             return None;
         }
-        match next.way {
-            Way::Direct(how) => self.start_direct(how, next, submit),
-            Way::Bounce if !self.may_bounce(&next) => None,
-            Way::Bounce => match self.relayable(next.to) {
+        match next.choice {
+            Choice::Direct(how) => self.start_direct(how, next, submit),
+            Choice::Bounce if !self.may_bounce(&next) => None,
+            Choice::Bounce => match self.relayable(next.to) {
                 Some((ns, pieces)) => self.start_relay(next, &ns, pieces, submit),
                 None => {
                     self.open(next)?;
@@ -306,7 +306,7 @@ impl CopyTask {
 
     fn next(&mut self) -> Option<Next> {
         let idle = self.parts.is_empty() && self.segments.is_empty();
-        let next = self.stages.next(&self.plan, &self.ladder, &self.pace, &mut self.pool, idle);
+        let next = self.stages.next(&self.plan, &self.selection, &self.pace, &mut self.pool, idle);
         next.unwrap_or_else(|NoMemory| {
             self.starved = true;
             None
@@ -318,7 +318,7 @@ impl CopyTask {
         if next.held {
             return self.pace.may_hold(bytes, in_flight);
         }
-        self.pace.may_bounce(bytes, in_flight, &self.pool, &self.ladder)
+        self.pace.may_bounce(bytes, in_flight, &self.pool, &self.selection)
     }
 
     /// In one operation without a buffer.
@@ -345,7 +345,7 @@ impl CopyTask {
     /// The source of a stretch and what to read there, if it can be relayed: all of it from one source.
     fn relayable(&self, to: Stretch) -> Option<(Arc<Namespace>, Pieces)> {
         let first = piece(&self.plan, to.start, to.end)?;
-        if !self.ladder.relays(first.ns.nsid) || !self.stages.is_free() {
+        if !self.selection.relays(first.ns.nsid) || !self.stages.is_free() {
             return None;
         }
         let (ns, pieces) = one_source(&self.plan, to)?;
@@ -368,7 +368,7 @@ impl CopyTask {
             from: ns.disk.clone(),
             pieces,
             at: self.plan.dst.offset + to.start,
-            how: How::ReadWrite { or_kernel: self.ladder.may_offload() },
+            how: How::ReadWrite { or_kernel: self.selection.may_offload() },
             buf: Some(IoBuf::Pool(buf)),
             durable: self.verdict.writes_are_durable(&self.plan),
         };
@@ -422,7 +422,7 @@ impl CopyTask {
         match result {
             Ok(()) => self.verdict.written(&self.plan, to),
             Err(DiskError::NoWay) => {
-                self.ladder.refuse(nsid, How::ReadWrite { or_kernel: false });
+                self.selection.refuse(nsid, How::ReadWrite { or_kernel: false });
                 self.stages.bounce(to);
             }
             Err(error) => {
@@ -436,11 +436,11 @@ impl CopyTask {
         let fco = self.plan.ranges_in(to).find(|range| range.fco).map(|range| range.at.max(to.start));
         if matches!(error, DiskError::NoWay) {
             if let Some(piece) = piece(&self.plan, to.start, to.end) {
-                self.ladder.refuse(piece.ns.nsid, how);
+                self.selection.refuse(piece.ns.nsid, how);
             }
             match fco {
                 Some(at) => self.fail(at, Status::FAST_COPY_NOT_POSSIBLE.dnr()),
-                None => self.stages.retry(to, &self.plan, &self.ladder),
+                None => self.stages.retry(to, &self.plan, &self.selection),
             }
         } else if how == How::MemMove || fco.is_some() {
             self.fail(to.start, status::image(error, Direction::Write));

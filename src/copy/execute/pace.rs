@@ -1,8 +1,8 @@
 //! How large a segment is and how much may be under way at once: all numbers of that kind, and what they are for.
 
 use crate::copy::bounce::{Bounce, Pool};
-use crate::copy::ladder::{Ladder, Way};
 use crate::copy::plan::CopyPlan;
+use crate::copy::selection::{Choice, Selection};
 use crate::disk::How;
 
 /// Bounds of one Copy in execution.
@@ -95,10 +95,10 @@ pub(super) struct Pace {
 
 impl Pace {
     /// `options` as they are asked for.
-    pub fn new(options: ExecOptions, plan: &CopyPlan, ladder: &Ladder, bounce: &Bounce) -> Self {
+    pub fn new(options: ExecOptions, plan: &CopyPlan, selection: &Selection, bounce: &Bounce) -> Self {
         let (block, is_direct) = (plan.dst_ns.facts.block_size(), plan.dst_ns.disk.is_direct());
         let ExecOptions { segment_bytes: mut segment, mut window, budget } = options.effective(block, bounce);
-        if ladder.any_memory() {
+        if selection.any_memory() {
             segment = segment.min(SLICE);
             window = window.max(MEMORY_WINDOW);
         } else if is_direct {
@@ -114,13 +114,13 @@ impl Pace {
     }
 
     /// Bytes at most of the next segment that goes this way, where the order is free.
-    pub fn segment(&self, way: Way, ladder: &Ladder) -> u64 {
-        match way {
-            Way::Direct(How::MemMove) => SLICE,
-            Way::Direct(How::Reflink) => REFLINK_SEGMENT,
-            Way::Direct(How::Offload) => OFFLOAD_SEGMENT,
-            Way::Bounce if ladder.relays_all() => self.relay,
-            Way::Direct(How::ReadWrite { .. }) | Way::Bounce => self.segment,
+    pub fn segment(&self, choice: Choice, selection: &Selection) -> u64 {
+        match choice {
+            Choice::Direct(How::MemMove) => SLICE,
+            Choice::Direct(How::Reflink) => REFLINK_SEGMENT,
+            Choice::Direct(How::Offload) => OFFLOAD_SEGMENT,
+            Choice::Bounce if selection.relays_all() => self.relay,
+            Choice::Direct(How::ReadWrite { .. }) | Choice::Bounce => self.segment,
         }
     }
 
@@ -156,13 +156,13 @@ impl Pace {
 
     /// May one more segment of so many bytes be bounced? Always with nothing in flight, for then no completion would
     /// come after which to ask again.
-    pub fn may_bounce(&self, bytes: u64, in_flight: u32, pool: &Pool, ladder: &Ladder) -> bool {
+    pub fn may_bounce(&self, bytes: u64, in_flight: u32, pool: &Pool, selection: &Selection) -> bool {
         let (held, most) = match () {
             () if self.is_direct => (pool.held_by_all(), DIRECT_AHEAD.min(self.budget)),
             // One at a time: two would keep two processors busy, and the other commands are left one.
             () if pool.is_crowded() => (pool.held(), self.segment),
             // Threads do them: two at a time keep two processors busy.
-            () if ladder.relays_all() => (pool.held(), 2 * self.relay),
+            () if selection.relays_all() => (pool.held(), 2 * self.relay),
             () => (pool.held(), AHEAD),
         };
         in_flight == 0 || held.saturating_add(bytes) <= most
@@ -180,31 +180,31 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// Of 64 blocks from `source` to `dst`.
-    fn pace(source: Namespace, dst: Namespace, options: ExecOptions) -> (Pace, Ladder) {
+    fn pace(source: Namespace, dst: Namespace, options: ExecOptions) -> (Pace, Selection) {
         let len = 64 * source.facts.block_size();
         let plan = copy_of(source, dst, &[(0, len)], false);
-        let ladder = Ladder::new(&plan);
-        (Pace::new(options, &plan, &ladder, &Bounce::default()), ladder)
+        let selection = Selection::new(&plan);
+        (Pace::new(options, &plan, &selection, &Bounce::default()), selection)
     }
 
     fn with(shortcuts: Ways) -> Namespace {
         special(1, 64, 9, shortcuts, CopyPolicy::default())
     }
 
-    fn relayed() -> (Pace, Ladder) {
+    fn relayed() -> (Pace, Selection) {
         pace(namespace(2, 64, 9), with(Ways { read_write: true, ..Ways::default() }), ExecOptions::default())
     }
 
-    fn in_memory(dst: Namespace) -> (Pace, Ladder) {
+    fn in_memory(dst: Namespace) -> (Pace, Selection) {
         let memory = Ways { memmove: true, ..Ways::default() };
         pace(special(2, 64, 9, memory, CopyPolicy::default()), dst, ExecOptions::default())
     }
 
     /// More is held, until one more segment of so many bytes may not be bounced; how much may be held.
-    fn most(bytes: u64, (pace, ladder): &(Pace, Ladder), bounce: &Bounce) -> u64 {
+    fn most(bytes: u64, (pace, selection): &(Pace, Selection), bounce: &Bounce) -> u64 {
         let mut pool = Pool::new(bounce, 16 * MIB);
-        while pace.may_bounce(bytes, 1, &pool, ladder) && pool.reserve(bytes).is_some() {}
-        assert!(pace.may_bounce(bytes, 0, &pool, ladder), "with nothing in flight it may always");
+        while pace.may_bounce(bytes, 1, &pool, selection) && pool.reserve(bytes).is_some() {}
+        assert!(pace.may_bounce(bytes, 0, &pool, selection), "with nothing in flight it may always");
         pool.held()
     }
 
@@ -229,36 +229,39 @@ mod tests {
     fn every_way_has_its_segment() {
         let plain = pace(namespace(2, 64, 9), namespace(1, 64, 9), ExecOptions::default());
         let past_the_cache = pace(namespace(2, 64, 9), direct(1, 64, 9), ExecOptions::default());
-        for ((pace, ladder), bounced) in [
+        for ((pace, selection), bounced) in [
             (plain, 256 * KIB),
             (past_the_cache, MIB),
             (relayed(), MIB),
             (in_memory(namespace(1, 64, 9)), 128 * KIB),
             (in_memory(direct(1, 64, 9)), 128 * KIB),
         ] {
-            assert_eq!(pace.segment(Way::Bounce, &ladder), if ladder.relays_all() { MIB } else { bounced });
+            assert_eq!(
+                pace.segment(Choice::Bounce, &selection),
+                if selection.relays_all() { MIB } else { bounced }
+            );
             for (how, bytes) in
                 [(How::MemMove, 128 * KIB), (How::Reflink, 256 * MIB), (How::Offload, 16 * MIB)]
             {
-                assert_eq!(pace.segment(Way::Direct(how), &ladder), bytes);
+                assert_eq!(pace.segment(Choice::Direct(how), &selection), bytes);
             }
         }
     }
 
     #[test]
     fn a_refused_relay_makes_segments_small_again() {
-        let (pace, mut ladder) = relayed();
-        ladder.refuse(2, How::ReadWrite { or_kernel: true });
-        assert_eq!(pace.segment(Way::Bounce, &ladder), 256 * KIB);
-        assert_eq!(most(256 * KIB, &(pace, ladder), &Bounce::default()), MIB);
+        let (pace, mut selection) = relayed();
+        selection.refuse(2, How::ReadWrite { or_kernel: true });
+        assert_eq!(pace.segment(Choice::Bounce, &selection), 256 * KIB);
+        assert_eq!(most(256 * KIB, &(pace, selection), &Bounce::default()), MIB);
     }
 
     /// Two fit into the budget, in whole blocks.
     #[test]
     fn large_segments_shrink_with_the_budget() {
         let tight = ExecOptions { budget: 1_000_000, ..ExecOptions::default() };
-        let (pace, ladder) = pace(namespace(2, 64, 12), direct(1, 64, 12), tight);
-        assert_eq!(pace.segment(Way::Bounce, &ladder), 500_000 / 4096 * 4096);
+        let (pace, selection) = pace(namespace(2, 64, 12), direct(1, 64, 12), tight);
+        assert_eq!(pace.segment(Choice::Bounce, &selection), 500_000 / 4096 * 4096);
         assert_eq!(pace.ordered_segment(), 500_000 / 4096 * 4096);
     }
 

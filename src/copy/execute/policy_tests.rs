@@ -8,9 +8,9 @@ use super::tests::{BLOCK, Dice, Images, images};
 use super::{CopyTask, ExecOptions, Outcome};
 use crate::copy::Capabilities;
 use crate::copy::bounce::Bounce;
-use crate::copy::ladder::best_way;
 use crate::copy::plan::{CopyPlan, PlannedRange, check_command, plan};
 use crate::copy::range::SourceRange;
+use crate::copy::selection::best_method;
 use crate::copy::testing::{command, special};
 use crate::disk::{DiskError, How, IoBuf, Op, Ways};
 use crate::namespace::{CopyPolicy, Method, Namespaces, Overlap};
@@ -48,7 +48,7 @@ impl Case {
     }
 
     /// Two runs from namespace 2, 400 and 20 blocks, the first of them aligned in the middle.
-    fn ladder(method: Method, shortcuts: Ways) -> Self {
+    fn by(method: Method, shortcuts: Ways) -> Self {
         Self {
             policy: CopyPolicy { method, ..CopyPolicy::default() },
             shortcuts,
@@ -700,7 +700,7 @@ fn spdk_fault_8_dw0_is_true_in_the_middle() {
 /// SPDK: every failure is an Internal Error. Here a medium's fault is one.
 #[test]
 fn spdk_fault_1_a_media_error_keeps_its_name() {
-    let case = Case::ladder(Method::Auto, Ways::default());
+    let case = Case::by(Method::Auto, Ways::default());
     for step in 0..good(&case).operations {
         let seen = run(&case, 3, &Trouble { fail: vec![step], ..Trouble::default() });
         let status = seen.outcome.expect("ran").status;
@@ -712,7 +712,7 @@ fn spdk_fault_1_a_media_error_keeps_its_name() {
 #[test]
 fn spdk_fault_5_fua_is_kept_by_every_method() {
     for shortcuts in [Ways::default(), Ways { memmove: true, ..Ways::default() }, by_the_file_system()] {
-        good(&Case { fua: true, ..Case::ladder(Method::Auto, shortcuts) });
+        good(&Case { fua: true, ..Case::by(Method::Auto, shortcuts) });
         let case = Case::overlapping(Overlap::Snapshot, 100, &[(104, 4), (100, 4), (90, 20)]);
         good(&Case { fua: true, shortcuts, ..case });
     }
@@ -833,7 +833,7 @@ fn by_the_file_system() -> Ways {
 fn rungs() {
     let all = by_the_file_system();
     let tally = |method, shortcuts| {
-        let seen = good(&Case::ladder(method, shortcuts));
+        let seen = good(&Case::by(method, shortcuts));
         [seen.moved, seen.reflinked, seen.offloaded, seen.written]
     };
     let (head, tail) = (5 * BLOCK, 3 * BLOCK);
@@ -859,7 +859,7 @@ fn rungs() {
 #[test]
 fn what_copy_file_range_does_is_said_as_it_is() {
     let say = |method, shortcuts| {
-        best_way(&special(1, 8, 9, shortcuts, CopyPolicy { method, ..CopyPolicy::default() }))
+        best_method(&special(1, 8, 9, shortcuts, CopyPolicy { method, ..CopyPolicy::default() }))
     };
     let plain = Ways { offload: true, ..Ways::default() };
     let clones = Ways { reflink: Some(4096), offload_pays: true, offload_clones: true, ..plain };
@@ -876,10 +876,10 @@ fn what_copy_file_range_does_is_said_as_it_is() {
 #[test]
 fn segments_are_relayed() {
     let relay = Ways { read_write: true, ..Ways::default() };
-    let seen = good(&Case::ladder(Method::Auto, relay));
+    let seen = good(&Case::by(Method::Auto, relay));
     assert_eq!((seen.relayed, seen.relays, seen.reads, seen.writes), (RUN + SHORT, 2, 0, 0));
     let scattered: Vec<_> = (0..256).map(|n| (2, 3 * n, 1, false)).collect();
-    let case = Case { ranges: scattered, ..Case::ladder(Method::Bounce, relay) };
+    let case = Case { ranges: scattered, ..Case::by(Method::Bounce, relay) };
     let seen = good(&case);
     assert_eq!((seen.relays, seen.reads), (1, 0));
     let durable = good(&Case { fua: true, ..case.clone() });
@@ -905,7 +905,7 @@ fn relays_fail_on_either_side() {
     for (fail, status) in [(0, Status::UNRECOVERED_READ), (1, Status::WRITE_FAULT)] {
         let trouble = Trouble { fail: vec![fail], ..Trouble::default() };
         for seed in 1..12 {
-            let outcome = run(&Case::ladder(Method::Auto, relay), seed, &trouble).outcome;
+            let outcome = run(&Case::by(Method::Auto, relay), seed, &trouble).outcome;
             assert_eq!(outcome.map(|outcome| outcome.status), Some(status));
         }
     }
@@ -915,7 +915,7 @@ fn relays_fail_on_either_side() {
 #[test]
 fn a_run_out_of_step_is_not_shared() {
     let shortcuts = Ways { reflink: Some(4096), ..Ways::default() };
-    let case = Case { sdlba: 12, ..Case::ladder(Method::Reflink, shortcuts) };
+    let case = Case { sdlba: 12, ..Case::by(Method::Reflink, shortcuts) };
     assert_eq!(good(&case).reflinked, 0);
 }
 
@@ -929,7 +929,7 @@ fn a_refused_rung_falls_to_the_next_and_nothing_is_lost() {
         (Method::Auto, Ways { memmove: true, ..Ways::default() }),
     ] {
         for fua in [false, true] {
-            let case = Case { fua, ..Case::ladder(method, shortcuts) };
+            let case = Case { fua, ..Case::by(method, shortcuts) };
             for refuse in [vec![0], vec![1], vec![0, 1], (0..30).collect()] {
                 for seed in 1..10 {
                     let trouble = Trouble { refuse: refuse.clone(), ..Trouble::default() };
@@ -945,7 +945,7 @@ fn a_refused_rung_falls_to_the_next_and_nothing_is_lost() {
 #[test]
 fn a_shortcut_that_fails_is_bounced() {
     let shortcuts = Ways { reflink: Some(4096), ..Ways::default() };
-    let case = Case { ranges: vec![(2, 3, 400, false)], ..Case::ladder(Method::Auto, shortcuts) };
+    let case = Case { ranges: vec![(2, 3, 400, false)], ..Case::by(Method::Auto, shortcuts) };
     let direct = (0..4).find(|&step| {
         let seen = run(&case, 7, &Trouble { fail: vec![step], ..Trouble::default() });
         seen.outcome.is_some_and(|outcome| outcome.status.is_success())
@@ -966,7 +966,7 @@ fn fast_copy_only_is_fast_or_fails() {
     let case = Case {
         ranges: vec![(2, 0, 8, false), (2, 64, 8, true), (2, 80, 3, false)],
         sdlba: 16,
-        ..Case::ladder(Method::Auto, shortcuts)
+        ..Case::by(Method::Auto, shortcuts)
     };
     let seen = good(&case);
     assert_eq!((seen.reflinked, seen.moved), (8 * BLOCK, 11 * BLOCK), "short, and shared all the same");
@@ -990,7 +990,7 @@ fn a_refusal_counts_for_all_that_must_be_fast() {
         ranges: vec![(2, 0, 200, false), (2, 400, 8, true), (2, 800, 200, false)],
         sdlba: 0,
         options: ExecOptions { window: 1, ..ExecOptions::default() },
-        ..Case::ladder(Method::Auto, shortcuts)
+        ..Case::by(Method::Auto, shortcuts)
     };
     good(&case);
     let seen = run(&case, 9, &Trouble { refuse: vec![0], ..Trouble::default() });
@@ -1003,7 +1003,7 @@ fn a_refusal_counts_for_all_that_must_be_fast() {
 #[test]
 fn a_way_that_closes_before_the_start_refuses_the_copy() {
     let shortcuts = Ways { reflink: Some(4096), ..Ways::default() };
-    let case = Case { ranges: vec![(2, 3, 8, false)], ..Case::ladder(Method::Auto, shortcuts) };
+    let case = Case { ranges: vec![(2, 3, 8, false)], ..Case::by(Method::Auto, shortcuts) };
     let mut plan = case.plan();
     plan.ranges[0].fco = true;
     let reject = CopyTask::new(plan, case.options, &Bounce::default()).expect_err("not aligned");
@@ -1015,7 +1015,7 @@ fn a_way_that_closes_before_the_start_refuses_the_copy() {
 fn a_poll_is_short() {
     let shortcuts = Ways { memmove: true, ..Ways::default() };
     let mut case =
-        Case { ranges: vec![(2, 0, 8000, false)], blocks: 20_000, ..Case::ladder(Method::Auto, shortcuts) };
+        Case { ranges: vec![(2, 0, 8000, false)], blocks: 20_000, ..Case::by(Method::Auto, shortcuts) };
     case.options = ExecOptions::default();
     assert_eq!(good(&case).moved, 8000 * BLOCK);
     for method in [Method::Auto, Method::Bounce] {
@@ -1035,7 +1035,7 @@ fn a_poll_is_short() {
 #[test]
 fn short_ranges_in_memory_are_one_operation() {
     let shortcuts = Ways { memmove: true, ..Ways::default() };
-    let mut case = Case { blocks: 2000, sdlba: 0, ..Case::ladder(Method::Auto, shortcuts) };
+    let mut case = Case { blocks: 2000, sdlba: 0, ..Case::by(Method::Auto, shortcuts) };
     case.ranges = (0..256).map(|i| (2, i * 167 % 256 * 2, 1, false)).collect();
     let seen = good(&case);
     assert_eq!((seen.moved, seen.operations, seen.scattered), (256 * BLOCK, 1, 1));

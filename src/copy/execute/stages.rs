@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use super::pace::Pace;
 use crate::copy::bounce::Pool;
 use crate::copy::cut::{Stretch, piece};
-use crate::copy::ladder::{Ladder, Span, Way};
 use crate::copy::order::{self, Order};
 use crate::copy::plan::CopyPlan;
+use crate::copy::selection::{Choice, Selection, Span};
 use crate::disk::How;
 
 /// The stages of a Copy that are not complete; the first is under way.
@@ -36,7 +36,7 @@ struct Ordered {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Next {
     pub to: Stretch,
-    pub way: Way,
+    pub choice: Choice,
     /// It is read now and written when its stage has been read, in memory that was claimed for that.
     pub held: bool,
 }
@@ -58,11 +58,11 @@ pub(super) enum Writable {
 
 impl Stages {
     /// The stages of a plan.
-    pub fn new(plan: &CopyPlan, ladder: &Ladder) -> Self {
+    pub fn new(plan: &CopyPlan, selection: &Selection) -> Self {
         let stage = |order::Step { to, order }| match order {
-            None => Stage::Free(ladder.spans(plan, to).into()),
+            None => Stage::Free(selection.spans(plan, to).into()),
             Some(mut order) => {
-                if !moves_memory(plan, ladder) {
+                if !moves_memory(plan, selection) {
                     order.merge();
                 }
                 Stage::Ordered(Ordered { order, claimed: false, again: None })
@@ -86,24 +86,24 @@ impl Stages {
             Stage::Free(spans) => Some(spans),
             Stage::Ordered(_) => None,
         });
-        free.flatten().any(|span| slow_fco(plan, span.to, span.way).is_some())
+        free.flatten().any(|span| slow_fco(plan, span.to, span.choice).is_some())
     }
 
     /// Does one bounced segment do it all?
-    pub fn is_one_write(&self, ladder: &Ladder, pace: &Pace) -> bool {
+    pub fn is_one_write(&self, selection: &Selection, pace: &Pace) -> bool {
         match self.0.front() {
             _ if self.0.len() != 1 => false,
             Some(Stage::Free(spans)) => matches!(
                 spans.front(),
                 Some(span) if spans.len() == 1
-                    && span.way == Way::Bounce
-                    && span.to.len() <= pace.segment(Way::Bounce, ladder)
+                    && span.choice == Choice::Bounce
+                    && span.to.len() <= pace.segment(Choice::Bounce, selection)
             ),
             Some(Stage::Ordered(Ordered { order, .. })) => {
-                let fits = |to: &Stretch| to.len() <= pace.segment(Way::Bounce, ladder);
+                let fits = |to: &Stretch| to.len() <= pace.segment(Choice::Bounce, selection);
                 order.held.len() + order.rest.len() == 1
                     && order.rest.front().is_some_and(fits)
-                    && !ladder.any_memory()
+                    && !selection.any_memory()
             }
             None => false,
         }
@@ -114,15 +114,15 @@ impl Stages {
     pub fn next(
         &mut self,
         plan: &CopyPlan,
-        ladder: &Ladder,
+        selection: &Selection,
         pace: &Pace,
         pool: &mut Pool,
         idle: bool,
     ) -> Result<Option<Next>, NoMemory> {
         while let Some(stage) = self.0.front_mut() {
             let next = match stage {
-                Stage::Free(spans) => next_free(spans, plan, ladder, pace),
-                Stage::Ordered(ordered) => ordered.next(moves_memory(plan, ladder), pace, pool, idle)?,
+                Stage::Free(spans) => next_free(spans, plan, selection, pace),
+                Stage::Ordered(ordered) => ordered.next(moves_memory(plan, selection), pace, pool, idle)?,
             };
             if next.is_some() || !stage.is_begun() || !idle {
                 return Ok(next);
@@ -164,16 +164,16 @@ impl Stages {
     /// A stretch that was under way is still to be copied, by reads and a write.
     pub fn bounce(&mut self, to: Stretch) {
         match self.0.front_mut() {
-            Some(Stage::Free(spans)) => spans.push_front(Span { to, way: Way::Bounce }),
+            Some(Stage::Free(spans)) => spans.push_front(Span { to, choice: Choice::Bounce }),
             Some(Stage::Ordered(ordered)) => ordered.again = Some(to),
             None => {}
         }
     }
 
     /// The same, by the ways that are left.
-    pub fn retry(&mut self, to: Stretch, plan: &CopyPlan, ladder: &Ladder) {
+    pub fn retry(&mut self, to: Stretch, plan: &CopyPlan, selection: &Selection) {
         match self.0.front_mut() {
-            Some(Stage::Free(spans)) => put_first(spans, to, plan, ladder),
+            Some(Stage::Free(spans)) => put_first(spans, to, plan, selection),
             _ => self.bounce(to),
         }
     }
@@ -209,38 +209,43 @@ impl Next {
     /// Where in it a range begins that must be shared and will not be.
     #[inline]
     pub fn slow_fco(self, plan: &CopyPlan) -> Option<u64> {
-        slow_fco(plan, self.to, self.way)
+        slow_fco(plan, self.to, self.choice)
     }
 }
 
 /// Where in a stretch that is not to be shared a range begins that must be.
-fn slow_fco(plan: &CopyPlan, to: Stretch, way: Way) -> Option<u64> {
+fn slow_fco(plan: &CopyPlan, to: Stretch, choice: Choice) -> Option<u64> {
     let fco = plan.ranges_in(to).find(|range| range.fco)?;
-    (way != Way::Direct(How::Reflink)).then(|| fco.at.max(to.start))
+    (choice != Choice::Direct(How::Reflink)).then(|| fco.at.max(to.start))
 }
 
 /// Within an ordered stage: is the destination memory that is moved directly?
-fn moves_memory(plan: &CopyPlan, ladder: &Ladder) -> bool {
-    ladder.allows(plan.dst_ns.nsid, How::MemMove)
+fn moves_memory(plan: &CopyPlan, selection: &Selection) -> bool {
+    selection.allows(plan.dst_ns.nsid, How::MemMove)
 }
 
-/// The next segment of the first span. Spans whose way has been refused meanwhile get another one.
-fn next_free(spans: &mut VecDeque<Span>, plan: &CopyPlan, ladder: &Ladder, pace: &Pace) -> Option<Next> {
+/// The next segment of the first span. Spans whose choice has been refused meanwhile get another one.
+fn next_free(
+    spans: &mut VecDeque<Span>,
+    plan: &CopyPlan,
+    selection: &Selection,
+    pace: &Pace,
+) -> Option<Next> {
     loop {
-        let Span { to, way } = *spans.front()?;
-        if let Way::Direct(how) = way
-            && !piece(plan, to.start, to.end).is_some_and(|run| ladder.allows(run.ns.nsid, how))
+        let Span { to, choice } = *spans.front()?;
+        if let Choice::Direct(how) = choice
+            && !piece(plan, to.start, to.end).is_some_and(|run| selection.allows(run.ns.nsid, how))
         {
             spans.pop_front();
-            put_first(spans, to, plan, ladder);
+            put_first(spans, to, plan, selection);
             continue;
         }
-        return Some(Next { to: to.first(pace.segment(way, ladder)), way, held: false });
+        return Some(Next { to: to.first(pace.segment(choice, selection)), choice, held: false });
     }
 }
 
-fn put_first(spans: &mut VecDeque<Span>, to: Stretch, plan: &CopyPlan, ladder: &Ladder) {
-    for span in ladder.spans(plan, to).into_iter().rev() {
+fn put_first(spans: &mut VecDeque<Span>, to: Stretch, plan: &CopyPlan, selection: &Selection) {
+    for span in selection.spans(plan, to).into_iter().rev() {
         spans.push_front(span);
     }
 }
@@ -256,7 +261,7 @@ impl Ordered {
     ) -> Result<Option<Next>, NoMemory> {
         let most = pace.ordered_segment();
         if let Some(to) = self.again {
-            return Ok(Some(Next { to, way: Way::Bounce, held: false }));
+            return Ok(Some(Next { to, choice: Choice::Bounce, held: false }));
         }
         if let Some(held) = self.order.held.front() {
             if !self.claimed {
@@ -268,9 +273,9 @@ impl Ordered {
                     return Err(NoMemory);
                 }
             }
-            return Ok(Some(Next { to: held.first(most), way: Way::Bounce, held: true }));
+            return Ok(Some(Next { to: held.first(most), choice: Choice::Bounce, held: true }));
         }
-        let way = if moved { Way::Direct(How::MemMove) } else { Way::Bounce };
-        Ok(self.order.next(most).map(|to| Next { to, way, held: false }))
+        let choice = if moved { Choice::Direct(How::MemMove) } else { Choice::Bounce };
+        Ok(self.order.next(most).map(|to| Next { to, choice, held: false }))
     }
 }

@@ -1,4 +1,5 @@
-//! Which way the bytes of a Copy go: the ladder of methods for each source, and what has been refused on the way.
+//! Method selection: which way the bytes of a Copy go, of those that lead from each source to the destination and have
+//! not been refused.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,20 +16,20 @@ use crate::namespace::{ByteRange, Method, Namespace};
 /// times as long by copy_file_range as by one copy of their sum, by reads and one write 1.6 times.
 const WORTH_IT: u64 = 64 << 10;
 
-/// How a stretch is copied.
+/// How a stretch is copied: one of the ways that lead there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Choice {
     /// Without a buffer of ours; the stretch is one piece, or several of one source where it is moved in memory.
     Direct(How),
     /// By reads and one write.
     Bounce,
 }
 
-/// A stretch of the destination and its way. It is cut into segments later.
+/// A stretch of the destination and what was chosen for it. It is cut into segments later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub to: Stretch,
-    pub way: Way,
+    pub choice: Choice,
 }
 
 /// What leads from one source to the destination.
@@ -39,9 +40,9 @@ struct Source {
     memory: bool,
 }
 
-/// The ladder of one Copy. What the disk refuses on the way is taken out.
+/// What may be chosen for one Copy. What the disk refuses on the way is taken out.
 #[derive(Debug)]
-pub(super) struct Ladder {
+pub(super) struct Selection {
     method: Method,
     /// Some host has DULBE enabled for the destination: what is copied must be allocated afterwards, but the file system makes holes
     /// of zeroes. It is left out but for ranges that are Fast Copy Only.
@@ -50,7 +51,7 @@ pub(super) struct Ladder {
     sources: SmallVec<[Source; 2]>,
 }
 
-impl Ladder {
+impl Selection {
     pub fn new(plan: &CopyPlan) -> Self {
         let dst = &plan.dst_ns;
         let mut sources: SmallVec<[Source; 2]> = SmallVec::new();
@@ -145,14 +146,14 @@ impl Ladder {
         let mut source = None;
         for run in pieces(plan, stretch) {
             let fco = any_fco && plan.ranges_in(run.to).any(|range| range.fco);
-            for span in self.ways(plan, run.ns, run.offset, run.to, fco) {
-                let together = match span.way {
-                    Way::Bounce => true,
-                    Way::Direct(How::MemMove) => source == Some(run.ns.nsid),
-                    Way::Direct(_) => false,
+            for span in self.choices(plan, run.ns, run.offset, run.to, fco) {
+                let together = match span.choice {
+                    Choice::Bounce => true,
+                    Choice::Direct(How::MemMove) => source == Some(run.ns.nsid),
+                    Choice::Direct(_) => false,
                 };
                 match spans.last_mut() {
-                    Some(last) if together && last.way == span.way => last.to.end = span.to.end,
+                    Some(last) if together && last.choice == span.choice => last.to.end = span.to.end,
                     _ => spans.push(span),
                 }
                 source = Some(run.ns.nsid);
@@ -161,8 +162,8 @@ impl Ladder {
         spans
     }
 
-    /// The ways of one run.
-    fn ways(
+    /// What is chosen for one run.
+    fn choices(
         &self,
         plan: &CopyPlan,
         ns: &Arc<Namespace>,
@@ -172,17 +173,17 @@ impl Ladder {
     ) -> SmallVec<[Span; 3]> {
         let mut spans = SmallVec::new();
         if self.allows(ns.nsid, How::MemMove) && !fco {
-            spans.push(Span { to, way: Way::Direct(How::MemMove) });
+            spans.push(Span { to, choice: Choice::Direct(How::MemMove) });
             return spans;
         }
         let shared = self.shared(plan, ns, from, to, fco).unwrap_or(Stretch { start: to.end, end: to.end });
-        let mut push = |start, end, way| {
+        let mut push = |start, end, choice| {
             if start < end {
-                spans.push(Span { to: Stretch { start, end }, way });
+                spans.push(Span { to: Stretch { start, end }, choice });
             }
         };
         push(to.start, shared.start, self.below_reflink(ns.nsid, shared.start - to.start));
-        push(shared.start, shared.end, Way::Direct(How::Reflink));
+        push(shared.start, shared.end, Choice::Direct(How::Reflink));
         push(shared.end, to.end, self.below_reflink(ns.nsid, to.end - shared.end));
         spans
     }
@@ -208,28 +209,28 @@ impl Ladder {
         Some(Stretch { start: to.start + head, end: to.start + end })
     }
 
-    fn below_reflink(&self, nsid: u32, len: u64) -> Way {
+    fn below_reflink(&self, nsid: u32, len: u64) -> Choice {
         let long = self.method != Method::Auto || len >= WORTH_IT;
         if long && !self.no_holes && self.allows(nsid, How::Offload) {
-            Way::Direct(How::Offload)
+            Choice::Direct(How::Offload)
         } else {
-            Way::Bounce
+            Choice::Bounce
         }
     }
 }
 
 /// How a long, aligned Copy within a namespace goes, in words for a person.
-pub fn best_way(ns: &Namespace) -> &'static str {
+pub fn best_method(ns: &Namespace) -> &'static str {
     let shortcuts = ns.disk.ways_from(&ns.disk.handle());
     let source = Source { nsid: ns.nsid, shortcuts, memory: shortcuts.memmove };
     let method = ns.facts.policy.method;
-    let ladder = Ladder {
+    let selection = Selection {
         method,
         no_holes: false,
         dst_memory: source.memory,
         sources: [source].into_iter().collect(),
     };
-    ladder.best(ns.nsid)
+    selection.best(ns.nsid)
 }
 
 /// What an accepted Copy is to do, for the log, in blocks: destination, and each source range with the way that is tried
@@ -240,12 +241,12 @@ impl fmt::Display for CopyPlan {
         let to = self.dst.offset >> dst.facts.lbads;
         let durable = if self.fua { ", durable" } else { "" };
         write!(f, "{} bytes to nsid {} lba {to}{durable}, from", self.dst.len, dst.nsid)?;
-        let ladder = Ladder::new(self);
+        let selection = Selection::new(self);
         let mut before = None;
         for range in &self.ranges {
             let (nsid, lbads) = (range.ns.nsid, range.ns.facts.lbads);
             if before != Some(nsid) {
-                write!(f, " nsid {nsid} by {}:", ladder.best(nsid))?;
+                write!(f, " nsid {nsid} by {}:", selection.best(nsid))?;
                 before = Some(nsid);
             }
             let fast = if range.fco { " fast" } else { "" };
@@ -296,7 +297,7 @@ mod tests {
             Run { method, shortcuts: FILES, from: 8 * MIB, to: 24 * MIB, len, fco: false, dulbe: false }
         }
 
-        fn spans(&self) -> Vec<(u64, Way)> {
+        fn spans(&self) -> Vec<(u64, Choice)> {
             let dst_ns = ns(1, self.method, self.shortcuts);
             dst_ns.set_dulbe(Cntlid::default(), self.dulbe);
             assert_eq!(dst_ns.life.any_dulbe(), self.dulbe);
@@ -308,28 +309,28 @@ mod tests {
                 ranges: vec![PlannedRange { ns: source, src, at: 0, fco: self.fco, if_allocated: false }],
                 fua: false,
             };
-            let spans = Ladder::new(&plan).spans(&plan, Stretch { start: 0, end: self.len });
+            let spans = Selection::new(&plan).spans(&plan, Stretch { start: 0, end: self.len });
             let mut end = 0;
             for span in &spans {
                 assert!(span.to.start == end && end < span.to.end, "{spans:?}");
                 end = span.to.end;
             }
             assert_eq!(end, self.len);
-            spans.into_iter().map(|span| (span.to.len(), span.way)).collect()
+            spans.into_iter().map(|span| (span.to.len(), span.choice)).collect()
         }
     }
 
-    const SHARED: Way = Way::Direct(How::Reflink);
-    const OFFLOADED: Way = Way::Direct(How::Offload);
+    const SHARED: Choice = Choice::Direct(How::Reflink);
+    const OFFLOADED: Choice = Choice::Direct(How::Offload);
 
     #[test]
     fn short_runs_are_not_worth_it() {
-        for (len, way) in [(WORTH_IT - BLOCK, Way::Bounce), (WORTH_IT, SHARED)] {
-            assert_eq!(Run::of(Method::Auto, len).spans(), [(len, way)]);
+        for (len, choice) in [(WORTH_IT - BLOCK, Choice::Bounce), (WORTH_IT, SHARED)] {
+            assert_eq!(Run::of(Method::Auto, len).spans(), [(len, choice)]);
         }
         let unshared = Ways { reflink: None, ..FILES };
-        for (len, way) in [(WORTH_IT - 512, Way::Bounce), (WORTH_IT, OFFLOADED)] {
-            assert_eq!(Run { shortcuts: unshared, ..Run::of(Method::Auto, len) }.spans(), [(len, way)]);
+        for (len, choice) in [(WORTH_IT - 512, Choice::Bounce), (WORTH_IT, OFFLOADED)] {
+            assert_eq!(Run { shortcuts: unshared, ..Run::of(Method::Auto, len) }.spans(), [(len, choice)]);
         }
         // But who asks for a way has it.
         assert_eq!(Run::of(Method::Reflink, BLOCK).spans(), [(BLOCK, SHARED)]);
@@ -347,9 +348,9 @@ mod tests {
         };
         let (short, long) = (WORTH_IT - 512, WORTH_IT);
         let shared = (2 * MIB, SHARED);
-        assert_eq!(run(short, short), [(short, Way::Bounce), shared, (short, Way::Bounce)]);
-        assert_eq!(run(long, short), [(long, OFFLOADED), shared, (short, Way::Bounce)]);
-        assert_eq!(run(short, long), [(short, Way::Bounce), shared, (long, OFFLOADED)]);
+        assert_eq!(run(short, short), [(short, Choice::Bounce), shared, (short, Choice::Bounce)]);
+        assert_eq!(run(long, short), [(long, OFFLOADED), shared, (short, Choice::Bounce)]);
+        assert_eq!(run(short, long), [(short, Choice::Bounce), shared, (long, OFFLOADED)]);
         assert_eq!(run(0, long), [shared, (long, OFFLOADED)]);
     }
 
@@ -364,7 +365,7 @@ mod tests {
     #[test]
     fn what_is_copied_is_allocated() {
         let run = |fco| Run { fco, dulbe: true, ..Run::of(Method::Auto, MIB) }.spans();
-        assert_eq!(run(false), [(MIB, Way::Bounce)]);
+        assert_eq!(run(false), [(MIB, Choice::Bounce)]);
         assert_eq!(run(true), [(MIB, SHARED)]);
     }
 
@@ -387,10 +388,10 @@ mod tests {
                 }],
                 fua: false,
             };
-            let ladder = Ladder::new(&plan);
-            assert_eq!(ladder.any_memory(), dst || source);
-            assert_eq!((ladder.is_memory(1, true), ladder.is_memory(2, false)), (dst, source));
-            assert!(!ladder.is_memory(3, false), "of whom nothing is known");
+            let selection = Selection::new(&plan);
+            assert_eq!(selection.any_memory(), dst || source);
+            assert_eq!((selection.is_memory(1, true), selection.is_memory(2, false)), (dst, source));
+            assert!(!selection.is_memory(3, false), "of whom nothing is known");
         }
     }
 }
