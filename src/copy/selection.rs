@@ -111,7 +111,7 @@ impl Selection {
     }
 
     /// Is a bounce from the source `nsid` one operation, its reads and its write?
-    pub fn relays(&self, nsid: u32) -> bool {
+    pub fn is_pool_copy(&self, nsid: u32) -> bool {
         self.source(nsid).is_some_and(|source| source.shortcuts.read_write)
     }
 
@@ -121,7 +121,7 @@ impl Selection {
     }
 
     /// Is every bounce one operation? Not with several sources: what comes from two of them is not.
-    pub fn relays_all(&self) -> bool {
+    pub fn are_pool_copies(&self) -> bool {
         matches!(&self.sources[..], [source] if source.shortcuts.read_write)
     }
 

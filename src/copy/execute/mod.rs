@@ -41,10 +41,10 @@ pub use pace::ExecOptions;
 /// One Copy in execution.
 ///
 /// The destination is cut into segments. Each is copied by one operation, where a shortcut leads there, or bounced:
-/// read (in one piece, or gathered from short ranges into one buffer) and then written at once, or relayed, which is the
-/// same in one operation. Segments run in any order, unless sources overlap the destination: then the order of
-/// [`order`](super::order) holds, only memory is moved directly, and nothing is relayed, because writes wait for the
-/// reads of segments before them.
+/// read (in one piece, or gathered from short ranges into one buffer) and then written at once; or both as one pool
+/// copy, an operation that a thread of the lane does. Segments run in any order, unless sources overlap the
+/// destination: then the order of [`order`](super::order) holds, only memory is moved directly, and there are no pool
+/// copies, because writes wait for the reads of segments before them.
 ///
 /// A shortcut that is refused changes nothing, and its stretch is copied by what is chosen next. One that fails
 /// does not say whether its source or its destination is at fault: the stretch is bounced, which succeeds or tells.
@@ -140,7 +140,7 @@ impl CopyTask {
         Some(outcome)
     }
 
-    /// Takes the end of a part, with the buffer of a Read, Write or Relay.
+    /// Takes the end of a part, with the buffer of a Read, Write or PoolCopy.
     pub fn done(&mut self, part: u32, result: Result<(), DiskError>, buf: Option<IoBuf>) {
         let Some(what) = self.parts.end(part) else {
             debug_assert!(false, "part {part} is not in flight");
@@ -159,7 +159,7 @@ impl CopyTask {
             }
             (Part::Direct { to, .. }, Ok(())) => self.verdict.written(&self.plan, to),
             (Part::Direct { how, to }, Err(error)) => self.direct_failed(how, to, &error),
-            (Part::Relay { nsid, to }, result) => self.relay_done(nsid, to, result),
+            (Part::PoolCopy { nsid, to }, result) => self.pool_copy_done(nsid, to, result),
             (Part::Flush, Ok(())) => self.verdict.end_barrier(),
             (Part::Flush, Err(error)) => self.fail(0, status::image(&error, Direction::Write)),
         }
@@ -294,8 +294,8 @@ impl CopyTask {
         match next.choice {
             Choice::Direct(how) => self.start_direct(how, next, submit),
             Choice::Bounce if !self.may_bounce(&next) => None,
-            Choice::Bounce => match self.relayable(next.to) {
-                Some((ns, pieces)) => self.start_relay(next, &ns, pieces, submit),
+            Choice::Bounce => match self.as_pool_copy(next.to) {
+                Some((ns, pieces)) => self.start_pool_copy(next, &ns, pieces, submit),
                 None => {
                     self.open(next)?;
                     self.start_read(submit)
@@ -342,10 +342,10 @@ impl CopyTask {
         Some(Started)
     }
 
-    /// The source of a stretch and what to read there, if it can be relayed: all of it from one source.
-    fn relayable(&self, to: Stretch) -> Option<(Arc<Namespace>, Pieces)> {
+    /// The source of a stretch and what to read there, if one pool copy can do it: all of it comes from one source.
+    fn as_pool_copy(&self, to: Stretch) -> Option<(Arc<Namespace>, Pieces)> {
         let first = piece(&self.plan, to.start, to.end)?;
-        if !self.selection.relays(first.ns.nsid) || !self.stages.is_free() {
+        if !self.selection.is_pool_copy(first.ns.nsid) || !self.stages.is_free() {
             return None;
         }
         let (ns, pieces) = one_source(&self.plan, to)?;
@@ -353,7 +353,7 @@ impl CopyTask {
     }
 
     /// Reads and write in one operation.
-    fn start_relay(
+    fn start_pool_copy(
         &mut self,
         next: Next,
         ns: &Namespace,
@@ -363,7 +363,7 @@ impl CopyTask {
         let to = next.to;
         let buf = self.memory(to.len())?;
         self.stages.take(next);
-        let part = self.parts.begin(Part::Relay { nsid: ns.nsid, to });
+        let part = self.parts.begin(Part::PoolCopy { nsid: ns.nsid, to });
         let op = Op::Copy {
             from: ns.disk.clone(),
             pieces,
@@ -417,7 +417,7 @@ impl CopyTask {
         }
     }
 
-    fn relay_done(&mut self, nsid: u32, to: Stretch, result: Result<(), DiskError>) {
+    fn pool_copy_done(&mut self, nsid: u32, to: Stretch, result: Result<(), DiskError>) {
         self.pool.release(to.len());
         match result {
             Ok(()) => self.verdict.written(&self.plan, to),

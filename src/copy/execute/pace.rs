@@ -51,9 +51,9 @@ const DIRECT_SEGMENT: u64 = 1 << 20;
 /// one of each).
 const DIRECT_AHEAD: u64 = 4 << 20;
 
-/// Bytes of a segment that is relayed, which takes a thread's time and not the worker's: ext4 goes through all blocks of
-/// a folio for each write to it, and folios have 1 MiB and more.
-const RELAY_SEGMENT: u64 = 1 << 20;
+/// Bytes of a segment that is a pool copy, which takes a thread's time and not the worker's: ext4 goes through all
+/// blocks of a folio for each write to it, and folios have 1 MiB and more.
+const POOL_COPY_SEGMENT: u64 = 1 << 20;
 
 /// Bytes of a segment that touches memory, moved or bounced. It is done in the worker's own time: 15 to 25 us.
 const SLICE: u64 = 128 << 10;
@@ -83,8 +83,8 @@ const POLL: u64 = 2 * SLICE;
 pub(super) struct Pace {
     /// Bytes of a segment that is read and then written.
     segment: u64,
-    /// Bytes of one that is relayed.
-    relay: u64,
+    /// Bytes of one that is a pool copy.
+    pool_copy: u64,
     window: u32,
     budget: u64,
     /// The destination is written past the page cache.
@@ -104,8 +104,8 @@ impl Pace {
         } else if is_direct {
             segment = segment.max(fitting(DIRECT_SEGMENT, budget, block));
         }
-        let relay = segment.max(fitting(RELAY_SEGMENT, budget, block));
-        Self { segment, relay, window, budget, is_direct, allowance: 0 }
+        let pool_copy = segment.max(fitting(POOL_COPY_SEGMENT, budget, block));
+        Self { segment, pool_copy, window, budget, is_direct, allowance: 0 }
     }
 
     /// Bytes of bounce buffers in use at most.
@@ -119,7 +119,7 @@ impl Pace {
             Choice::Direct(How::MemMove) => SLICE,
             Choice::Direct(How::Reflink) => REFLINK_SEGMENT,
             Choice::Direct(How::Offload) => OFFLOAD_SEGMENT,
-            Choice::Bounce if selection.relays_all() => self.relay,
+            Choice::Bounce if selection.are_pool_copies() => self.pool_copy,
             Choice::Direct(How::ReadWrite { .. }) | Choice::Bounce => self.segment,
         }
     }
@@ -162,7 +162,7 @@ impl Pace {
             // One at a time: two would keep two processors busy, and the other commands are left one.
             () if pool.is_crowded() => (pool.held(), self.segment),
             // Threads do them: two at a time keep two processors busy.
-            () if selection.relays_all() => (pool.held(), 2 * self.relay),
+            () if selection.are_pool_copies() => (pool.held(), 2 * self.pool_copy),
             () => (pool.held(), AHEAD),
         };
         in_flight == 0 || held.saturating_add(bytes) <= most
@@ -191,7 +191,7 @@ mod tests {
         special(1, 64, 9, shortcuts, CopyPolicy::default())
     }
 
-    fn relayed() -> (Pace, Selection) {
+    fn pool_copied() -> (Pace, Selection) {
         pace(namespace(2, 64, 9), with(Ways { read_write: true, ..Ways::default() }), ExecOptions::default())
     }
 
@@ -232,13 +232,13 @@ mod tests {
         for ((pace, selection), bounced) in [
             (plain, 256 * KIB),
             (past_the_cache, MIB),
-            (relayed(), MIB),
+            (pool_copied(), MIB),
             (in_memory(namespace(1, 64, 9)), 128 * KIB),
             (in_memory(direct(1, 64, 9)), 128 * KIB),
         ] {
             assert_eq!(
                 pace.segment(Choice::Bounce, &selection),
-                if selection.relays_all() { MIB } else { bounced }
+                if selection.are_pool_copies() { MIB } else { bounced }
             );
             for (how, bytes) in
                 [(How::MemMove, 128 * KIB), (How::Reflink, 256 * MIB), (How::Offload, 16 * MIB)]
@@ -249,8 +249,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_relay_makes_segments_small_again() {
-        let (pace, mut selection) = relayed();
+    fn a_refused_pool_copy_makes_segments_small_again() {
+        let (pace, mut selection) = pool_copied();
         selection.refuse(2, How::ReadWrite { or_kernel: true });
         assert_eq!(pace.segment(Choice::Bounce, &selection), 256 * KIB);
         assert_eq!(most(256 * KIB, &(pace, selection), &Bounce::default()), MIB);
@@ -279,8 +279,8 @@ mod tests {
             assert_eq!(most(bytes, &pace, &calm), alone);
             assert_eq!(most(bytes, &pace, &crowded), beside_others);
         }
-        assert_eq!(most(MIB, &relayed(), &calm), 2 * MIB);
-        assert_eq!(most(MIB, &relayed(), &crowded), 0, "one, when the one before has ended");
+        assert_eq!(most(MIB, &pool_copied(), &calm), 2 * MIB);
+        assert_eq!(most(MIB, &pool_copied(), &crowded), 0, "one, when the one before has ended");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(super) enum Part {
         to: Stretch,
     },
     /// Of a source.
-    Relay {
+    PoolCopy {
         nsid: u32,
         to: Stretch,
     },
@@ -78,8 +78,12 @@ mod tests {
         let to = Stretch { start: 0, end: 512 };
         let mut parts = Parts::default();
         let direct = |how| Part::Direct { how, to };
-        let all =
-            [direct(How::Reflink), direct(How::MemMove), Part::Relay { nsid: 1, to }, direct(How::Offload)];
+        let all = [
+            direct(How::Reflink),
+            direct(How::MemMove),
+            Part::PoolCopy { nsid: 1, to },
+            direct(How::Offload),
+        ];
         assert_eq!(all.map(|part| parts.begin(part)), [0, 1, 2, 3]);
         assert_eq!((parts.in_flight(), parts.by_file_system()), (4, 2));
         assert_eq!((parts.end(0), parts.end(0), parts.end(9)), (Some(all[0]), None, None));

@@ -141,8 +141,8 @@ struct Seen {
     reflinked: u64,
     offloaded: u64,
     written: u64,
-    relayed: u64,
-    relays: usize,
+    pool_copied: u64,
+    pool_copies: usize,
     /// Operations that move several pieces of memory.
     scattered: usize,
     reads: usize,
@@ -204,7 +204,7 @@ fn meet(a: &[Extent], b: &[Extent]) -> bool {
     a.iter().any(|a| b.iter().any(|b| a.0 == b.0 && a.1 < b.2 && b.1 < a.2))
 }
 
-/// Which side of a failing relay fails.
+/// Which side of a failing pool copy fails.
 fn reading_fails(number: usize) -> bool {
     number.is_multiple_of(2)
 }
@@ -219,7 +219,7 @@ struct World {
     durable: Vec<bool>,
     errors: Vec<Status>,
     refused: Vec<(u32, How)>,
-    relay_refused: Vec<u32>,
+    pool_copy_refused: Vec<u32>,
 }
 
 impl World {
@@ -266,7 +266,7 @@ impl World {
                 assert_eq!(nsid, 1);
                 assert_eq!(*or_kernel, self.case.policy.method != Method::Bounce, "as the method allows");
                 let from = source_nsid(source);
-                assert!(self.case.shortcuts.read_write && !self.relay_refused.contains(&from));
+                assert!(self.case.shortcuts.read_write && !self.pool_copy_refused.contains(&from));
                 let blocks = self.blocks(*offset, buf.len() as u64);
                 let ExecOptions { segment_bytes, budget, .. } = self.case.options;
                 assert!(buf.len() as u64 <= segment_bytes.max(budget / 2).max(BLOCK));
@@ -275,7 +275,7 @@ impl World {
                 assert!(self.ranges_at(&blocks).all(|range| !range.fco), "no fast copy");
                 // It reads when it likes: what lies there now must be what is wanted, until it ends.
                 let at = blocks.start * BLOCK as usize;
-                let data = relayed(&self.images[&from], pieces);
+                let data = pool_copied(&self.images[&from], pieces);
                 assert!(data == self.expected[at..at + buf.len()], "wrong data for {blocks:?}");
                 assert!(
                     !meet(&reads, &writes),
@@ -292,7 +292,7 @@ impl World {
                 if pieces.len() > 1 {
                     assert_eq!(*how, How::MemMove);
                     let at = blocks.start * BLOCK as usize;
-                    let data = relayed(&self.images[&from_nsid], pieces);
+                    let data = pool_copied(&self.images[&from_nsid], pieces);
                     assert!(data == self.expected[at..at + data.len()], "wrong data for {blocks:?}");
                     assert!(!meet(&reads, &writes), "no piece under the destination of another");
                 }
@@ -350,7 +350,7 @@ impl World {
                 buf.ours_mut().expect("a bounce buffer").fill(0xee);
             }
             Op::Copy { from, pieces, at, buf, .. } => {
-                let data = relayed(&self.images[&source_nsid(from)], pieces);
+                let data = pool_copied(&self.images[&source_nsid(from)], pieces);
                 if let Some(buf) = buf {
                     buf.ours_mut().expect("a bounce buffer").copy_from_slice(&data);
                 }
@@ -362,7 +362,7 @@ impl World {
     }
 }
 
-fn relayed(image: &[u8], pieces: &[(u64, u64)]) -> Vec<u8> {
+fn pool_copied(image: &[u8], pieces: &[(u64, u64)]) -> Vec<u8> {
     pieces.iter().flat_map(|&(from, len)| &image[from as usize..(from + len) as usize]).copied().collect()
 }
 
@@ -395,7 +395,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
         durable: vec![false; blocks],
         errors: Vec::new(),
         refused: Vec::new(),
-        relay_refused: Vec::new(),
+        pool_copy_refused: Vec::new(),
     };
     let mut dice = Dice(seed | 1);
     let mut pending: Vec<Pending> = Vec::new();
@@ -420,8 +420,8 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                     seen.order.extend(world.blocks(*offset, buf.len() as u64));
                 }
                 Op::Copy { at, how: How::ReadWrite { .. }, pieces, .. } => {
-                    seen.relays += 1;
-                    seen.relayed += len_of(pieces);
+                    seen.pool_copies += 1;
+                    seen.pool_copied += len_of(pieces);
                     seen.order.extend(world.blocks(*at, len_of(pieces)));
                 }
                 Op::Copy { how, pieces, at, .. } => {
@@ -482,9 +482,9 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                 result = Err(DiskError::NoWay);
             } else if fails {
                 let error = DiskError::Io(std::io::Error::from_raw_os_error(libc::EIO));
-                let relay = matches!(next.op, Op::Copy { buf: Some(_), .. });
+                let pool_copy = matches!(next.op, Op::Copy { buf: Some(_), .. });
                 result = Err(match error {
-                    error if relay && reading_fails(next.number) => {
+                    error if pool_copy && reading_fails(next.number) => {
                         DiskError::Source { at: 0, error: Box::new(error) }
                     }
                     error => error,
@@ -493,7 +493,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
             let buf = match next.op {
                 Op::Copy { from: source, at: offset, buf: Some(buf), durable: fua, .. } => {
                     if refused {
-                        world.relay_refused.push(source_nsid(&source));
+                        world.pool_copy_refused.push(source_nsid(&source));
                     } else if fails && reading_fails(next.number) {
                         world.errors.push(Status::UNRECOVERED_READ);
                     } else if fails {
@@ -874,22 +874,22 @@ fn what_copy_file_range_does_is_said_as_it_is() {
 /// One operation for each bounced segment, however many ranges are in it; none where writes wait for others' reads, nor
 /// of two sources; and reads and writes where the way is refused.
 #[test]
-fn segments_are_relayed() {
-    let relay = Ways { read_write: true, ..Ways::default() };
-    let seen = good(&Case::by(Method::Auto, relay));
-    assert_eq!((seen.relayed, seen.relays, seen.reads, seen.writes), (RUN + SHORT, 2, 0, 0));
+fn segments_are_pool_copies() {
+    let pool_copy = Ways { read_write: true, ..Ways::default() };
+    let seen = good(&Case::by(Method::Auto, pool_copy));
+    assert_eq!((seen.pool_copied, seen.pool_copies, seen.reads, seen.writes), (RUN + SHORT, 2, 0, 0));
     let scattered: Vec<_> = (0..256).map(|n| (2, 3 * n, 1, false)).collect();
-    let case = Case { ranges: scattered, ..Case::by(Method::Bounce, relay) };
+    let case = Case { ranges: scattered, ..Case::by(Method::Bounce, pool_copy) };
     let seen = good(&case);
-    assert_eq!((seen.relays, seen.reads), (1, 0));
+    assert_eq!((seen.pool_copies, seen.reads), (1, 0));
     let durable = good(&Case { fua: true, ..case.clone() });
-    assert_eq!((durable.relays, durable.operations), (1, 1), "its write is durable, no Flush follows");
+    assert_eq!((durable.pool_copies, durable.operations), (1, 1), "its write is durable, no Flush follows");
     let mixed =
         Case { ranges: vec![(2, 0, 64, false), (2, 90, 30, false), (1, 500, 30, false)], ..case.clone() };
     let seen = good(&mixed);
-    assert_eq!((seen.relays, seen.reads, seen.writes), (1, 2, 1));
-    let overlap = Case { shortcuts: relay, ..Case::overlapping(Overlap::Snapshot, 10, &[(0, 40)]) };
-    assert_eq!(good(&overlap).relays, 0);
+    assert_eq!((seen.pool_copies, seen.reads, seen.writes), (1, 2, 1));
+    let overlap = Case { shortcuts: pool_copy, ..Case::overlapping(Overlap::Snapshot, 10, &[(0, 40)]) };
+    assert_eq!(good(&overlap).pool_copies, 0);
     for seed in 1..12 {
         let refuse = Trouble { refuse: (0..100).collect(), ..Trouble::default() };
         let seen = run(&case, seed, &refuse);
@@ -900,12 +900,12 @@ fn segments_are_relayed() {
 
 /// Which side failed decides the status.
 #[test]
-fn relays_fail_on_either_side() {
-    let relay = Ways { read_write: true, ..Ways::default() };
+fn pool_copies_fail_on_either_side() {
+    let pool_copy = Ways { read_write: true, ..Ways::default() };
     for (fail, status) in [(0, Status::UNRECOVERED_READ), (1, Status::WRITE_FAULT)] {
         let trouble = Trouble { fail: vec![fail], ..Trouble::default() };
         for seed in 1..12 {
-            let outcome = run(&Case::by(Method::Auto, relay), seed, &trouble).outcome;
+            let outcome = run(&Case::by(Method::Auto, pool_copy), seed, &trouble).outcome;
             assert_eq!(outcome.map(|outcome| outcome.status), Some(status));
         }
     }
