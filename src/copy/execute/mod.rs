@@ -2,9 +2,9 @@
 //! state machine without I/O.
 //!
 //! How large a segment is and whether one more may start is asked in pace.rs alone; what comes next, of stages.rs; what
-//! is in memory, of segments.rs; what the host is told, of outcome.rs.
+//! is in memory, of segments.rs; what the host is told, of accounting.rs.
 
-mod outcome;
+mod accounting;
 mod pace;
 mod parts;
 mod segments;
@@ -29,7 +29,7 @@ use crate::namespace::Namespace;
 use crate::spec::Status;
 use crate::status;
 
-use outcome::Verdict;
+use accounting::Accounting;
 use pace::Pace;
 use parts::{Part, Parts};
 use segments::{Broken, Segments};
@@ -61,7 +61,7 @@ pub struct CopyTask {
     pool: Pool,
     /// The last poll found no bounce memory.
     starved: bool,
-    verdict: Verdict,
+    accounting: Accounting,
     finished: bool,
 }
 
@@ -105,7 +105,7 @@ impl CopyTask {
             parts: Parts::default(),
             pool: Pool::new(bounce, pace.budget()),
             starved: false,
-            verdict: Verdict::new(&plan, stages.is_one_write(&selection, &pace)),
+            accounting: Accounting::new(&plan, stages.is_one_write(&selection, &pace)),
             finished: false,
             stages,
             selection,
@@ -123,7 +123,7 @@ impl CopyTask {
     pub fn poll(&mut self, submit: &mut impl FnMut(u32, &Arc<Namespace>, Op)) -> Option<Outcome> {
         self.starved = false;
         self.pace.begin_poll();
-        if !self.verdict.is_stopped() {
+        if !self.accounting.is_stopped() {
             while self.pace.may_start(self.parts.in_flight())
                 && let Some(Started) = self.start(submit)
             {}
@@ -132,10 +132,10 @@ impl CopyTask {
             return None;
         }
         self.finished = true;
-        let outcome = self.verdict.outcome();
+        let outcome = self.accounting.outcome();
         debug_assert!(
             !outcome.status.is_success()
-                || self.segments.is_empty() && (self.verdict.is_aborted() || self.pool.is_idle())
+                || self.segments.is_empty() && (self.accounting.is_aborted() || self.pool.is_idle())
         );
         Some(outcome)
     }
@@ -157,10 +157,10 @@ impl CopyTask {
             (Part::Write { to, .. }, Err(error)) => {
                 self.fail(to.start, status::image(&error, Direction::Write))
             }
-            (Part::Direct { to, .. }, Ok(())) => self.verdict.written(&self.plan, to),
+            (Part::Direct { to, .. }, Ok(())) => self.accounting.written(&self.plan, to),
             (Part::Direct { how, to }, Err(error)) => self.direct_failed(how, to, &error),
             (Part::PoolCopy { nsid, to }, result) => self.pool_copy_done(nsid, to, result),
-            (Part::Flush, Ok(())) => self.verdict.end_barrier(),
+            (Part::Flush, Ok(())) => self.accounting.end_barrier(),
             (Part::Flush, Err(error)) => self.fail(0, status::image(&error, Direction::Write)),
         }
     }
@@ -168,7 +168,7 @@ impl CopyTask {
     /// Starts nothing more; the outcome comes when all that is in flight has come back. Too late for a Copy that is
     /// complete by then: that one succeeds.
     pub fn abort(&mut self) {
-        self.verdict.abort();
+        self.accounting.abort();
     }
 
     /// Operations in flight.
@@ -200,7 +200,7 @@ impl CopyTask {
 
     /// Is there nothing left to do but to be polled for the outcome?
     pub fn is_over(&self) -> bool {
-        self.parts.is_empty() && !self.finished && self.verdict.is_certain()
+        self.parts.is_empty() && !self.finished && self.accounting.is_certain()
     }
 
     /// What it does.
@@ -255,7 +255,7 @@ impl CopyTask {
         let op = Op::Write {
             offset: self.plan.dst.offset + to.start,
             buf: IoBuf::Pool(buf),
-            fua: self.verdict.writes_are_durable(&self.plan),
+            fua: self.accounting.writes_are_durable(&self.plan),
         };
         submit(part, &self.plan.dst_ns, op);
         Some(Started)
@@ -370,7 +370,7 @@ impl CopyTask {
             at: self.plan.dst.offset + to.start,
             how: How::ReadWrite { or_kernel: self.selection.may_offload() },
             buf: Some(IoBuf::Pool(buf)),
-            durable: self.verdict.writes_are_durable(&self.plan),
+            durable: self.accounting.writes_are_durable(&self.plan),
         };
         submit(part, &self.plan.dst_ns, op);
         Some(Started)
@@ -394,7 +394,7 @@ impl CopyTask {
     }
 
     fn start_barrier(&mut self, submit: &mut impl Submit) -> Option<Started> {
-        if !self.verdict.begin_barrier() {
+        if !self.accounting.begin_barrier() {
             return None;
         }
         let part = self.parts.begin(Part::Flush);
@@ -409,7 +409,7 @@ impl CopyTask {
     }
 
     fn write_done(&mut self, slot: usize, to: Stretch) {
-        self.verdict.written(&self.plan, to);
+        self.accounting.written(&self.plan, to);
         if self.segments.write_done(slot) {
             self.pool.let_go(to.len());
         } else {
@@ -420,7 +420,7 @@ impl CopyTask {
     fn pool_copy_done(&mut self, nsid: u32, to: Stretch, result: Result<(), DiskError>) {
         self.pool.release(to.len());
         match result {
-            Ok(()) => self.verdict.written(&self.plan, to),
+            Ok(()) => self.accounting.written(&self.plan, to),
             Err(DiskError::NoWay) => {
                 self.selection.refuse(nsid, How::ReadWrite { or_kernel: false });
                 self.stages.bounce(to);
@@ -450,6 +450,6 @@ impl CopyTask {
     }
 
     fn fail(&mut self, at: u64, status: Status) {
-        self.verdict.fail(at, status);
+        self.accounting.fail(at, status);
     }
 }

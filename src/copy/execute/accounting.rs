@@ -10,7 +10,7 @@ use crate::spec::{Outcome, Status};
 /// cheaper than a device flush per segment. A Copy with such a barrier that fails reports range 0: until the barrier
 /// nothing is known to be durable, and without that no range is done.
 #[derive(Debug)]
-pub(super) struct Verdict {
+pub(super) struct Accounting {
     account: Account,
     barrier: Barrier,
     /// The failure that lies lowest in the destination, and where.
@@ -26,7 +26,7 @@ enum Barrier {
     Done,
 }
 
-impl Verdict {
+impl Accounting {
     /// Nothing is written yet. `one_write`: one operation will do it all.
     pub fn new(plan: &CopyPlan, one_write: bool) -> Self {
         let barrier = if plan.fua && !one_write { Barrier::Pending } else { Barrier::NotNeeded };
@@ -111,61 +111,61 @@ mod tests {
     #[test]
     fn the_lowest_failure_and_the_lowest_gap_are_told() {
         let plan = plan(false);
-        let mut verdict = Verdict::new(&plan, false);
-        verdict.written(&plan, FIRST);
+        let mut accounting = Accounting::new(&plan, false);
+        accounting.written(&plan, FIRST);
         assert_eq!(
-            verdict.outcome(),
+            accounting.outcome(),
             Outcome { status: Status::INTERNAL_ERROR, dw0: 1 },
             "never, but no success"
         );
-        verdict.abort();
-        assert!(verdict.is_aborted() && verdict.is_stopped());
-        assert_eq!(verdict.outcome(), Outcome { status: Status::ABORT_REQUESTED, dw0: 1 });
-        verdict.fail(1024, Status::WRITE_FAULT);
-        verdict.fail(512, Status::UNRECOVERED_READ);
-        verdict.fail(512, Status::WRITE_FAULT);
-        verdict.fail(1000, Status::WRITE_FAULT);
-        assert_eq!(verdict.outcome(), Outcome { status: Status::UNRECOVERED_READ, dw0: 1 });
-        verdict.written(&plan, SECOND);
-        assert_eq!(verdict.outcome().status, Status::UNRECOVERED_READ);
+        accounting.abort();
+        assert!(accounting.is_aborted() && accounting.is_stopped());
+        assert_eq!(accounting.outcome(), Outcome { status: Status::ABORT_REQUESTED, dw0: 1 });
+        accounting.fail(1024, Status::WRITE_FAULT);
+        accounting.fail(512, Status::UNRECOVERED_READ);
+        accounting.fail(512, Status::WRITE_FAULT);
+        accounting.fail(1000, Status::WRITE_FAULT);
+        assert_eq!(accounting.outcome(), Outcome { status: Status::UNRECOVERED_READ, dw0: 1 });
+        accounting.written(&plan, SECOND);
+        assert_eq!(accounting.outcome().status, Status::UNRECOVERED_READ);
     }
 
     #[test]
     fn an_abort_after_the_end_is_too_late() {
         let plan = plan(false);
-        let mut verdict = Verdict::new(&plan, false);
-        verdict.written(&plan, FIRST);
-        assert!(!verdict.is_certain());
-        verdict.written(&plan, SECOND);
-        assert!(verdict.is_certain() && !verdict.is_stopped() && !verdict.begin_barrier());
-        verdict.abort();
-        assert_eq!(verdict.outcome(), Outcome { status: Status::SUCCESS, dw0: 0 });
+        let mut accounting = Accounting::new(&plan, false);
+        accounting.written(&plan, FIRST);
+        assert!(!accounting.is_certain());
+        accounting.written(&plan, SECOND);
+        assert!(accounting.is_certain() && !accounting.is_stopped() && !accounting.begin_barrier());
+        accounting.abort();
+        assert_eq!(accounting.outcome(), Outcome { status: Status::SUCCESS, dw0: 0 });
     }
 
     #[test]
     fn one_barrier_comes_last() {
         let plan = plan(true);
-        let mut verdict = Verdict::new(&plan, false);
-        assert!(!verdict.writes_are_durable(&plan) && !verdict.begin_barrier());
-        verdict.written(&plan, SECOND);
-        verdict.written(&plan, FIRST);
-        assert!(!verdict.is_certain(), "it is to be flushed");
-        assert!(verdict.begin_barrier() && !verdict.begin_barrier());
-        assert_eq!(verdict.outcome().dw0, 0);
-        assert!(!verdict.outcome().status.is_success());
-        verdict.end_barrier();
-        assert!(verdict.is_certain() && !verdict.begin_barrier());
-        assert_eq!(verdict.outcome(), Outcome { status: Status::SUCCESS, dw0: 0 });
+        let mut accounting = Accounting::new(&plan, false);
+        assert!(!accounting.writes_are_durable(&plan) && !accounting.begin_barrier());
+        accounting.written(&plan, SECOND);
+        accounting.written(&plan, FIRST);
+        assert!(!accounting.is_certain(), "it is to be flushed");
+        assert!(accounting.begin_barrier() && !accounting.begin_barrier());
+        assert_eq!(accounting.outcome().dw0, 0);
+        assert!(!accounting.outcome().status.is_success());
+        accounting.end_barrier();
+        assert!(accounting.is_certain() && !accounting.begin_barrier());
+        assert_eq!(accounting.outcome(), Outcome { status: Status::SUCCESS, dw0: 0 });
     }
 
     #[test]
     fn the_only_write_needs_no_barrier() {
         let durable = plan(true);
-        let mut verdict = Verdict::new(&durable, true);
-        assert!(verdict.writes_are_durable(&durable));
-        verdict.written(&durable, Stretch { start: 0, end: 1536 });
-        assert!(!verdict.begin_barrier() && verdict.outcome().status.is_success());
+        let mut accounting = Accounting::new(&durable, true);
+        assert!(accounting.writes_are_durable(&durable));
+        accounting.written(&durable, Stretch { start: 0, end: 1536 });
+        assert!(!accounting.begin_barrier() && accounting.outcome().status.is_success());
         let volatile = plan(false);
-        assert!(!Verdict::new(&volatile, true).writes_are_durable(&volatile));
+        assert!(!Accounting::new(&volatile, true).writes_are_durable(&volatile));
     }
 }
