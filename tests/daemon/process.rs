@@ -111,8 +111,10 @@ fn the_soft_limit_of_descriptors_is_raised() {
 
 #[test]
 fn every_signal_that_asks_for_an_end_drains_and_flushes() {
+    // Tests that run under nohup hand on that SIGHUP is ignored, and then it rightly ends nothing.
+    let script = r#"exec env --default-signal=HUP "$@""#;
     for signal in [Signal::HUP, Signal::QUIT] {
-        let mut d = Daemon::start("--nvme-ns drive={}/x.img,size=1M");
+        let mut d = Daemon::start_by(script, "--nvme-ns drive={}/x.img,size=1M");
         d.signal(signal);
         assert_eq!(d.wait(DEADLINE).code(), Some(0), "{signal:?}: {}", d.log());
         assert!(!d.socket().exists(), "{signal:?}: the socket file is left behind");
