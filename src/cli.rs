@@ -10,6 +10,7 @@ use log::LevelFilter;
 
 use crate::bench::{BenchArgs, Plan};
 use crate::config::{self, Config, ConfigError, SocketArgs};
+use crate::control::CtlArgs;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -31,6 +32,8 @@ enum Command {
     Serve(Serve),
     /// Put load on a server and measure it
     Bench(Box<BenchArgs>),
+    /// See and change a device while it runs, by its control socket
+    Ctl(CtlArgs),
 }
 
 /// What is to be run.
@@ -40,6 +43,8 @@ pub enum Run {
     Serve(Box<Config>),
     /// `bench`
     Bench(Box<Plan>),
+    /// `ctl`
+    Ctl(CtlArgs),
 }
 
 #[derive(Args, Debug)]
@@ -67,6 +72,10 @@ struct Serve {
     /// A namespace; may be repeated. Without it there is one of 1 GiB in memory
     #[arg(long, value_name = "NAME=VALUE,...")]
     nvme_ns: Vec<OsString>,
+
+    /// A UNIX socket by which its owner sees and changes the device while it runs (ctl)
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
 
     /// What to log, to standard error
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level())]
@@ -131,7 +140,8 @@ where
 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     // Whose help the mistake points to.
-    let command = if args.get(1).is_some_and(|word| word == "bench") { "bench" } else { "serve" };
+    let known = ["bench", "ctl"].into_iter().find(|name| args.get(1).is_some_and(|word| word == name));
+    let command = known.unwrap_or("serve");
     let cli = Cli::try_parse_from(args).map_err(|e| match e.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => CliError::Help(e.to_string()),
         _ => CliError::Usage(one_line(&e, command)),
@@ -147,9 +157,11 @@ where
             };
             let (socket, listen) = given.check()?;
             let config = Config::new(socket, serve.nvme.as_deref(), &serve.nvme_ns, serve.log)?;
-            Run::Serve(Box::new(config.with_listen(listen).with_further_sockets(sockets.collect())))
+            let config = config.with_listen(listen).with_further_sockets(sockets.collect());
+            Run::Serve(Box::new(config.with_control(serve.control)))
         }
         Command::Bench(bench) => Run::Bench(Box::new(bench.plan()?)),
+        Command::Ctl(ctl) => Run::Ctl(ctl),
     })
 }
 
@@ -177,7 +189,7 @@ mod tests {
     fn run(args: &[&str]) -> Result<Config, CliError> {
         match parse(["vfio-user-nvme"].iter().chain(args))? {
             Run::Serve(config) => Ok(*config),
-            Run::Bench(plan) => panic!("{plan:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -226,7 +238,7 @@ mod tests {
         for (args, message) in [
             (
                 &[][..],
-                "'vfio-user-nvme' requires a subcommand but one was not provided [subcommands: serve, bench, help]",
+                "'vfio-user-nvme' requires a subcommand but one was not provided [subcommands: serve, bench, ctl, help]",
             ),
             (&["serve"], "the following required arguments were not provided: --socket <PATH>"),
             (

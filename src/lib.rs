@@ -6,6 +6,7 @@ pub mod bench;
 pub mod block;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod copy;
 pub mod device;
 pub mod disk;

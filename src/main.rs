@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use vfio_user_nvme::cli::{self, CliError, Run};
 use vfio_user_nvme::config::{Config, ConfigError};
-use vfio_user_nvme::{bench, logging, server};
+use vfio_user_nvme::{bench, control, logging, server};
 
 fn main() -> ExitCode {
     let run = match cli::parse(std::env::args_os()) {
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let result = match run {
         Run::Serve(config) => serve(*config),
         Run::Bench(plan) => bench::run(&plan).map(|()| ExitCode::SUCCESS),
+        Run::Ctl(args) => control::ctl(args).map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {
         complain(&format!("{error:#}"));
@@ -48,5 +49,8 @@ fn complain(why: &str) {
 /// A mistake in the set-up that shows only when it is used (a missing image, a socket in use) ends as one
 /// in the arguments does.
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(failure) = error.downcast_ref::<control::CtlFailure>() {
+        return failure.exit_code();
+    }
     if error.chain().any(|cause| cause.is::<ConfigError>()) { ConfigError::EXIT_CODE } else { 1 }
 }

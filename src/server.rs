@@ -1,5 +1,6 @@
 //! The control thread: sets the ports up and serves their clients, one at a time each, until it is told to stop.
 
+mod control;
 mod guarded;
 mod images;
 mod limits;
@@ -23,6 +24,7 @@ use crate::device::NvmeDevice;
 use crate::logging;
 use crate::nvme_ctrl::WorkerParts;
 use crate::subsystem::{Subsystem, Wake};
+use control::Attendant;
 use port::{Places, PollFds, Port};
 pub use signals::Signals;
 
@@ -44,6 +46,10 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let signals = Signals::install().context("cannot install signal handlers")?;
     let subsystem = Subsystem::new(namespaces, !config.further_sockets.is_empty());
     let mut server = Server::new(&config, &subsystem, &lanes.into())?;
+    if let Some(path) = &config.control {
+        server.attendant = Some(Attendant::open(path, &subsystem, &server.waker)?);
+        log::info!("control socket: {}", path.display());
+    }
     for socket in config.sockets() {
         announce(&start_line(socket));
     }
@@ -80,8 +86,12 @@ impl Woken {
 pub struct Server {
     /// At least one.
     ports: Vec<Port>,
-    /// Written by workers and by the last pin on removed memory.
+    /// Written by workers, by the last pin on removed memory, and for clients of the control socket.
     wake: Arc<OwnedFd>,
+    /// Writes it.
+    waker: Wake,
+    /// The control socket, if there is one.
+    attendant: Option<Attendant>,
 }
 
 impl Server {
@@ -101,10 +111,10 @@ impl Server {
             })
         };
         let ports = config.sockets().map(|path| Port::new(config, path, subsystem, parts, &waker));
-        Ok(Self { ports: ports.collect::<anyhow::Result<_>>()?, wake })
+        Ok(Self { ports: ports.collect::<anyhow::Result<_>>()?, wake, waker, attendant: None })
     }
 
-    /// Serves until a signal asks to stop.
+    /// Serves until a signal, or a client of the control socket, asks to stop.
     pub fn serve(&mut self, signals: &Signals) {
         let mut ready = Woken::ALL;
         while !signals.terminate() {
@@ -113,6 +123,9 @@ impl Server {
             }
             if ready.wake {
                 self.clear_wake();
+                if self.attend() {
+                    return;
+                }
             }
             let (mut busy, mut pause) = (false, None);
             for port in &mut self.ports {
@@ -121,6 +134,11 @@ impl Server {
             }
             ready = self.wait(signals.fd(), pause, busy);
         }
+    }
+
+    /// Does what clients of the control socket ask. True when one asks for the end.
+    fn attend(&mut self) -> bool {
+        self.attendant.as_ref().is_some_and(|attendant| attendant.attend(&mut self.ports))
     }
 
     fn clear_wake(&self) {
@@ -208,6 +226,8 @@ impl Server {
         loop {
             self.clear_wake();
             self.ports.iter_mut().for_each(|port| port.device.controller.on_messages());
+            // Whoever wants to know what the end waits for.
+            self.attend();
             if self.ports.iter().all(|port| done(&port.device)) {
                 return true;
             }

@@ -30,6 +30,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &[]),
     // A host: it knows the wire and nothing of how a server serves it.
     ("bench", &["pci", "memory", "disk", "namespace", "copy", "nvme_ctrl"]),
+    // It asks for what the control thread alone may touch: no session, no guest memory.
+    ("control", &["spec", "pci", "memory", "bench"]),
     ("device", &[]),
     ("server", &[]),
     ("cli", &[]),

@@ -33,6 +33,8 @@ pub struct Config {
     pub listen: Listen,
     /// Sockets of further controllers that share the namespaces; bound as the first is.
     pub further_sockets: Vec<PathBuf>,
+    /// The control socket, if there is to be one.
+    pub control: Option<PathBuf>,
     /// The controller.
     pub nvme: NvmeConfig,
     /// The namespaces in the order of their ids; at least one.
@@ -141,6 +143,7 @@ impl Config {
             socket,
             listen,
             further_sockets: Vec::new(),
+            control: None,
             namespaces: number(drafts, &nvme)?,
             nvme,
             log,
@@ -155,6 +158,11 @@ impl Config {
     /// The same with more controllers, each at a socket of its own.
     pub fn with_further_sockets(self, further_sockets: Vec<PathBuf>) -> Self {
         Self { further_sockets, ..self }
+    }
+
+    /// The same with a control socket, or without one.
+    pub fn with_control(self, control: Option<PathBuf>) -> Self {
+        Self { control, ..self }
     }
 
     /// The sockets of all controllers; the first may be inherited.

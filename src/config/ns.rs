@@ -252,22 +252,13 @@ fn logical_block_size(given: &OsStr) -> Result<u32, Reject> {
 }
 
 fn overlap(given: &OsStr) -> Result<Overlap, Reject> {
-    match given.to_str() {
-        Some("snapshot") => Ok(Overlap::Snapshot),
-        Some("reject") => Ok(Overlap::Reject),
-        Some("in-order") => Ok(Overlap::InOrder),
-        _ => Err(Reject::new("must be snapshot, reject or in-order")),
-    }
+    let known = given.to_str().and_then(Overlap::of);
+    known.ok_or_else(|| Reject::new("must be snapshot, reject or in-order"))
 }
 
 fn method(given: &OsStr) -> Result<Method, Reject> {
-    match given.to_str() {
-        Some("auto") => Ok(Method::Auto),
-        Some("reflink") => Ok(Method::Reflink),
-        Some("offload") => Ok(Method::Offload),
-        Some("bounce") => Ok(Method::Bounce),
-        _ => Err(Reject::new("must be auto, reflink, offload or bounce")),
-    }
+    let known = given.to_str().and_then(Method::of);
+    known.ok_or_else(|| Reject::new("must be auto, reflink, offload or bounce"))
 }
 
 fn huge_pages(given: &OsStr) -> Result<HugePages, Reject> {

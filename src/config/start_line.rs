@@ -17,7 +17,7 @@ pub fn start_line(socket: &Path) -> String {
     let path = path.to_string_lossy();
     let device = serde_json::json!({
         "driver": "vfio-user-pci",
-        "socket": { "type": "unix", "path": path },
+        "socket": { "path": path, "type": "unix" },
     });
     format!(
         "listening on {}; QEMU arguments: -object memory-backend-memfd,id=m0,size=1G,share=on \

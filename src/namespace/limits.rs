@@ -50,3 +50,31 @@ pub struct CopyPolicy {
     /// The way of the bytes.
     pub method: Method,
 }
+
+/// Words that name all values of a type, as the command line has them.
+macro_rules! words {
+    ($kind:ident, $count:literal: $($word:literal = $value:ident),*) => {
+        impl $kind {
+            /// All words there are.
+            pub const WORDS: [&'static str; $count] = [$($word),*];
+
+            /// The value of this word.
+            pub fn of(word: &str) -> Option<Self> {
+                match word {
+                    $($word => Some(Self::$value),)*
+                    _ => None,
+                }
+            }
+
+            /// The word of this value.
+            pub const fn word(self) -> &'static str {
+                match self {
+                    $(Self::$value => $word,)*
+                }
+            }
+        }
+    };
+}
+
+words!(Overlap, 3: "snapshot" = Snapshot, "reject" = Reject, "in-order" = InOrder);
+words!(Method, 4: "auto" = Auto, "reflink" = Reflink, "offload" = Offload, "bounce" = Bounce);

@@ -17,6 +17,7 @@ use super::flushes::Asker;
 use super::queue_table::QueueTable;
 use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
+use super::view::ControllerView;
 use super::worker::WorkerParts;
 use super::workers::{News, Workers};
 use crate::memory::{Epoch, SharedPage};
@@ -295,6 +296,16 @@ impl Controller {
         log::info!("{}", self.regs);
         log::info!("{}", self.admin);
         self.workers.dump();
+    }
+
+    /// What it is at, in short.
+    pub fn view(&self) -> ControllerView {
+        ControllerView {
+            cntlid: self.seat.cntlid().get(),
+            enabled: self.regs.cc.en(),
+            ready: self.regs.csts & csts::RDY != 0,
+            fatal: self.regs.csts & csts::CFS != 0,
+        }
     }
 
     /// Runs something of the admin queue over what it may see of this.

@@ -19,6 +19,7 @@ mod queue_table;
 mod registers;
 mod shared;
 mod transfer;
+mod view;
 mod worker;
 mod workers;
 
@@ -28,4 +29,5 @@ pub use controller::Controller;
 pub use lone::Lone;
 pub use queue::{CompletionQueue, Post, SubmissionQueue};
 pub use shared::InterruptSink;
+pub use view::ControllerView;
 pub use worker::{LaneFactory, Poll, WorkerParts};

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use super::guarded::{self, Guarded};
 use crate::config::{self, Config, ConfigError, Listen, NvmeConfig};
+use crate::control::PortMut;
 use crate::device::NvmeDevice;
 use crate::memory::{DmaLimits, DmaSpace};
 use crate::nvme_ctrl::{Controller, ControllerConfig, Poll, WorkerParts};
@@ -260,6 +261,15 @@ impl Port {
     /// Is a client attached?
     pub fn has_client(&self) -> bool {
         self.session.is_some()
+    }
+
+    /// What the control socket shows of it.
+    pub fn shown(&mut self) -> PortMut<'_> {
+        PortMut {
+            socket: self.listener.path(),
+            client: self.session.as_ref().map(|_| self.peer.as_str()),
+            controller: &mut self.device.controller,
+        }
     }
 
     /// Lets the client go, if there is one.

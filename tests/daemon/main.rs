@@ -7,6 +7,7 @@ mod bounds;
 mod cache;
 mod cli;
 mod commands;
+mod control;
 mod copy_methods;
 mod copying;
 mod doorbells;

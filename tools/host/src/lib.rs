@@ -6,6 +6,7 @@
 #![allow(missing_docs, reason = "a toolbox for tests: what a name does not say stands beside it")]
 
 pub mod client;
+pub mod control;
 pub mod ctrl;
 pub mod daemon;
 pub mod data;
@@ -20,6 +21,7 @@ pub mod rng;
 pub mod storm;
 
 pub use client::{Answer, Client};
+pub use control::Control;
 pub use ctrl::Host;
 pub use daemon::Daemon;
 pub use data::{Data, Prp, Sgl};

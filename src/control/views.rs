@@ -1,0 +1,47 @@
+//! Namespaces as clients see them, in the words of the command line.
+
+use serde::Serialize;
+
+use crate::namespace::Namespace;
+
+/// One namespace.
+#[derive(Debug, Serialize)]
+pub struct NamespaceView {
+    nsid: u32,
+    /// A host can reach it.
+    attached: bool,
+    /// Path of the image, or memory.
+    drive: String,
+    /// Bytes.
+    size: u64,
+    logical_block_size: u64,
+    /// Identify NSZE, in blocks.
+    nsze: u64,
+    readonly: bool,
+    mssrl: u16,
+    mcl: u32,
+    msrc: u8,
+    copy_overlap: &'static str,
+    copy_method: &'static str,
+}
+
+impl NamespaceView {
+    /// What `ns` is now.
+    pub fn of(ns: &Namespace, attached: bool) -> Self {
+        let facts = &ns.facts;
+        Self {
+            nsid: ns.nsid,
+            attached,
+            drive: ns.backend.name().to_owned(),
+            size: facts.nsze << facts.lbads,
+            logical_block_size: facts.block_size(),
+            nsze: facts.nsze,
+            readonly: facts.read_only,
+            mssrl: facts.copy.mssrl,
+            mcl: facts.copy.mcl,
+            msrc: facts.copy.msrc,
+            copy_overlap: facts.policy.overlap.word(),
+            copy_method: facts.policy.method.word(),
+        }
+    }
+}
