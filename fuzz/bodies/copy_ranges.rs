@@ -247,7 +247,7 @@ fn execute(world: &mut World, plan: vfio_user_nvme::copy::CopyPlan) {
             return;
         }
         for done in inline {
-            task.done(done.tag.0 as u32, done.result.map(|_| ()), done.buf);
+            task.done(done.tag.0 as u32, done.result, done.buf);
         }
     }
     panic!("the Copy never ends");

@@ -97,7 +97,7 @@ impl Rig {
             seat,
             space.epoch(),
             Arc::new(NoInterrupts),
-            &WorkerParts { lanes: Arc::new(|| Lane::new(LaneKind::Threads)), lab: None },
+            &WorkerParts { lanes: Arc::new(|| Lane::new(LaneKind::Threads)), laboratory: Arc::default() },
             Arc::new(|| ()),
         )
         .expect("a controller");

@@ -12,6 +12,8 @@ use crate::spec::copy::CopyCommand;
 /// One row of the table.
 #[derive(Debug)]
 pub struct Check {
+    /// Names the row in logs that programs read: it stays as it is.
+    pub rule: &'static str,
     /// What is wrong with the command, for logs.
     pub what: &'static str,
     /// What the host is told, DNR included.
@@ -78,31 +80,37 @@ pub(super) struct RangeView<'a> {
 pub static TABLE: &[Check] = &[
     // The command.
     Check {
+        rule: "nsid-invalid",
         what: "NSID is 0, FFFFFFFFh or beyond NN",
         status: Status::INVALID_NAMESPACE.dnr(),
         fails: Fails::Command(|v| matches!(v.dst, Err(NoNamespace::Invalid))),
     },
     Check {
+        rule: "nsid-inactive",
         what: "NSID is inactive",
         status: Status::INVALID_FIELD.dnr(),
         fails: Fails::Command(|v| matches!(v.dst, Err(NoNamespace::Inactive))),
     },
     Check {
+        rule: "format",
         what: "the descriptor format is not supported (OCFS) or not enabled by the host (CDFE)",
         status: Status::INVALID_FIELD.dnr(),
         fails: Fails::Command(|v| !v.layout.is_some_and(|layout| v.capabilities.allow(layout))),
     },
     Check {
+        rule: "directive",
         what: "a directive, and none is supported",
         status: Status::INVALID_FIELD.dnr(),
         fails: Fails::Command(|v| v.command.dtype() != 0),
     },
     Check {
+        rule: "extension",
         what: "a command extension, and none is supported",
         status: Status::INVALID_FIELD.dnr(),
         fails: Fails::Command(|v| v.command.cetype() != 0),
     },
     Check {
+        rule: "msrc",
         what: "more ranges than MSRC allows",
         status: Status::COMMAND_SIZE_LIMIT.dnr(),
         fails: Fails::Command(|v| v.dst.is_ok_and(|dst| v.command.nr().0 > dst.facts.copy.msrc)),
@@ -111,6 +119,7 @@ pub static TABLE: &[Check] = &[
     // Invalid Format (10Ah), which is for Format NVM and Namespace Management. No host depends on that: nvme-cli's copy
     // test skips these formats where the namespace has no protection information, and Linux knows none of the two apart.
     Check {
+        rule: "format-guard",
         what: "the descriptor format is not the one for the destination's protection information",
         status: Status::INVALID_NAMESPACE.dnr(),
         fails: Fails::Command(|v| {
@@ -120,6 +129,7 @@ pub static TABLE: &[Check] = &[
     // Namespace is Write Protected, as for a Write: the namespace is read-only as a whole (NSATTR bit 0). The other
     // candidate, Attempted Write to Read Only Range, speaks of single blocks within a writable namespace.
     Check {
+        rule: "write-protected",
         what: "the destination is write protected",
         status: Status::WRITE_PROTECTED.dnr(),
         fails: Fails::Command(|v| {
@@ -128,31 +138,37 @@ pub static TABLE: &[Check] = &[
     },
     // The list. A malformed descriptor first: its numbers may not mean what they seem to.
     Check {
+        rule: "range-reserved",
         what: "a reserved bit of a source range is set",
         status: Status::INVALID_FIELD.dnr(),
         fails: range!(|_, r| r.range.reserved),
     },
     Check {
+        rule: "range-extension",
         what: "a source range has a command extension, and none is supported",
         status: Status::INVALID_FIELD.dnr(),
         fails: range!(|_, r| r.range.cetype != 0),
     },
     Check {
+        rule: "snsid-invalid",
         what: "SNSID is 0, FFFFFFFFh or beyond NN",
         status: Status::INVALID_NAMESPACE.dnr(),
         fails: range!(|_, r| matches!(r.source, Err(NoNamespace::Invalid))),
     },
     Check {
+        rule: "snsid-inactive",
         what: "SNSID is inactive",
         status: Status::INVALID_FIELD.dnr(),
         fails: range!(|_, r| matches!(r.source, Err(NoNamespace::Inactive))),
     },
     Check {
+        rule: "incompatible",
         what: "source and destination differ in block or metadata size",
         status: Status::INCOMPATIBLE_NAMESPACE.dnr(),
         fails: range!(|v, r| r.source.is_ok_and(|source| !compatible(&source.facts, &v.dst.facts))),
     },
     Check {
+        rule: "mssrl",
         what: "a source range is longer than its namespace's MSSRL",
         status: Status::COMMAND_SIZE_LIMIT.dnr(),
         fails: range!(|_, r| {
@@ -160,16 +176,19 @@ pub static TABLE: &[Check] = &[
         }),
     },
     Check {
+        rule: "mcl",
         what: "all ranges together are longer than MCL",
         status: Status::COMMAND_SIZE_LIMIT.dnr(),
         fails: Fails::List(|v| v.total > u64::from(v.dst.facts.copy.mcl)),
     },
     Check {
+        rule: "destination-bounds",
         what: "the destination ends outside its namespace",
         status: Status::LBA_OUT_OF_RANGE.dnr(),
         fails: Fails::List(|v| out_of_range(v.dst, v.command.sdlba(), v.total)),
     },
     Check {
+        rule: "source-bounds",
         what: "a source range ends outside its namespace",
         status: Status::LBA_OUT_OF_RANGE.dnr(),
         fails: range!(|_, r| {
@@ -179,6 +198,7 @@ pub static TABLE: &[Check] = &[
     // What formats 2h and 3h must be refused for has no status of its own in formats 0h and 1h: there the namespace's policy
     // decides, for hosts may expect what QEMU does, which is to copy.
     Check {
+        rule: "overlap",
         what: "a source range overlaps the destination",
         status: Status::OVERLAPPING_RANGE.dnr(),
         fails: range!(|v, r| {
@@ -189,6 +209,7 @@ pub static TABLE: &[Check] = &[
     // A fast copy is one that shares blocks: nothing else is sure to be faster than the host's own reads and writes.
     // DNR: whether two images share blocks does not change.
     Check {
+        rule: "fast-copy",
         what: "fast copy only, and no fast copy is possible",
         status: Status::FAST_COPY_NOT_POSSIBLE.dnr(),
         fails: range!(|v, r| r.range.fco && !r.source.is_ok_and(|source| fast(v, r, source))),

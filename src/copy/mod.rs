@@ -33,6 +33,7 @@ mod probe;
 mod range;
 mod selection;
 mod ways;
+mod written;
 
 #[cfg(test)]
 mod plan_tests;
@@ -46,3 +47,4 @@ pub use execute::{CopyTask, ExecOptions, Outcome};
 pub use plan::{Checked, CopyPlan, PlannedRange, Reject, check_command, plan};
 pub use range::{OCFS, SourceRange, Tags, list_len};
 pub use selection::best_method;
+pub use written::{By, Written};

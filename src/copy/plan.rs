@@ -22,13 +22,15 @@ pub struct Reject {
     pub status: Status,
     /// The range to blame, for logs: never for DW0.
     pub range: Option<u8>,
+    /// Which rule made it: of a row of [`TABLE`], or of what is checked elsewhere. A name for programs.
+    pub rule: &'static str,
     /// For logs.
     pub what: &'static str,
 }
 
 impl Reject {
     fn by(check: &Check, range: Option<u8>) -> Self {
-        Self { status: check.status, range, what: check.what }
+        Self { status: check.status, range, rule: check.rule, what: check.what }
     }
 }
 
@@ -64,6 +66,7 @@ pub fn check_command(
         _ => Err(Reject {
             status: Status::INTERNAL_ERROR,
             range: None,
+            rule: "internal",
             what: "the table of checks has a hole",
         }),
     }
@@ -81,6 +84,7 @@ impl Checked {
         self.layout.decode(self.command.nr(), list).ok_or(Reject {
             status: Status::INVALID_SGL_LENGTH.dnr(),
             range: None,
+            rule: "list-length",
             what: "the range list is shorter than its number of ranges",
         })
     }
@@ -194,6 +198,7 @@ pub fn plan(checked: &Checked, ranges: &[SourceRange], namespaces: &Namespaces) 
     lay_out(checked, &views, total).ok_or(Reject {
         status: Status::INTERNAL_ERROR,
         range: None,
+        rule: "internal",
         what: "the table of checks has a hole",
     })
 }

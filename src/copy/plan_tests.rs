@@ -172,7 +172,7 @@ fn each_row_refuses_what_it_names() {
         let mut scenario = Scenario::new();
         fault(&mut scenario);
         let reject = scenario.try_it().expect_err(row.what);
-        assert_eq!(reject, Reject { status: Status(status), range, what: row.what });
+        assert_eq!(reject, Reject { status: Status(status), range, rule: row.rule, what: row.what });
     }
 }
 

@@ -56,7 +56,7 @@ impl Lone {
     pub fn new(namespaces: Namespaces, memory: Epoch, lane: Lane, sq: u64, cq: u64, entries: u16) -> Self {
         let shared = shared(namespaces, 1);
         let (sender, messages) = channel();
-        let mut core = Core::new(Arc::clone(&shared), lane, None, Mailbox { sender, wake: Arc::new(|| {}) });
+        let mut core = Core::new(Arc::clone(&shared), lane, Mailbox { sender, wake: Arc::new(|| {}) });
         core.message(ToWorker::Begin(memory));
         core.message(ToWorker::CreateCq(CompletionQueue::new(1, Some(1), cq, entries.into())));
         core.message(ToWorker::CreateSq(SubmissionQueue::new(1, 1, sq, entries.into())));

@@ -23,8 +23,9 @@ use super::cut::{Piece, Stretch, one_source, piece};
 use super::plan::{CopyPlan, PlannedRange, Reject};
 use super::probe::Probes;
 use super::selection::{Choice, Selection, Span};
+use super::written::{By, Written};
 use crate::block::Direction;
-use crate::disk::{Buffer, DiskError, How, IoBuf, Op, Pieces};
+use crate::disk::{Buffer, DiskError, How, IoBuf, Moved, Op, Pieces};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 use crate::status;
@@ -89,6 +90,7 @@ impl CopyTask {
             return Err(Reject {
                 status: Status::INSUFFICIENT_RESOURCES.dnr(),
                 range: None,
+                rule: "overlap-memory",
                 what: "more sources are overwritten before they are read than memory can hold",
             });
         }
@@ -96,6 +98,7 @@ impl CopyTask {
             return Err(Reject {
                 status: Status::FAST_COPY_NOT_POSSIBLE.dnr(),
                 range: None,
+                rule: "fast-copy",
                 what: "fast copy only, and no fast copy is possible any more",
             });
         }
@@ -140,13 +143,20 @@ impl CopyTask {
         Some(outcome)
     }
 
-    /// Takes the end of a part, with the buffer of a Read, Write or PoolCopy.
-    pub fn done(&mut self, part: u32, result: Result<(), DiskError>, buf: Option<IoBuf>) {
+    /// Takes the end of a part, with the buffer of a Read, Write or PoolCopy. What of the destination was written by that.
+    pub fn done(
+        &mut self,
+        part: u32,
+        result: Result<Moved, DiskError>,
+        buf: Option<IoBuf>,
+    ) -> Option<Written> {
         let Some(what) = self.parts.end(part) else {
             debug_assert!(false, "part {part} is not in flight");
-            return;
+            return None;
         };
-        match (what, result) {
+        let written = what.writes().zip(result.as_ref().ok());
+        let written = written.map(|(to, moved)| Written { at: to.start, len: to.len(), by: By::of(*moved) });
+        match (what, result.map(drop)) {
             (Part::Probe { .. }, Ok(())) => {}
             (Part::Probe { at }, Err(error)) => self.fail(at, status::image(&error, Direction::Read)),
             (Part::Read { slot, to }, Ok(())) => self.read_done(slot, to, buf),
@@ -163,6 +173,7 @@ impl CopyTask {
             (Part::Flush, Ok(())) => self.accounting.end_barrier(),
             (Part::Flush, Err(error)) => self.fail(0, status::image(&error, Direction::Write)),
         }
+        written
     }
 
     /// Starts nothing more; the outcome comes when all that is in flight has come back. Too late for a Copy that is

@@ -37,6 +37,16 @@ pub(super) enum Part {
 #[derive(Debug, Default)]
 pub(super) struct Parts(Slots<Part>);
 
+impl Part {
+    /// What of the destination is written when it has ended well.
+    pub fn writes(self) -> Option<Stretch> {
+        match self {
+            Part::Write { to, .. } | Part::Direct { to, .. } | Part::Relay { to, .. } => Some(to),
+            Part::Probe { .. } | Part::Read { .. } | Part::Flush => None,
+        }
+    }
+}
+
 impl Parts {
     /// The number of a part that starts: below the count of those in flight at one time.
     #[inline]

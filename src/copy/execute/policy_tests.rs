@@ -4,15 +4,15 @@
 use proptest::prelude::*;
 
 use super::pace::MEMORY_WINDOW;
-use super::tests::{BLOCK, Dice, Images, images};
-use super::{CopyTask, ExecOptions, Outcome};
+use super::tests::{BLOCK, Dice, Images, blocks_of, images};
+use super::{By, CopyTask, ExecOptions, Outcome};
 use crate::copy::Capabilities;
 use crate::copy::bounce::Bounce;
 use crate::copy::plan::{CopyPlan, PlannedRange, check_command, plan};
 use crate::copy::range::SourceRange;
 use crate::copy::selection::best_method;
 use crate::copy::testing::{command, special};
-use crate::disk::{DiskError, How, IoBuf, Op, Ways};
+use crate::disk::{DiskError, How, IoBuf, Moved, Op, Ways};
 use crate::namespace::{CopyPolicy, Method, Namespaces, Overlap};
 use crate::spec::Status;
 
@@ -400,7 +400,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
     let mut dice = Dice(seed | 1);
     let mut pending: Vec<Pending> = Vec::new();
     let mut seen = Seen::default();
-    let mut aborted = false;
+    let (mut aborted, mut written) = (false, Vec::new());
     let outcome = loop {
         if trouble.abort_after == Some(seen.completions) && !aborted {
             task.abort();
@@ -477,6 +477,13 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
             if !next.early {
                 world.act(next.nsid, &mut next.op, next.number, fails, refused);
             }
+            let moved = match next.op {
+                Op::Copy { how: How::MemMove, .. } => Moved::MemMove,
+                Op::Copy { how: How::Reflink, .. } => Moved::Shared,
+                Op::Copy { how: How::Offload, .. } => Moved::KernelCopy,
+                Op::Copy { how: How::ReadWrite { .. }, .. } => Moved::ReadWrite,
+                _ => Moved::Plain,
+            };
             let mut result = Ok(());
             if refused {
                 result = Err(DiskError::NoWay);
@@ -547,7 +554,9 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
                     None
                 }
             };
-            task.done(next.part, result, buf);
+            let part = task.done(next.part, result.map(|()| moved), buf);
+            assert!(part.is_none_or(|part| part.by == By::of(moved)));
+            written.extend(part);
             seen.completions += 1;
             if trouble.abort_after == Some(seen.completions) {
                 break;
@@ -558,6 +567,7 @@ fn run(case: &Case, seed: u64, trouble: &Trouble) -> Seen {
     drop(task);
     assert_eq!(bounce.left(), bounce.total());
     judge(&world, &before, outcome, aborted);
+    assert_eq!(blocks_of(&written, world.written.len()), world.written, "what is told to laboratories");
     seen.outcome = Some(outcome);
     seen
 }
@@ -814,7 +824,7 @@ fn copies_that_hold_sources_do_not_lock_each_other_out() {
             }
             let (who, part, op) = pending.swap_remove(dice.roll(pending.len()));
             let (Op::Read { buf, .. } | Op::Write { buf, .. }) = op else { panic!("{op:?}") };
-            tasks[who].as_mut().expect("in flight").done(part, Ok(()), Some(buf));
+            tasks[who].as_mut().expect("in flight").done(part, Ok(Moved::Plain), Some(buf));
         }
         assert_eq!(bounce.in_use(), 0);
     }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{CopyTask, ExecOptions, Outcome};
+use super::{CopyTask, ExecOptions, Outcome, Written};
 use crate::copy::Capabilities;
 use crate::copy::bounce::Bounce;
 use crate::copy::plan::{CopyPlan, PlannedRange, check_command, plan};
 use crate::copy::range::SourceRange;
 use crate::copy::testing::{command, namespace};
-use crate::disk::{DiskError, IoBuf, Op};
+use crate::disk::{DiskError, IoBuf, Moved, Op};
 use crate::namespace::Namespaces;
 use crate::spec::Status;
 
@@ -113,7 +113,7 @@ mod probes {
                 Op::Read { buf, .. } | Op::Write { buf, .. } => Some(buf),
                 _ => None,
             };
-            task.done(part, result, buf);
+            task.done(part, result.map(|()| Moved::Plain), buf);
             completions += 1;
         }
     }
@@ -360,7 +360,7 @@ fn run(plan: &CopyPlan, before: &Images, options: ExecOptions, seed: u64, troubl
     let mut dice = Dice(seed | 1);
     let mut pending: Vec<Pending> = Vec::new();
     let (mut reads, mut writes, mut flushes, mut number, mut completions) = (0, 0, 0, 0, 0);
-    let mut aborted = false;
+    let (mut aborted, mut written) = (false, Vec::new());
     let outcome = loop {
         if trouble.abort_after == Some(completions) && !aborted {
             task.abort();
@@ -408,7 +408,7 @@ fn run(plan: &CopyPlan, before: &Images, options: ExecOptions, seed: u64, troubl
             let mut next = pending.swap_remove(dice.roll(pending.len()));
             let part = std::mem::replace(&mut next.part, u32::MAX);
             let (result, buf) = sim.complete(next, dice.roll(2) == 0);
-            task.done(part, result, buf);
+            written.extend(task.done(part, result.map(|()| Moved::Plain), buf));
             completions += 1;
             if trouble.abort_after == Some(completions) {
                 break;
@@ -422,7 +422,17 @@ fn run(plan: &CopyPlan, before: &Images, options: ExecOptions, seed: u64, troubl
     drop(task);
     assert_eq!(bounce.left(), bounce.total());
     judge(&sim, outcome, aborted);
+    assert_eq!(blocks_of(&written, sim.written.len()), sim.written, "what is told to laboratories");
     Seen { outcome, images: sim.images, reads, writes, flushes, completions }
+}
+
+/// Which of so many blocks were told to be written.
+pub(super) fn blocks_of(written: &[Written], blocks: usize) -> Vec<bool> {
+    let mut told = vec![false; blocks];
+    for Written { at, len, .. } in written {
+        told[(at / BLOCK) as usize..((at + len) / BLOCK) as usize].fill(true);
+    }
+    told
 }
 
 /// Is the outcome the truth about the images?
@@ -598,7 +608,7 @@ fn a_buffer_that_does_not_come_back_is_an_internal_error() {
         let mut task = task(planned(&images, 20, false, &[(2, 0, 4)]), SMALL, &Bounce::default());
         let mut parts = Vec::new();
         task.poll(&mut |part, _, _| parts.push(part));
-        task.done(parts[0], Ok(()), buf);
+        task.done(parts[0], Ok(Moved::Plain), buf);
         let outcome = task.poll(&mut |_, _, op| panic!("{op:?}"));
         assert_eq!(outcome, Some(Outcome { status: Status::INTERNAL_ERROR, dw0: 0 }));
     }
@@ -617,7 +627,7 @@ fn a_buffer_serves_one_segment_after_the_other() {
         if let IoBuf::Pool(buf) = &buf {
             places.insert(buf.as_ptr());
         }
-        task.done(part, Ok(()), Some(buf));
+        task.done(part, Ok(Moved::Plain), Some(buf));
     }
     assert_eq!(places.len(), 1);
     assert!(task.poll(&mut |_, _, op| panic!("{op:?}")).is_some());
@@ -645,7 +655,7 @@ fn others_are_left_a_processor() {
         most.push(started.len());
         for (part, op) in started {
             let (Op::Read { buf, .. } | Op::Write { buf, .. }) = op else { panic!("{op:?}") };
-            copy.done(part, Ok(()), Some(buf));
+            copy.done(part, Ok(Moved::Plain), Some(buf));
         }
     }
     assert!(most[..16].iter().all(|count| *count == 1), "{most:?}");
@@ -695,7 +705,7 @@ fn copies_share_the_bounce_memory() {
             }
             let (who, part, op) = pending.swap_remove(dice.roll(pending.len()));
             let (Op::Read { buf, .. } | Op::Write { buf, .. }) = op else { panic!("{op:?}") };
-            tasks[who].as_mut().expect("it has something in flight").done(part, Ok(()), Some(buf));
+            tasks[who].as_mut().expect("it has something in flight").done(part, Ok(Moved::Plain), Some(buf));
         }
         assert_eq!(bounce.left(), bounce.total());
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::block::{BlockError, Direction, Issue};
-use crate::copy::{CopyPlan, CopyTask};
-use crate::disk::{DiskError, IoBuf, Op};
+use crate::copy::{CopyPlan, CopyTask, Written};
+use crate::disk::{DiskError, IoBuf, Moved, Op};
 use crate::namespace::Namespace;
 use crate::nvme_ctrl::shared::Shared;
 use crate::spec::{Outcome, Status};
@@ -59,16 +59,22 @@ impl Copying {
         self.task.moves_memory()
     }
 
-    pub(super) fn done(&mut self, part: u32, result: Result<(), DiskError>, buf: Option<IoBuf>) {
+    pub(super) fn done(
+        &mut self,
+        part: u32,
+        result: Result<Moved, DiskError>,
+        buf: Option<IoBuf>,
+    ) -> Option<Written> {
         if self.flushing.is_none() {
             return self.task.done(part, result, buf);
         }
         let status = match result {
-            Ok(()) => Status::SUCCESS,
+            Ok(_) => Status::SUCCESS,
             Err(error) => BlockError::Image(error, Direction::Write).into(),
         };
         // DW0 after a failure: no range is durable.
         self.flushing = Some(Some(Outcome::of(status)));
+        None
     }
 
     pub(super) fn memory(&self) -> usize {

@@ -9,6 +9,7 @@ mod copy;
 mod copying;
 mod dsm;
 mod flush;
+mod notes;
 mod now;
 mod rw;
 mod submission;
@@ -19,6 +20,7 @@ use crate::block::Work;
 use crate::copy::Bounce;
 use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
+pub use notes::Notes;
 pub use now::{Now, now};
 pub use submission::Context;
 use submission::Submission;
@@ -30,8 +32,8 @@ pub use task::Task;
 /// # Errors
 /// The status it is refused with.
 pub fn start(context: Context<'_>, bounce: &Bounce, work: &Work, sqe: &Sqe) -> Result<Task, Status> {
-    let Context { shared, namespaces, memory, at_once } = context;
-    let cmd = Submission { shared, namespaces, memory, bounce, work, at_once, sqe };
+    let Context { shared, namespaces, memory, watched } = context;
+    let cmd = Submission { shared, namespaces, memory, bounce, work, watched, sqe };
     if sqe.fuse() != 0 {
         return Err(Status::INVALID_FIELD.dnr()); // FUSES is 0: no fused operation is supported
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::notes::Notes;
 use crate::block::Work;
 use crate::copy::Bounce;
 use crate::memory::DmaMap;
@@ -19,8 +20,9 @@ pub struct Context<'a> {
     pub namespaces: &'a Namespaces,
     /// Guest memory as it is mapped then.
     pub memory: &'a DmaMap,
-    /// What is quickly done may be done as it is started, so that nobody sees it under way.
-    pub at_once: bool,
+    /// A laboratory looks on: what is found out of a Copy is noted here, and nothing is done as it is started, where nobody
+    /// would see it under way.
+    pub watched: Option<&'a Notes>,
 }
 
 /// A submission with all that its checks look at.
@@ -29,7 +31,7 @@ pub(super) struct Submission<'a> {
     pub namespaces: &'a Namespaces,
     pub memory: &'a DmaMap,
     pub bounce: &'a Bounce,
-    pub at_once: bool,
+    pub watched: Option<&'a Notes>,
     pub work: &'a Work,
     pub sqe: &'a Sqe,
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::account::Account;
 use super::copying::Copying;
 use crate::block::{BlockError, Group, Inspect, Issue, Work};
+use crate::copy::Written;
 use crate::disk::{DiskError, IoBuf, Moved};
 use crate::nvme_ctrl::shared::Shared;
 use crate::spec::{Outcome, Status};
@@ -39,15 +40,20 @@ impl Task {
         }
     }
 
-    /// Takes the completion of operation `part`.
-    pub fn done(&mut self, part: u32, result: Result<Moved, DiskError>, buf: Option<IoBuf>) {
-        let result = result.map(|moved| log::trace!("operation {part}: {moved:?}"));
+    /// Takes the completion of operation `part`. What of a Copy's destination was written by that.
+    pub fn done(
+        &mut self,
+        part: u32,
+        result: Result<Moved, DiskError>,
+        buf: Option<IoBuf>,
+    ) -> Option<Written> {
         match self {
-            Self::Group(task, _) => task.done(result),
-            Self::Inspect(task, _) => task.done(result, buf),
-            Self::Copy(task) => task.done(part, result, buf),
+            Self::Group(task, _) => task.done(result.map(drop)),
+            Self::Inspect(task, _) => task.done(result.map(drop), buf),
+            Self::Copy(task) => return task.done(part, result, buf),
             Self::Over(_) => {}
         }
+        None
     }
 
     /// Asks the task to end early. True when it may: then it ends with Command Abort Requested, unless it was

@@ -37,23 +37,7 @@ pub(super) fn begin(
     let (sqid, cid) = (sq.ring.qid, sqe.cid.get());
     match task {
         Ok(task) => {
-            let memory = task.memory();
-            sq.in_flight.commands += 1;
-            sq.in_flight.memory += memory;
-            let command = Command {
-                sqid,
-                cqid: sq.ring.cqid,
-                cid,
-                opc: sqe.opc,
-                nsid: sqe.nsid.get(),
-                slba: sqe.slba(),
-                since: Instant::now(),
-                task,
-                memory,
-                ready: true,
-                orphan: false,
-            };
-            ready.extend(slots.insert(command));
+            enter(sq, slots, ready, sqe, task, 0);
             Ok(())
         }
         Err(status) => {
@@ -61,4 +45,33 @@ pub(super) fn begin(
             cq.post(&sq.ring, cid, Outcome::of(status), memory)
         }
     }
+}
+
+/// Puts a command into the slot that there is for it. `serial`: what laboratories know it by.
+pub(super) fn enter(
+    sq: &mut Sq,
+    slots: &mut Slots,
+    ready: &mut VecDeque<u32>,
+    sqe: &Sqe,
+    task: Task,
+    serial: u64,
+) {
+    let memory = task.memory();
+    sq.in_flight.commands += 1;
+    sq.in_flight.memory += memory;
+    let command = Command {
+        sqid: sq.ring.qid,
+        cqid: sq.ring.cqid,
+        cid: sqe.cid.get(),
+        opc: sqe.opc,
+        nsid: sqe.nsid.get(),
+        slba: sqe.slba(),
+        since: Instant::now(),
+        task,
+        memory,
+        serial,
+        ready: true,
+        orphan: false,
+    };
+    ready.extend(slots.insert(command));
 }

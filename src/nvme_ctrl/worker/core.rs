@@ -17,7 +17,7 @@ use super::slots::{Command, Slots};
 use crate::block::Work;
 use crate::copy::Bounce;
 use crate::disk::{Done, Lane};
-use crate::laboratory::{CommandId, Lab, Post};
+use crate::laboratory::{Lab, Labs, Post};
 use crate::memory::{DmaMap, Epoch};
 use crate::namespace::Cached;
 use crate::nvme_ctrl::shared::{Shared, Tally};
@@ -38,8 +38,10 @@ pub struct Core {
     /// Has the queues of `sqs`.
     pub(super) rotation: Rotation,
     pub(super) out: Mailbox,
-    /// Sees every command, if there is one.
-    pub(super) lab: Option<Box<dyn Lab>>,
+    /// They see every command, if there are any.
+    pub(super) labs: Option<Labs>,
+    /// Commands that they have seen fetched.
+    pub(super) serial: u64,
     /// Operations done but not yet told to their commands.
     pub(super) done: Vec<Done>,
     /// Commands to poll again.
@@ -74,7 +76,7 @@ pub struct Core {
 
 impl Core {
     /// A worker without queues.
-    pub fn new(shared: Arc<Shared>, lane: Lane, lab: Option<Box<dyn Lab>>, out: Mailbox) -> Self {
+    pub fn new(shared: Arc<Shared>, lane: Lane, out: Mailbox) -> Self {
         let namespaces = shared.namespaces.cached();
         let tally = shared.counters.tally();
         Self {
@@ -89,7 +91,8 @@ impl Core {
             slots: Slots::default(),
             rotation: Rotation::default(),
             out,
-            lab,
+            labs: None,
+            serial: 0,
             done: Vec::new(),
             ready: VecDeque::new(),
             moving: VecDeque::new(),
@@ -178,10 +181,13 @@ impl Core {
         }
     }
 
-    /// Posts a command's completion, as the laboratory would have it if there is one.
+    /// Posts a command's completion, as laboratories would have it if there are any.
     fn conclude(&mut self, command: &Command, mut outcome: Outcome) {
-        let id = CommandId { sqid: command.sqid, cid: command.cid };
-        let post = self.lab.as_mut().map_or(Post::Once, |lab| lab.ended(id, &mut outcome));
+        let post = self.labs.as_mut().map_or(Post::Once, |labs| {
+            let post = labs.ended(command.id(), &mut outcome);
+            labs.over(command.id(), &outcome, Some(post));
+            post
+        });
         let Some(cq) = self.cqs.find(command.cqid) else { return };
         match post {
             Post::Once => {}
@@ -249,6 +255,8 @@ impl Core {
             }
             self.answer_aborts(index, aborted);
             self.end_deleted_queue(command.sqid);
+        } else if let Some(labs) = &mut self.labs {
+            labs.over(command.id(), &outcome, None);
         }
         self.end_reset();
     }

@@ -47,7 +47,7 @@ pub(super) fn fetch(core: &mut Core) -> bool {
         if let Some(cqid) = waiting(core, at) {
             // Once for all of them: the host's cache line.
             core.look_at_head(cqid);
-            let done = if core.lab.is_some() { watched::burst(core, at) } else { burst(core, at) };
+            let done = if core.labs.is_some() { watched::burst(core, at) } else { burst(core, at) };
             match done {
                 Ok(any) => {
                     served = any;
@@ -104,9 +104,9 @@ fn has_room(core: &Core, at: usize) -> bool {
 
 /// Can the next command of the SQ at `at` be done at once?
 fn needs_no_slot(core: &mut Core, at: usize) -> bool {
-    let Core { shared, memory, namespaces, sqs, lab: None, .. } = core else { return false };
+    let Core { shared, memory, namespaces, sqs, labs: None, .. } = core else { return false };
     let memory = memory.load();
-    let context = Context { shared, namespaces: namespaces.load(), memory, at_once: true };
+    let context = Context { shared, namespaces: namespaces.load(), memory, watched: None };
     let sqe = sqs.get(at).and_then(|sq| sq.ring.peek(memory).ok());
     sqe.is_some_and(|sqe| io::now(context, &sqe, false).is_some())
 }
@@ -120,7 +120,7 @@ fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
     let Core { shared, memory, namespaces, sqs, cqs, slots, ready, bounce, work, tally, lane, .. } = core;
     // The table is looked at after the doorbell: a mapping the host made before ringing is in it.
     let memory: &DmaMap = memory.load();
-    let context = Context { shared, namespaces: namespaces.load(), memory, at_once: true };
+    let context = Context { shared, namespaces: namespaces.load(), memory, watched: None };
     let queues = sqs.len();
     let Some(sq) = sqs.get_mut(at) else { return Ok(false) };
     let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };

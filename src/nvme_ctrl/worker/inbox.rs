@@ -65,6 +65,7 @@ impl Core {
                 self.end_reset();
             }
             ToWorker::Flush(token) => self.flush(token),
+            ToWorker::Laboratory(change) => change.apply(&mut self.labs),
             ToWorker::Dump => self.dump(),
             ToWorker::Stop => self.stopping = true,
         }

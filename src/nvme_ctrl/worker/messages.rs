@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
+use crate::laboratory::Change;
 use crate::memory::Epoch;
 use crate::nvme_ctrl::doorbell_buffers::BufferConfig;
 use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
@@ -37,6 +38,8 @@ pub enum ToWorker {
     Reset(Token),
     /// Make everything completed durable; acknowledge with whether that succeeded.
     Flush(Token),
+    /// Put a laboratory on, or take it off.
+    Laboratory(Change),
     /// Describe queues and commands in flight in the log.
     Dump,
     /// End the thread once nothing is in flight.

@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use super::shared::Shared;
 use crate::disk::{Lane, Waker};
-use crate::laboratory::LabFactory;
+use crate::laboratory::{Laboratory, Place};
 use crate::memory;
 
 pub use self::core::Core;
@@ -55,22 +55,38 @@ pub type LaneFactory = Arc<dyn Fn() -> io::Result<Lane> + Send + Sync>;
 pub struct WorkerParts {
     /// Its lane.
     pub lanes: LaneFactory,
-    /// Its laboratory, if it is to have one.
-    pub lab: Option<LabFactory>,
+    /// The laboratories that it is to have.
+    pub laboratory: Arc<Laboratory>,
 }
 
 impl From<LaneFactory> for WorkerParts {
     fn from(lanes: LaneFactory) -> Self {
-        Self { lanes, lab: None }
+        Self { lanes, laboratory: Arc::default() }
+    }
+}
+
+/// How messages reach a worker.
+#[derive(Clone)]
+struct Inbox {
+    sender: Sender<ToWorker>,
+    /// A message was sent since the worker last looked.
+    mail: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl Inbox {
+    /// Sends one message; false when the worker is no more.
+    fn send(&self, message: ToWorker) -> bool {
+        let sent = self.sender.send(message).is_ok();
+        self.mail.store(true, Ordering::Release);
+        self.waker.wake();
+        sent
     }
 }
 
 /// The control thread's handle of one worker.
 pub struct Worker {
-    inbox: Sender<ToWorker>,
-    /// A message was sent since the worker last looked.
-    mail: Arc<AtomicBool>,
-    waker: Waker,
+    inbox: Inbox,
     sleeper: Arc<Sleeper>,
     thread: Option<JoinHandle<()>>,
 }
@@ -87,15 +103,17 @@ impl Worker {
         poll: Poll,
         out: Mailbox,
     ) -> io::Result<Self> {
+        let WorkerParts { lanes, laboratory } = parts;
         let (inbox, messages) = channel();
         let (ready, started) = channel();
         let sleeper = Arc::new(Sleeper::new());
         let own = Arc::clone(&sleeper);
+        let place = Place { cntlid: shared.cntlid, worker: index };
         let mail = Arc::new(AtomicBool::new(false));
         let messages = Messages::new(messages, Arc::clone(&mail));
         let idle = IdlePolicy::new(poll, shared.doorbells.page().is_some());
         let thread = std::thread::Builder::new().name(format!("worker{index}")).spawn(move || {
-            let lane = match (parts.lanes)() {
+            let lane = match lanes() {
                 Ok(lane) => lane,
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -104,24 +122,24 @@ impl Worker {
             };
             let _ = ready.send(Ok(lane.waker()));
             drop(ready);
-            let lab = parts.lab.map(|lab| lab());
-            run(Core::new(shared, lane, lab, out.clone()), idle, &messages, &own, &out);
+            run(Core::new(shared, lane, out.clone()), idle, &messages, &own, &out);
         })?;
         let waker = started.recv().map_err(|_| io::Error::other("the worker ended at once"))??;
-        Ok(Self { inbox, mail, waker, sleeper, thread: Some(thread) })
+        let inbox = Inbox { sender: inbox, mail, waker };
+        let station = inbox.clone();
+        laboratory.join(place, Box::new(move |change| station.send(ToWorker::Laboratory(change))));
+        Ok(Self { inbox, sleeper, thread: Some(thread) })
     }
 
     /// Sends one message.
     pub fn send(&self, message: ToWorker) {
-        let _ = self.inbox.send(message);
-        self.mail.store(true, Ordering::Release);
-        self.waker.wake();
+        self.inbox.send(message);
     }
 
     /// A doorbell of one of the worker's queues was stored.
     pub fn doorbell(&self) {
         if self.sleeper.ring() {
-            self.waker.wake();
+            self.inbox.waker.wake();
         }
     }
 

@@ -5,6 +5,7 @@ use super::core::Core;
 use super::slots::{tag, untag};
 use crate::block::{Issue, Work};
 use crate::disk::Done;
+use crate::laboratory::Lab;
 use crate::nvme_ctrl::io::Task;
 
 impl Core {
@@ -18,7 +19,10 @@ impl Core {
             if let Err(error) = &completion.result {
                 log::debug!("operation {part} of cid {:#x} failed: {error}", command.cid);
             }
-            command.task.done(part, completion.result, completion.buf);
+            let written = command.task.done(part, completion.result, completion.buf);
+            if let (Some(written), Some(labs)) = (written, &mut self.labs) {
+                labs.moved(command.id(), written);
+            }
             self.make_ready(index);
             // Whatever ended may have given bounce memory back.
             self.feed_starved();

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::disk::Tag;
+use crate::laboratory::CommandId;
 use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::io::Task;
 
@@ -44,6 +45,8 @@ pub struct Command {
     pub task: Task,
     /// Bytes it was counted with.
     pub memory: usize,
+    /// What the laboratory knows it by, 0 if none saw it fetched.
+    pub serial: u64,
     /// It is on the list of those to be polled.
     pub ready: bool,
     /// Its queue is gone: it runs to its end and posts nothing.
@@ -51,6 +54,11 @@ pub struct Command {
 }
 
 impl Command {
+    /// The command as laboratories know it.
+    pub fn id(&self) -> CommandId {
+        CommandId { serial: self.serial, sqid: self.sqid, cid: self.cid }
+    }
+
     /// The command as the Error Information log names it.
     pub fn failed(&self) -> Failed {
         Failed { sqid: self.sqid, cid: self.cid, opc: self.opc, nsid: self.nsid, slba: self.slba }
@@ -147,6 +155,7 @@ mod tests {
             since: Instant::now(),
             task: Task::Over(Outcome::of(Status::SUCCESS)),
             memory,
+            serial: 0,
             ready: false,
             orphan: false,
         }

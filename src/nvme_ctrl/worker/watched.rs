@@ -1,25 +1,27 @@
-//! Fetching under the eyes of a laboratory. No command is done at once and none goes without a slot, for the laboratory
-//! is to see each of them begin and end.
+//! Fetching under the eyes of laboratories. No command is done at once and none goes without a slot, for they are to see
+//! each of them begin and end.
 
-use super::begin::begin;
+use super::begin::enter;
 use super::core::Core;
 use super::rotation::BURST;
 use crate::block::Work;
-use crate::laboratory::{CommandId, Fate};
+use crate::copy::Reject;
+use crate::laboratory::{CommandId, Fate, Lab, Labs};
 use crate::memory::DmaMap;
-use crate::nvme_ctrl::io::{self, Context, Task};
-use crate::spec::Outcome;
+use crate::nvme_ctrl::io::{self, Context, Notes, Task};
+use crate::spec::commands::NvmCommand;
+use crate::spec::{Outcome, Sqe, Status};
 
 /// As [`fetch`](super::fetch), from one queue.
 ///
 /// # Errors
 /// A queue's memory is not there: what to say of the controller's end.
 pub(super) fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
-    let Core { shared, memory, namespaces, sqs, cqs, slots, ready, bounce, work, lab, .. } = core;
-    let Some(lab) = lab else { return Ok(false) };
+    let Core { shared, memory, namespaces, sqs, cqs, slots, ready, bounce, work, labs, serial, .. } = core;
+    let Some(labs) = labs else { return Ok(false) };
     // The table is looked at after the doorbell: a mapping the host made before ringing is in it.
     let memory: &DmaMap = memory.load();
-    let context = Context { shared, namespaces: namespaces.load(), memory, at_once: false };
+    let namespaces = namespaces.load();
     let queues = sqs.len();
     let Some(sq) = sqs.get_mut(at) else { return Ok(false) };
     let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };
@@ -36,17 +38,50 @@ pub(super) fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         fetched += 1;
         work.charge(Work::COMMAND);
         bounce.others_are_at_work();
-        let id = CommandId { sqid, cid: sqe.cid.get() };
-        let ns = context.namespaces.get(sqe.nsid.get()).ok();
-        let task = match lab.fetched(id, &sqe, ns.map(|ns| &**ns)) {
+        *serial += 1;
+        let id = CommandId { serial: *serial, sqid, cid: sqe.cid.get() };
+        let notes = Notes::default();
+        let context = Context { shared, namespaces, memory, watched: Some(&notes) };
+        let ns = namespaces.get(sqe.nsid.get()).ok();
+        let task = match labs.fetched(id, &sqe, ns.map(|ns| &**ns)) {
             Fate::Pass => io::start(context, bounce, work, &sqe),
-            Fate::End(status) => Err(status),
+            Fate::End(status) => {
+                notes.refused(by_laboratory(status));
+                Err(status)
+            }
         };
-        if let Ok(Task::Copy(copy)) = &task {
-            lab.planned(id, copy.plan());
+        if sqe.opc == NvmCommand::Copy.opcode() {
+            tell(labs, id, &sqe, &notes, &task);
         }
         let task = task.unwrap_or_else(|status| Task::Over(Outcome::of(status)));
-        begin(sq, cq, slots, ready, memory, &sqe, Ok(task))?;
+        enter(sq, slots, ready, &sqe, task, id.serial);
     }
     Ok(fetched > 0)
+}
+
+/// What has become of a Copy so far.
+fn tell(labs: &mut Labs, id: CommandId, sqe: &Sqe, notes: &Notes, task: &Result<Task, Status>) {
+    if let Some(ranges) = notes.take_ranges() {
+        labs.listed(id, &ranges);
+    }
+    match task {
+        Ok(Task::Copy(copy)) => labs.planned(id, copy.plan()),
+        Ok(_) => {}
+        Err(status) => labs.refused(id, &notes.why().unwrap_or_else(|| before_copy(sqe, *status))),
+    }
+}
+
+/// What a laboratory answered.
+fn by_laboratory(status: Status) -> Reject {
+    Reject { status, range: None, rule: "laboratory", what: "a laboratory refused it" }
+}
+
+/// Refused by what is asked of every command.
+fn before_copy(sqe: &Sqe, status: Status) -> Reject {
+    let (rule, what) = if sqe.fuse() != 0 {
+        ("fused", "it is fused, and no fused operation is supported")
+    } else {
+        ("other", "refused before its own checks")
+    };
+    Reject { status, range: None, rule, what }
 }

@@ -72,7 +72,7 @@ impl Machine {
         let shared = lone::shared(Namespaces::new(namespaces, 2), 32);
         let (sender, messages) = channel();
         let lane = Lane::new(LaneKind::Threads).expect("a lane");
-        let mut core = Core::new(Arc::clone(&shared), lane, None, Mailbox { sender, wake: Arc::new(|| {}) });
+        let mut core = Core::new(Arc::clone(&shared), lane, Mailbox { sender, wake: Arc::new(|| {}) });
         core.message(ToWorker::Begin(guest.space.epoch()));
         let (sqs, cqs) = (BTreeMap::new(), BTreeMap::new());
         Self { guest, shared, core, image, _file: dir, _messages: messages, sqs, cqs }

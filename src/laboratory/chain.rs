@@ -1,0 +1,127 @@
+//! Several laboratories of one worker, as one.
+
+use super::seam::{CommandId, Fate, Lab, Post};
+use crate::copy::{CopyPlan, Reject, SourceRange, Written};
+use crate::namespace::Namespace;
+use crate::spec::{Outcome, Sqe};
+
+/// Laboratories in the order in which they were put on. All of them are told all; of what they answer, the first answer
+/// counts that changes anything.
+#[derive(Default)]
+pub struct Labs(Vec<Named>);
+
+struct Named {
+    name: &'static str,
+    lab: Box<dyn Lab>,
+}
+
+impl Labs {
+    /// Puts `lab` on, in the place of the one of this name if there is one.
+    pub fn put(&mut self, name: &'static str, lab: Box<dyn Lab>) {
+        match self.0.iter_mut().find(|named| named.name == name) {
+            Some(named) => named.lab = lab,
+            None => self.0.push(Named { name, lab }),
+        }
+    }
+
+    /// Takes the one of this name off.
+    pub fn take(&mut self, name: &str) {
+        self.0.retain(|named| named.name != name);
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn each(&mut self) -> impl Iterator<Item = &mut Box<dyn Lab>> {
+        self.0.iter_mut().map(|named| &mut named.lab)
+    }
+}
+
+impl Lab for Labs {
+    fn fetched(&mut self, id: CommandId, sqe: &Sqe, ns: Option<&Namespace>) -> Fate {
+        let fates = self.each().map(|lab| lab.fetched(id, sqe, ns));
+        fates.fold(Fate::Pass, |fate, next| if fate == Fate::Pass { next } else { fate })
+    }
+
+    fn listed(&mut self, id: CommandId, ranges: &[SourceRange]) {
+        self.each().for_each(|lab| lab.listed(id, ranges));
+    }
+
+    fn planned(&mut self, id: CommandId, plan: &CopyPlan) {
+        self.each().for_each(|lab| lab.planned(id, plan));
+    }
+
+    fn refused(&mut self, id: CommandId, why: &Reject) {
+        self.each().for_each(|lab| lab.refused(id, why));
+    }
+
+    fn moved(&mut self, id: CommandId, part: Written) {
+        self.each().for_each(|lab| lab.moved(id, part));
+    }
+
+    fn ended(&mut self, id: CommandId, outcome: &mut Outcome) -> Post {
+        let posts = self.each().map(|lab| lab.ended(id, outcome));
+        posts.fold(Post::Once, |post, next| if post == Post::Once { next } else { post })
+    }
+
+    fn over(&mut self, id: CommandId, outcome: &Outcome, post: Option<Post>) {
+        self.each().for_each(|lab| lab.over(id, outcome, post));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::spec::Status;
+
+    const ID: CommandId = CommandId { serial: 1, sqid: 1, cid: 7 };
+
+    /// Answers as it was made to, and notes who was asked.
+    struct Scripted {
+        name: char,
+        fate: Fate,
+        post: Post,
+        asked: Arc<Mutex<String>>,
+    }
+
+    impl Lab for Scripted {
+        fn fetched(&mut self, _: CommandId, _: &Sqe, _: Option<&Namespace>) -> Fate {
+            self.asked.lock().unwrap().push(self.name);
+            self.fate
+        }
+
+        fn ended(&mut self, _: CommandId, outcome: &mut Outcome) -> Post {
+            outcome.dw0 = outcome.dw0 * 10 + 1;
+            self.asked.lock().unwrap().push(self.name);
+            self.post
+        }
+    }
+
+    #[test]
+    fn all_are_asked_and_the_first_that_wants_something_has_it() {
+        let asked = Arc::new(Mutex::new(String::new()));
+        let mut labs = Labs::default();
+        let scripted = |name, fate, post| Box::new(Scripted { name, fate, post, asked: asked.clone() });
+        let end = |status| Fate::End(status);
+        labs.put("a", scripted('a', Fate::Pass, Post::Once));
+        labs.put("b", scripted('b', end(Status::WRITE_FAULT), Post::Never));
+        labs.put("c", scripted('c', end(Status::INTERNAL_ERROR), Post::Twice));
+        let mut outcome = Outcome::of(Status::SUCCESS);
+        assert_eq!(labs.fetched(ID, &Sqe::default(), None), end(Status::WRITE_FAULT));
+        assert_eq!(labs.ended(ID, &mut outcome), Post::Never);
+        assert_eq!((asked.lock().unwrap().as_str(), outcome.dw0), ("abcabc", 111));
+        labs.take("b");
+        assert_eq!(labs.ended(ID, &mut outcome), Post::Twice);
+        labs.put("c", scripted('d', Fate::Pass, Post::Once));
+        assert_eq!(labs.fetched(ID, &Sqe::default(), None), Fate::Pass);
+        assert_eq!(asked.lock().unwrap().as_str(), "abcabcacad", "another in its place");
+        labs.take("a");
+        labs.take("c");
+        labs.take("never there");
+        assert!(labs.is_empty() && labs.fetched(ID, &Sqe::default(), None) == Fate::Pass);
+    }
+}

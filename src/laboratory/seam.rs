@@ -1,0 +1,69 @@
+//! What a laboratory is asked and told.
+
+use crate::copy::{CopyPlan, Reject, SourceRange, Written};
+use crate::namespace::Namespace;
+use crate::spec::{Outcome, Sqe, Status};
+
+/// Names a command in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CommandId {
+    /// Which command it is of those that laboratories of this worker have seen fetched, from 1 on; 0 for one that was
+    /// fetched before. Hosts may give two commands in flight one CID, this tells them apart.
+    pub serial: u64,
+    /// SQID.
+    pub sqid: u16,
+    /// CID.
+    pub cid: u16,
+}
+
+/// What is to become of a command that was fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes its way.
+    Pass,
+    /// It ends with this status and does nothing.
+    End(Status),
+}
+
+/// What is to become of a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Post {
+    /// It is posted.
+    Once,
+    /// It is lost: the host never hears of the command's end.
+    Never,
+    /// It is posted, and once more if the completion queue has room.
+    Twice,
+}
+
+/// A laboratory, as one worker's thread asks it. None of its answers may take long: the worker's other commands wait.
+///
+/// It may be put on and taken off while commands are in flight. So the end of a command may come that it never saw
+/// fetched, and the end of one that it saw may never come.
+pub trait Lab: Send {
+    /// A command was taken from its queue. `ns` is what its NSID names, if that is a namespace.
+    fn fetched(&mut self, _id: CommandId, _sqe: &Sqe, _ns: Option<&Namespace>) -> Fate {
+        Fate::Pass
+    }
+
+    /// The source ranges of a Copy were read. What is wrong with them has yet to be found out.
+    fn listed(&mut self, _id: CommandId, _ranges: &[SourceRange]) {}
+
+    /// A Copy passed all its checks, and this is what it is about to do.
+    fn planned(&mut self, _id: CommandId, _plan: &CopyPlan) {}
+
+    /// A Copy was refused, and has changed nothing. `why` names the rule.
+    fn refused(&mut self, _id: CommandId, _why: &Reject) {}
+
+    /// A part of a Copy was written.
+    fn moved(&mut self, _id: CommandId, _part: Written) {}
+
+    /// A command ended. The outcome is what its completion will say.
+    fn ended(&mut self, _id: CommandId, _outcome: &mut Outcome) -> Post {
+        Post::Once
+    }
+
+    /// Nothing more comes of a command. The outcome is what its host was told, and `post` how; `None`: nobody was, its
+    /// queue is gone.
+    fn over(&mut self, _id: CommandId, _outcome: &Outcome, _post: Option<Post>) {}
+}
