@@ -8,7 +8,9 @@ use super::capabilities::Capabilities;
 use super::checks::{Check, CommandView, Fails, ListView, RangeView, TABLE};
 use super::range::{Layout, SourceRange};
 use crate::disk::Inline;
-use crate::namespace::{Access, ByteRange, Cntlid, Extent, Lbas, Method, Namespace, Namespaces, admit};
+use crate::namespace::{
+    Access, ByteRange, Cntlid, CopyPolicy, Extent, Lbas, Method, Namespace, Namespaces, admit,
+};
 use crate::spec::Status;
 use crate::spec::copy::CopyCommand;
 
@@ -152,6 +154,15 @@ impl CopyPlan {
             return false;
         };
         disk.move_from(&ns.disk.handle(), src.offset, self.dst.offset, src.len)
+    }
+
+    /// The same plan, carried out by reads and writes alone, whatever that costs: all bytes come through memory of ours. Fast
+    /// Copy Only is forgotten, for it was promised of another way.
+    pub fn bounced(mut self) -> Self {
+        let policy = CopyPolicy { method: Method::Bounce, ..self.dst_ns.facts.policy };
+        self.dst_ns = Arc::new(Namespace::clone(&self.dst_ns).with_policy(policy));
+        self.ranges.iter_mut().for_each(|range| range.fco = false);
+        self
     }
 
     /// The same plan with the destination durable before the completion, whatever FUA says: for a controller whose

@@ -1,9 +1,9 @@
 //! Several laboratories of one worker, as one.
 
-use super::seam::{CommandId, Fate, Lab, Post};
+use super::script::Post;
+use super::seam::{CommandId, Fate, Fetched, Lab};
 use crate::copy::{CopyPlan, Reject, SourceRange, Written};
-use crate::namespace::Namespace;
-use crate::spec::{Outcome, Sqe};
+use crate::spec::Outcome;
 
 /// Laboratories in the order in which they were put on. All of them are told all; of what they answer, the first answer
 /// counts that changes anything.
@@ -40,17 +40,16 @@ impl Labs {
 }
 
 impl Lab for Labs {
-    fn fetched(&mut self, id: CommandId, sqe: &Sqe, ns: Option<&Namespace>) -> Fate {
-        let fates = self.each().map(|lab| lab.fetched(id, sqe, ns));
-        fates.fold(Fate::Pass, |fate, next| if fate == Fate::Pass { next } else { fate })
+    fn fetched(&mut self, id: CommandId, command: Fetched<'_>) -> Fate {
+        self.each().map(|lab| lab.fetched(id, command)).fold(Fate::Pass, Fate::or)
     }
 
     fn listed(&mut self, id: CommandId, ranges: &[SourceRange]) {
         self.each().for_each(|lab| lab.listed(id, ranges));
     }
 
-    fn planned(&mut self, id: CommandId, plan: &CopyPlan) {
-        self.each().for_each(|lab| lab.planned(id, plan));
+    fn planned(&mut self, id: CommandId, plan: &CopyPlan) -> Fate {
+        self.each().map(|lab| lab.planned(id, plan)).fold(Fate::Pass, Fate::or)
     }
 
     fn refused(&mut self, id: CommandId, why: &Reject) {
@@ -63,7 +62,7 @@ impl Lab for Labs {
 
     fn ended(&mut self, id: CommandId, outcome: &mut Outcome) -> Post {
         let posts = self.each().map(|lab| lab.ended(id, outcome));
-        posts.fold(Post::Once, |post, next| if post == Post::Once { next } else { post })
+        posts.fold(Post::Once, Post::or)
     }
 
     fn over(&mut self, id: CommandId, outcome: &Outcome, post: Option<Post>) {
@@ -76,22 +75,22 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::spec::Status;
+    use crate::spec::{Sqe, Status};
 
     const ID: CommandId = CommandId { serial: 1, sqid: 1, cid: 7 };
 
     /// Answers as it was made to, and notes who was asked.
     struct Scripted {
         name: char,
-        fate: Fate,
+        fate: Option<Status>,
         post: Post,
         asked: Arc<Mutex<String>>,
     }
 
     impl Lab for Scripted {
-        fn fetched(&mut self, _: CommandId, _: &Sqe, _: Option<&Namespace>) -> Fate {
+        fn fetched(&mut self, _: CommandId, _: Fetched<'_>) -> Fate {
             self.asked.lock().unwrap().push(self.name);
-            self.fate
+            self.fate.map_or(Fate::Pass, Fate::End)
         }
 
         fn ended(&mut self, _: CommandId, outcome: &mut Outcome) -> Post {
@@ -106,22 +105,23 @@ mod tests {
         let asked = Arc::new(Mutex::new(String::new()));
         let mut labs = Labs::default();
         let scripted = |name, fate, post| Box::new(Scripted { name, fate, post, asked: asked.clone() });
-        let end = |status| Fate::End(status);
-        labs.put("a", scripted('a', Fate::Pass, Post::Once));
-        labs.put("b", scripted('b', end(Status::WRITE_FAULT), Post::Never));
-        labs.put("c", scripted('c', end(Status::INTERNAL_ERROR), Post::Twice));
+        let sqe = Sqe::default();
+        let fate = |labs: &mut Labs| labs.fetched(ID, Fetched { sqe: &sqe, ns: None, depth: 1 });
+        labs.put("a", scripted('a', None, Post::Once));
+        labs.put("b", scripted('b', Some(Status::WRITE_FAULT), Post::Never));
+        labs.put("c", scripted('c', Some(Status::INTERNAL_ERROR), Post::Twice));
         let mut outcome = Outcome::of(Status::SUCCESS);
-        assert_eq!(labs.fetched(ID, &Sqe::default(), None), end(Status::WRITE_FAULT));
+        assert!(matches!(fate(&mut labs), Fate::End(Status::WRITE_FAULT)));
         assert_eq!(labs.ended(ID, &mut outcome), Post::Never);
         assert_eq!((asked.lock().unwrap().as_str(), outcome.dw0), ("abcabc", 111));
         labs.take("b");
         assert_eq!(labs.ended(ID, &mut outcome), Post::Twice);
-        labs.put("c", scripted('d', Fate::Pass, Post::Once));
-        assert_eq!(labs.fetched(ID, &Sqe::default(), None), Fate::Pass);
+        labs.put("c", scripted('d', None, Post::Once));
+        assert!(matches!(fate(&mut labs), Fate::Pass));
         assert_eq!(asked.lock().unwrap().as_str(), "abcabcacad", "another in its place");
         labs.take("a");
         labs.take("c");
         labs.take("never there");
-        assert!(labs.is_empty() && labs.fetched(ID, &Sqe::default(), None) == Fate::Pass);
+        assert!(labs.is_empty() && matches!(fate(&mut labs), Fate::Pass));
     }
 }

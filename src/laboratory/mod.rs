@@ -6,10 +6,24 @@
 //!
 //! What a laboratory is made by, a [`Tool`], is put on and taken off while the device runs ([`Laboratory`]).
 
+pub mod faults;
+
+mod bad_blocks;
 mod chain;
+mod control;
+mod fired;
+mod gate;
+mod lands;
+mod script;
 mod seam;
 mod tools;
 
+pub use bad_blocks::BadBlocks;
 pub use chain::Labs;
-pub use seam::{CommandId, Fate, Lab, Post};
+pub use control::{ControlLab, RegisterEvent, RegisterFate};
+pub use fired::Fired;
+pub use gate::{Barrier, Gate, Stalled};
+pub use lands::{Lands, Layout};
+pub use script::{Dw0, Edit, Ending, Flip, LateRange, Post, Script};
+pub use seam::{CommandId, Fate, Fetched, Lab};
 pub use tools::{Change, LabFactory, Laboratory, Place, Station, Tool};

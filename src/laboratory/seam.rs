@@ -1,5 +1,6 @@
 //! What a laboratory is asked and told.
 
+use super::script::{Post, Script};
 use crate::copy::{CopyPlan, Reject, SourceRange, Written};
 use crate::namespace::Namespace;
 use crate::spec::{Outcome, Sqe, Status};
@@ -17,23 +18,34 @@ pub struct CommandId {
 }
 
 /// What is to become of a command that was fetched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub enum Fate {
     /// It goes its way.
+    #[default]
     Pass,
     /// It ends with this status and does nothing.
     End(Status),
+    /// It meets this.
+    Script(Box<Script>),
 }
 
-/// What is to become of a completion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Post {
-    /// It is posted.
-    Once,
-    /// It is lost: the host never hears of the command's end.
-    Never,
-    /// It is posted, and once more if the completion queue has room.
-    Twice,
+impl Fate {
+    /// This one, unless it lets the command pass: then `next`.
+    #[must_use]
+    pub fn or(self, next: Self) -> Self {
+        if matches!(self, Self::Pass) { next } else { self }
+    }
+}
+
+/// A command that was taken from its queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetched<'a> {
+    /// The command.
+    pub sqe: &'a Sqe,
+    /// What its NSID names, if that is a namespace.
+    pub ns: Option<&'a Namespace>,
+    /// Commands of its queue in flight, this one counted.
+    pub depth: usize,
 }
 
 /// A laboratory, as one worker's thread asks it. None of its answers may take long: the worker's other commands wait.
@@ -41,16 +53,19 @@ pub enum Post {
 /// It may be put on and taken off while commands are in flight. So the end of a command may come that it never saw
 /// fetched, and the end of one that it saw may never come.
 pub trait Lab: Send {
-    /// A command was taken from its queue. `ns` is what its NSID names, if that is a namespace.
-    fn fetched(&mut self, _id: CommandId, _sqe: &Sqe, _ns: Option<&Namespace>) -> Fate {
+    /// A command was taken from its queue.
+    fn fetched(&mut self, _id: CommandId, _command: Fetched<'_>) -> Fate {
         Fate::Pass
     }
 
     /// The source ranges of a Copy were read. What is wrong with them has yet to be found out.
     fn listed(&mut self, _id: CommandId, _ranges: &[SourceRange]) {}
 
-    /// A Copy passed all its checks, and this is what it is about to do.
-    fn planned(&mut self, _id: CommandId, _plan: &CopyPlan) {}
+    /// A Copy passed all its checks, and this is what it is about to do. Comes before the next command is fetched. The
+    /// answer counts where [`Self::fetched`] let it pass.
+    fn planned(&mut self, _id: CommandId, _plan: &CopyPlan) -> Fate {
+        Fate::Pass
+    }
 
     /// A Copy was refused, and has changed nothing. `why` names the rule.
     fn refused(&mut self, _id: CommandId, _why: &Reject) {}

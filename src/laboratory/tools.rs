@@ -5,7 +5,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+
 use super::chain::Labs;
+use super::control::ControlLab;
 use super::seam::Lab;
 use crate::namespace::Cntlid;
 
@@ -28,6 +31,15 @@ pub struct Tool {
     pub name: &'static str,
     /// Called on the thread that puts it on.
     pub make: LabFactory,
+    /// What the control threads ask, if it has anything to say of admin commands and registers.
+    pub control: Option<Arc<dyn ControlLab>>,
+}
+
+impl Tool {
+    /// For workers alone.
+    pub fn for_workers(name: &'static str, make: LabFactory) -> Self {
+        Self { name, make, control: None }
+    }
 }
 
 /// A change of a worker's laboratories, on its way to the worker.
@@ -67,18 +79,26 @@ pub type Station = Box<dyn Fn(Change) -> bool + Send>;
 /// The tools that are on, at every worker of every controller. Any thread may put one on or take one off, but no
 /// worker's, for that would wait for itself.
 #[derive(Default)]
-pub struct Laboratory(Mutex<Tools>);
+pub struct Laboratory {
+    tools: Mutex<Tools>,
+    /// What of them the control threads ask.
+    control: ArcSwapOption<Vec<Arc<dyn ControlLab>>>,
+}
 
 #[derive(Default)]
 struct Tools {
     on: Vec<Tool>,
     stations: Vec<(Place, Station)>,
+    /// Have the control threads look.
+    wakes: Vec<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Laboratory {
     /// One with these tools on.
     pub fn with(tools: Vec<Tool>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Tools { on: tools, stations: Vec::new() })))
+        let laboratory = Self::default();
+        laboratory.locked(|all| all.on = tools);
+        Arc::new(laboratory)
     }
 
     /// A worker has started, and has no laboratories. Those that it is to have are sent to it, now and whenever that
@@ -90,6 +110,12 @@ impl Laboratory {
             }
             tools.stations.push((place, station));
         });
+    }
+
+    /// A controller has started: `wake` has its control thread look at [`Self::control`], and at what is held there,
+    /// whenever that may have changed.
+    pub fn watch(&self, wake: Arc<dyn Fn() + Send + Sync>) {
+        self.locked(|tools| tools.wakes.push(wake));
     }
 
     /// Puts `tool` on, in the place of the one of its name. Returns when all workers have it, so that each command that is
@@ -118,8 +144,19 @@ impl Laboratory {
         self.locked(|tools| tools.on.iter().map(|tool| tool.name).collect())
     }
 
+    /// What the control threads ask, if there is anything.
+    pub fn control(&self) -> Option<Arc<Vec<Arc<dyn ControlLab>>>> {
+        self.control.load_full()
+    }
+
+    /// Whatever is on afterwards, the control threads ask that.
     fn locked<T>(&self, with: impl FnOnce(&mut Tools) -> T) -> T {
-        with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = with(&mut tools);
+        let control: Vec<_> = tools.on.iter().filter_map(|tool| tool.control.clone()).collect();
+        self.control.store((!control.is_empty()).then(|| Arc::new(control)));
+        tools.wakes.iter().for_each(|wake| wake());
+        result
     }
 }
 
@@ -147,7 +184,7 @@ mod tests {
     impl Lab for Nothing {}
 
     fn tool(name: &'static str) -> Tool {
-        Tool { name, make: Arc::new(|_| Box::new(Nothing)) }
+        Tool::for_workers(name, Arc::new(|_| Box::new(Nothing)))
     }
 
     /// A worker that does as it is told when [`Self::work`] is called.

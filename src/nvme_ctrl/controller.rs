@@ -14,12 +14,14 @@ use super::config::ControllerConfig;
 use super::doorbells::Doorbells;
 use super::error_log::ErrorLog;
 use super::flushes::Asker;
+use super::gates::Gates;
 use super::queue_table::QueueTable;
 use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
 use super::view::ControllerView;
 use super::worker::WorkerParts;
 use super::workers::{News, Workers};
+use crate::laboratory::{Gate, Laboratory, RegisterEvent, RegisterFate};
 use crate::memory::{Epoch, SharedPage};
 use crate::spec::registers::{DOORBELL_STRIDE, csts, offset};
 use crate::subsystem::Seat;
@@ -45,6 +47,10 @@ pub struct Controller {
     /// The host's CC.EN 1 to 0 is being carried out.
     disabling: bool,
     final_flush: Option<bool>,
+    /// What laboratories there are.
+    laboratory: Arc<Laboratory>,
+    /// What they have the host wait for.
+    gates: Gates,
 }
 
 impl Controller {
@@ -85,6 +91,8 @@ impl Controller {
             errors: ErrorLog::default(),
             limits: Limits { max_transfer: 4096 << config.mdts, ocfs: config.ocfs & crate::copy::OCFS },
         });
+        let laboratory = Arc::clone(&parts.laboratory);
+        laboratory.watch(Arc::clone(&wake));
         let workers = Workers::spawn(&config, &shared, parts, wake)?;
         Ok(Self {
             memory,
@@ -100,6 +108,8 @@ impl Controller {
             enable_when_quiet: false,
             disabling: false,
             final_flush: None,
+            laboratory,
+            gates: Gates::default(),
         })
     }
 
@@ -153,12 +163,31 @@ impl Controller {
             }
             self.disabling = true;
             self.enable_when_quiet = false;
-            self.drain();
+            let RegisterFate { gate, fatal } = self.meets(RegisterEvent::Disable);
+            self.gates = Gates { disable: gate, ..Gates::default() };
+            match fatal {
+                // It is reset, but for what the host sees of that.
+                Some(why) => {
+                    (self.disabling, self.gates.broken) = (false, true);
+                    self.fatal(&why);
+                }
+                None => self.drain(),
+            }
         }
         if enable {
-            self.enable();
+            let RegisterFate { gate, fatal } = self.meets(RegisterEvent::Enable);
+            self.gates.enable = gate;
+            match fatal {
+                Some(why) => self.fatal(&why),
+                None => self.enable(),
+            }
         }
         if shutdown {
+            let RegisterFate { gate, fatal } = self.meets(RegisterEvent::Shutdown);
+            (self.gates.shutdown, self.gates.flushed) = (gate, None);
+            if let Some(why) = fatal {
+                self.fatal(&why);
+            }
             // A disabled controller is flushed all the same: the host is about to cut the power.
             self.regs.csts = self.regs.csts & !csts::SHST | csts::SHST_OCCURRING;
             self.workers.flush_for(Asker::Shutdown);
@@ -174,6 +203,7 @@ impl Controller {
         self.begun = false;
         self.disabling = false;
         self.enable_when_quiet = false;
+        self.gates = Gates::default();
         self.drain();
         self.workers.set_bus_master(false);
     }
@@ -264,12 +294,56 @@ impl Controller {
                 News::Fatal(why) => self.fatal(&why),
             }
         }
+        if self.any_held() {
+            self.look_at_held(Instant::now());
+        }
+    }
+
+    /// What laboratories want of `event`.
+    fn meets(&self, event: RegisterEvent) -> RegisterFate {
+        let labs = self.laboratory.control().unwrap_or_default();
+        let mut fates = labs.iter().map(|lab| lab.register(event));
+        fates.find(|fate| !matches!(fate.gate, Gate::Open) || fate.fatal.is_some()).unwrap_or_default()
+    }
+
+    /// Does a laboratory hold anything back?
+    fn any_held(&self) -> bool {
+        self.admin.scripted.any_held()
+            || self.gates.drained
+            || self.gates.flushed.is_some()
+            || self.enable_when_quiet
+    }
+
+    /// Goes on with what they hold no longer.
+    #[cold]
+    fn look_at_held(&mut self, now: Instant) {
+        if self.admin.scripted.any_held() {
+            self.admin(admin::look_at_held);
+        }
+        if self.gates.drained && self.gates.disable.is_open(now) {
+            self.drained();
+        }
+        if self.enable_when_quiet && self.workers.is_quiet() && !self.gates.drained {
+            self.enable_when_quiet = false;
+            self.enable();
+        }
+        if self.gates.shutdown.is_open(now)
+            && let Some(success) = self.gates.flushed.take()
+        {
+            self.flushed_for(Asker::Shutdown, success);
+        }
     }
 
     /// When [`Self::on_time`] wants to be called, if at all.
     pub fn deadline(&self) -> Option<Instant> {
         let admin = &self.admin;
-        let deadlines = [admin.keep_alive.deadline(), admin.queue.watch_deadline(), self.workers.deadline()];
+        let deadlines = [
+            admin.keep_alive.deadline(),
+            admin.queue.watch_deadline(),
+            self.workers.deadline(),
+            admin.scripted.due(),
+            self.gates.due(Instant::now()),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -319,6 +393,7 @@ impl Controller {
             admin: &mut self.admin,
             queues: &mut self.queues,
             workers: &mut self.workers,
+            laboratory: &self.laboratory,
         });
         if let Some(why) = self.admin.queue.take_loss() {
             self.fatal(&why);
@@ -344,6 +419,9 @@ impl Controller {
 
     fn flushed_for(&mut self, asker: Asker, success: bool) {
         match asker {
+            Asker::Shutdown if !self.gates.shutdown.is_open(Instant::now()) => {
+                self.gates.flushed = Some(success);
+            }
             Asker::Shutdown => {
                 // Whether the flush succeeded or not: the host has no other sign to wait for. A failure is logged.
                 if !success {
@@ -379,13 +457,17 @@ impl Controller {
     }
 
     fn drained(&mut self) {
+        self.gates.drained = self.disabling && !self.gates.disable.is_open(Instant::now());
+        if self.gates.drained {
+            return;
+        }
         self.clear_doorbells();
         // Not before: until now a worker may have failed a command of the time before.
         self.shared.errors.clear();
         if std::mem::take(&mut self.disabling) {
             // A shutdown that was asked for with the reset, or during it, goes on.
             self.regs.csts &= if self.regs.cc.shn() == 0 { 0 } else { csts::SHST };
-        } else if !self.regs.cc.en() {
+        } else if !self.regs.cc.en() && !self.gates.broken {
             // It became fatal while it was reset, and that reset is over now. A host that finds EN clear already does
             // not reset again.
             self.regs.csts &= !csts::CFS;
@@ -396,7 +478,8 @@ impl Controller {
     }
 
     fn enable(&mut self) {
-        if !self.workers.is_quiet() {
+        let held = self.gates.drained || !self.gates.enable.is_open(Instant::now());
+        if held || !self.workers.is_quiet() {
             // No command of the time before may meet the new queues, however long a disk keeps it.
             self.enable_when_quiet = true;
             return;

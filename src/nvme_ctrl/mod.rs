@@ -10,6 +10,7 @@ mod doorbell_buffers;
 mod doorbells;
 mod error_log;
 mod flushes;
+mod gates;
 mod io;
 #[cfg(any(test, feature = "testing"))]
 mod lone;

@@ -24,6 +24,16 @@ impl Status {
         Self(self.0 | Self::MORE)
     }
 
+    /// The same status with More or without.
+    pub const fn with_more(self, more: bool) -> Self {
+        if more { self.more() } else { Self(self.0 & !Self::MORE) }
+    }
+
+    /// The same status with this Command Retry Delay (0 to 3).
+    pub const fn retry_delay(self, crd: u8) -> Self {
+        Self(self.0 | (crd as u16 & 3) << 11)
+    }
+
     /// Status Code Type and Status Code alone.
     pub const fn code(self) -> Self {
         Self(self.0 & 0x7ff)
@@ -54,6 +64,9 @@ macro_rules! statuses {
     ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal;)*) => {
         impl Status {
             $(#[doc = $text] $(#[$doc])* pub const $name: Self = Self($value);)*
+
+            /// All that have a name here.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
 
             /// The specification's name, if it is one we know.
             pub const fn name(self) -> Option<&'static str> {
@@ -153,5 +166,8 @@ mod tests {
         assert_eq!((status.sct(), status.sc(), status.has_dnr()), (1, 0x83, true));
         assert!(!status.is_success() && Status::SUCCESS.is_success());
         assert_eq!(format!("{status:?}"), "0x4183 (Command Size Limit Exceeded)");
+        assert_eq!(Status::WRITE_FAULT.retry_delay(2).more().0, 0x3280);
+        assert_eq!(Status::WRITE_FAULT.more().with_more(false), Status::WRITE_FAULT);
+        assert!(Status::ALL.iter().all(|status| status.name().is_some() && status.code() == *status));
     }
 }

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use vfio_user_nvme::copy::{CopyPlan, Reject, SourceRange, Written};
 use vfio_user_nvme::disk::LaneKind;
-use vfio_user_nvme::laboratory::{CommandId, Fate, Lab, Laboratory, Post, Tool};
-use vfio_user_nvme::namespace::Namespace;
+use vfio_user_nvme::laboratory::{CommandId, Fate, Fetched, Lab, Laboratory, Post, Tool};
 use vfio_user_nvme::nvme_ctrl::WorkerParts;
-use vfio_user_nvme::spec::{Outcome, Sqe, Status};
+use vfio_user_nvme::spec::{Outcome, Status};
 
 use crate::device::{Device, folder, image, memory, namespace};
 use crate::doubles::{Hang, Kind, plain};
@@ -25,7 +24,7 @@ struct ByOpcode {
 }
 
 impl Lab for ByOpcode {
-    fn fetched(&mut self, id: CommandId, sqe: &Sqe, ns: Option<&Namespace>) -> Fate {
+    fn fetched(&mut self, id: CommandId, Fetched { sqe, ns, .. }: Fetched<'_>) -> Fate {
         assert!(ns.is_none_or(|ns| ns.nsid == 1));
         match sqe.opc {
             io::FLUSH => self.posts.insert(id, Post::Never),
@@ -36,8 +35,9 @@ impl Lab for ByOpcode {
         Fate::Pass
     }
 
-    fn planned(&mut self, _: CommandId, plan: &CopyPlan) {
+    fn planned(&mut self, _: CommandId, plan: &CopyPlan) -> Fate {
         self.planned.lock().unwrap().push((plan.ranges().len(), plan.dst().len / 512));
+        Fate::Pass
     }
 
     fn ended(&mut self, id: CommandId, _: &mut Outcome) -> Post {
@@ -49,10 +49,10 @@ fn device() -> (Device, Host, ByOpcode) {
     let lab = ByOpcode::default();
     let each = lab.clone();
     let parts = WorkerParts {
-        laboratory: Laboratory::with(vec![Tool {
-            name: "by opcode",
-            make: Arc::new(move |_| Box::new(each.clone())),
-        }]),
+        laboratory: Laboratory::with(vec![Tool::for_workers(
+            "by opcode",
+            Arc::new(move |_| Box::new(each.clone())),
+        )]),
         ..plain(LaneKind::Threads).parts
     };
     let device = Device::start(folder(), "iothreads=1", vec![namespace(1, memory(1 << 20))], parts);
@@ -128,7 +128,7 @@ impl Notes {
 
     fn tool(&self) -> Tool {
         let each = self.clone();
-        Tool { name: "notes", make: Arc::new(move |_| Box::new(each.clone())) }
+        Tool::for_workers("notes", Arc::new(move |_| Box::new(each.clone())))
     }
 
     /// What was noted, when the last of it is as `last`.
@@ -147,7 +147,7 @@ impl Notes {
 }
 
 impl Lab for Notes {
-    fn fetched(&mut self, id: CommandId, _: &Sqe, _: Option<&Namespace>) -> Fate {
+    fn fetched(&mut self, id: CommandId, _: Fetched<'_>) -> Fate {
         self.note(id, "fetched");
         Fate::Pass
     }
@@ -156,8 +156,9 @@ impl Lab for Notes {
         self.note(id, format!("listed {}", ranges.len()));
     }
 
-    fn planned(&mut self, id: CommandId, plan: &CopyPlan) {
+    fn planned(&mut self, id: CommandId, plan: &CopyPlan) -> Fate {
         self.note(id, format!("planned {}", plan.dst().len));
+        Fate::Pass
     }
 
     fn refused(&mut self, id: CommandId, why: &Reject) {

@@ -10,6 +10,7 @@ mod laboratory;
 mod live;
 mod medium;
 mod panics;
+mod scripted;
 mod stall;
 
 use nvme_host as host;

@@ -2,12 +2,13 @@
 
 use super::state::Admin;
 use crate::block::Work;
+use crate::laboratory::Laboratory;
 use crate::memory::{Access, DmaMap};
 use crate::nvme_ctrl::config::ControllerConfig;
 use crate::nvme_ctrl::error_log::Failed;
 use crate::nvme_ctrl::pending::{Pending, Then};
 use crate::nvme_ctrl::queue_table::QueueTable;
-use crate::nvme_ctrl::shared::Shared;
+use crate::nvme_ctrl::shared::{InterruptSink, Shared};
 use crate::nvme_ctrl::transfer;
 use crate::nvme_ctrl::workers::Workers;
 use crate::spec::commands::AdminCommand;
@@ -30,6 +31,8 @@ pub struct Ctl<'a> {
     pub queues: &'a mut QueueTable,
     /// Who serves them.
     pub workers: &'a mut Workers,
+    /// What laboratories there are.
+    pub laboratory: &'a Laboratory,
 }
 
 /// What came of an admin command.
@@ -68,7 +71,7 @@ impl Ctl<'_> {
         let page_size = self.shared.page_size();
         let work = Work::default();
         let buf = transfer::resolve(self.memory, sqe, data.len(), page_size, Access::Write, false, &work)?;
-        buf.copy_in(0, data)?;
+        buf.copy_in(0, &self.admin.scripted.edit(sqe, data))?;
         Ok(Status::SUCCESS.into())
     }
 
@@ -91,6 +94,15 @@ impl Ctl<'_> {
         }
     }
 
+    /// As [`Self::post`], without the interrupt.
+    pub fn post_unannounced(&mut self, cid: u16, outcome: Outcome) {
+        if self.workers.bus_master() {
+            self.admin.queue.post(self.memory, &Silent, cid, outcome);
+        } else {
+            self.admin.queue.post_later(cid, outcome);
+        }
+    }
+
     /// Posts a completion whose entry is not reserved; false when there is no room.
     pub fn post_unreserved(&mut self, cid: u16, outcome: Outcome) -> bool {
         let reserved = self.admin.queue.reserve();
@@ -99,6 +111,13 @@ impl Ctl<'_> {
         }
         reserved
     }
+}
+
+/// Raises nothing.
+struct Silent;
+
+impl InterruptSink for Silent {
+    fn raise(&self, _: u16) {}
 }
 
 /// The admin command `sqe`, which goes on with `then` when a worker has done its part.

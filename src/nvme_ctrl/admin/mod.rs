@@ -16,17 +16,22 @@ mod keep_alive;
 mod log_pages;
 mod queue_pair;
 mod queues;
+mod scripted;
 mod set_features;
 mod state;
 
+use std::time::Instant;
+
 use super::error_log::Failed;
 use super::pending::{Pending, Then};
+use crate::laboratory::{Fate, Post, Script};
 use crate::spec::commands::AdminCommand;
 use crate::spec::{Outcome, Sqe, Status};
 pub use ctl::Ctl;
 use ctl::Reply;
 pub use events::Event;
 pub use keep_alive::KeepAlive;
+use scripted::Held;
 pub use state::Admin;
 
 /// Takes admin commands while there are any and their completions have room.
@@ -39,18 +44,74 @@ pub fn run(ctl: &mut Ctl<'_>) {
     }
     async_event::deliver(ctl);
     while let Some(sqe) = ctl.admin.queue.fetch(ctl.memory) {
-        match command(ctl, &sqe).unwrap_or_else(Reply::from) {
-            Reply::Done(outcome) => {
-                if !outcome.status.is_success() {
-                    log::debug!("admin {:#04x}: {:?}: {sqe:x?}", sqe.opc, outcome.status);
-                }
-                complete(ctl, Failed::of(0, &sqe), outcome);
-            }
-            Reply::Later => {}
-            Reply::Outstanding => ctl.admin.queue.release(),
+        match fate(ctl, &sqe) {
+            Fate::Pass => execute(ctl, &sqe),
+            Fate::End(status) => complete(ctl, Failed::of(0, &sqe), Outcome::of(status)),
+            Fate::Script(script) => begin(ctl, sqe, *script),
         }
         async_event::deliver(ctl);
     }
+}
+
+/// What laboratories want of a command.
+fn fate(ctl: &Ctl<'_>, sqe: &Sqe) -> Fate {
+    let Some(labs) = ctl.laboratory.control() else { return Fate::Pass };
+    let depth = ctl.admin.scripted.len() + 1;
+    labs.iter().map(|lab| lab.fetched(sqe, depth)).fold(Fate::Pass, Fate::or)
+}
+
+fn execute(ctl: &mut Ctl<'_>, sqe: &Sqe) {
+    match command(ctl, sqe).unwrap_or_else(Reply::from) {
+        Reply::Done(outcome) => {
+            if !outcome.status.is_success() {
+                log::debug!("admin {:#04x}: {:?}: {sqe:x?}", sqe.opc, outcome.status);
+            }
+            complete(ctl, Failed::of(0, sqe), outcome);
+        }
+        Reply::Later => {}
+        Reply::Outstanding => {
+            // It ends with an event, or never.
+            ctl.admin.scripted.take_running(sqe.cid.get());
+            ctl.admin.queue.release();
+        }
+    }
+}
+
+/// A command that meets `script` was taken.
+fn begin(ctl: &mut Ctl<'_>, sqe: Sqe, mut script: Script) {
+    if script.spurious {
+        ctl.shared.interrupts.raise_at_once(0);
+    }
+    if let Some(why) = script.fatal.take() {
+        return ctl.admin.queue.lose(why);
+    }
+    if script.begin.is_open(Instant::now()) {
+        go_on(ctl, &sqe, script);
+    } else {
+        ctl.admin.scripted.hold(sqe, script);
+    }
+}
+
+fn go_on(ctl: &mut Ctl<'_>, sqe: &Sqe, script: Script) {
+    let idle = script.idle;
+    ctl.admin.scripted.runs(sqe.cid.get(), script);
+    if idle {
+        complete(ctl, Failed::of(0, sqe), Outcome::of(Status::SUCCESS));
+    } else {
+        execute(ctl, sqe);
+    }
+}
+
+/// Goes on with what laboratories held until now.
+pub fn look_at_held(ctl: &mut Ctl<'_>) {
+    let now = Instant::now();
+    while let Some(Held { sqe, script }) = ctl.admin.scripted.next_to_begin(now) {
+        go_on(ctl, &sqe, script);
+    }
+    while let Some((cid, outcome, script)) = ctl.admin.scripted.next_to_end(now) {
+        post(ctl, cid, outcome, script.post);
+    }
+    run(ctl);
 }
 
 /// The device is on the bus again: posts what ended and takes what was asked meanwhile.
@@ -119,10 +180,38 @@ pub fn acknowledged(ctl: &mut Ctl<'_>, pending: Pending, answer: bool) {
 
 /// Posts the completion of a command whose entry is reserved.
 fn complete(ctl: &mut Ctl<'_>, command: Failed, mut outcome: Outcome) {
+    let script = ctl.admin.scripted.take_running(command.cid);
+    if let Some(script) = &script {
+        outcome = script.ending.of(outcome, &script.lands, None);
+    }
     if !outcome.status.is_success() {
         outcome.status = ctl.shared.errors.failed(command, outcome.status);
     }
-    ctl.post(command.cid, outcome);
+    let Some(script) = script else { return post(ctl, command.cid, outcome, Post::Once) };
+    if let Some(more) = script.ending.more {
+        outcome.status = outcome.status.with_more(more);
+    }
+    if script.end.is_open(Instant::now()) {
+        post(ctl, command.cid, outcome, script.post);
+    } else {
+        ctl.admin.scripted.hold_end(command.cid, outcome, script);
+    }
+}
+
+fn post(ctl: &mut Ctl<'_>, cid: u16, outcome: Outcome, how: Post) {
+    if let Some(labs) = ctl.laboratory.control() {
+        labs.iter().for_each(|lab| lab.ended());
+    }
+    match how {
+        Post::Once => ctl.post(cid, outcome),
+        Post::Never => ctl.admin.queue.release(),
+        Post::Twice => {
+            ctl.post_unreserved(cid, outcome);
+            ctl.post(cid, outcome);
+        }
+        Post::As(other) => ctl.post(other, outcome),
+        Post::Unannounced => ctl.post_unannounced(cid, outcome),
+    }
 }
 
 fn command(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status> {

@@ -180,7 +180,8 @@ impl QueuePair {
         std::mem::take(&mut self.unposted)
     }
 
-    fn lose(&mut self, why: String) {
+    /// The controller cannot go on: why. To be seen by [`Self::take_loss`].
+    pub fn lose(&mut self, why: String) {
         self.stop();
         self.lost = Some(why);
     }

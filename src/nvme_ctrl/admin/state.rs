@@ -8,6 +8,7 @@ use super::events::Events;
 use super::features::Features;
 use super::keep_alive::KeepAlive;
 use super::queue_pair::QueuePair;
+use super::scripted::Scripted;
 use crate::nvme_ctrl::config::ControllerConfig;
 
 /// See the module docs.
@@ -27,6 +28,8 @@ pub struct Admin {
     pub started: Instant,
     /// Aborts in flight.
     pub aborts: u8,
+    /// Commands that laboratories bend.
+    pub scripted: Scripted,
 }
 
 /// For the log: queues and what the host waits for.
@@ -47,6 +50,7 @@ impl Admin {
             keep_alive: KeepAlive::default(),
             started: Instant::now(),
             aborts: 0,
+            scripted: Scripted::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::block::{BlockError, Direction, Issue};
-use crate::copy::{CopyPlan, CopyTask, Written};
+use crate::copy::{Bounce, CopyPlan, CopyTask, ExecOptions, Reject, Written};
 use crate::disk::{DiskError, IoBuf, Moved, Op};
 use crate::namespace::Namespace;
 use crate::nvme_ctrl::shared::Shared;
@@ -48,6 +48,15 @@ impl Copying {
             shared.counters.copied(self.task.len());
         }
         outcome
+    }
+
+    /// The same, by reads and writes alone. It must not have begun.
+    ///
+    /// # Errors
+    /// That takes more memory than there is.
+    pub(super) fn bounced(self, bounce: &Bounce) -> Result<Self, Reject> {
+        let plan = self.task.plan().clone().bounced();
+        Ok(Self { task: CopyTask::new(plan, ExecOptions::default(), bounce)?, ..self })
     }
 
     /// What it is about to do.

@@ -4,6 +4,8 @@
 //! then, unless the task says that it is over.
 
 mod account;
+mod bend;
+mod bent;
 mod compare;
 mod copy;
 mod copying;
@@ -20,6 +22,8 @@ use crate::block::Work;
 use crate::copy::Bounce;
 use crate::spec::commands::NvmCommand;
 use crate::spec::{Sqe, Status};
+pub use bend::bend;
+pub use bent::Bent;
 pub use notes::Notes;
 pub use now::{Now, now};
 pub use submission::Context;

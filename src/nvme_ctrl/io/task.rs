@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::account::Account;
+use super::bent::{Bent, Machine};
 use super::copying::Copying;
 use crate::block::{BlockError, Group, Inspect, Issue, Work};
 use crate::copy::Written;
@@ -23,6 +24,8 @@ pub enum Task {
     Copy(Box<Copying>),
     /// Nothing is left to do: a Copy that was done when it was started. How it ended.
     Over(Outcome),
+    /// One of the others, as a laboratory would have it.
+    Bent(Box<Bent<Task>>),
 }
 
 impl Task {
@@ -37,6 +40,7 @@ impl Task {
             Self::Inspect(task, account) => Some(ended(task.poll(work, issue)?, *account, shared)),
             Self::Copy(task) => task.poll(shared, issue),
             Self::Over(outcome) => Some(*outcome),
+            Self::Bent(task) => task.poll(shared, work, issue),
         }
     }
 
@@ -52,6 +56,7 @@ impl Task {
             Self::Inspect(task, _) => task.done(result.map(drop), buf),
             Self::Copy(task) => return task.done(part, result, buf),
             Self::Over(_) => {}
+            Self::Bent(task) => return task.done(part, result, buf),
         }
         None
     }
@@ -67,6 +72,7 @@ impl Task {
             Self::Group(task, _) => task.abort(),
             Self::Inspect(task, _) => task.abort(),
             Self::Over(_) => false,
+            Self::Bent(task) => task.abort(),
         }
     }
 
@@ -77,6 +83,7 @@ impl Task {
             Self::Group(task, _) => task.moves_memory(),
             Self::Inspect(task, _) => task.moves_memory(),
             Self::Over(_) => false,
+            Self::Bent(task) => task.moves_memory(),
         }
     }
 
@@ -85,7 +92,7 @@ impl Task {
         match self {
             Self::Copy(task) => task.is_over(),
             Self::Group(task, _) => task.is_over(),
-            Self::Inspect(..) | Self::Over(_) => false,
+            Self::Inspect(..) | Self::Over(_) | Self::Bent(_) => false,
         }
     }
 
@@ -97,12 +104,59 @@ impl Task {
             Self::Inspect(task, _) => task.memory(),
             Self::Copy(task) => task.memory(),
             Self::Over(_) => 0,
+            Self::Bent(task) => task.memory(),
         }
     }
 
     /// Does it wait, with nothing in flight, for bounce memory that other Copies hold?
     pub fn is_starved(&self) -> bool {
-        matches!(self, Self::Copy(task) if task.is_starved())
+        match self {
+            Self::Copy(task) => task.is_starved(),
+            Self::Bent(task) => task.is_starved(),
+            Self::Group(..) | Self::Inspect(..) | Self::Over(_) => false,
+        }
+    }
+
+    /// What a laboratory has made of it, if one has.
+    pub fn bent(&self) -> Option<&Bent<Self>> {
+        match self {
+            Self::Bent(task) => Some(task),
+            _ => None,
+        }
+    }
+
+    /// It has ended like this, and its host is told later: what it holds goes.
+    pub fn end(&mut self, outcome: Outcome) {
+        match self {
+            Self::Bent(task) => task.let_go(Self::Over(outcome)),
+            _ => *self = Self::Over(outcome),
+        }
+    }
+}
+
+impl Machine for Task {
+    fn poll(&mut self, shared: &Shared, work: &Work, issue: &mut Issue<'_>) -> Option<Outcome> {
+        Self::poll(self, shared, work, issue)
+    }
+
+    fn done(&mut self, part: u32, result: Result<Moved, DiskError>, buf: Option<IoBuf>) -> Option<Written> {
+        Self::done(self, part, result, buf)
+    }
+
+    fn abort(&mut self) -> bool {
+        Self::abort(self)
+    }
+
+    fn moves_memory(&self) -> bool {
+        Self::moves_memory(self)
+    }
+
+    fn memory(&self) -> usize {
+        Self::memory(self)
+    }
+
+    fn is_starved(&self) -> bool {
+        Self::is_starved(self)
     }
 }
 

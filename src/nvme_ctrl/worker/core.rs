@@ -20,6 +20,7 @@ use crate::disk::{Done, Lane};
 use crate::laboratory::{Lab, Labs, Post};
 use crate::memory::{DmaMap, Epoch};
 use crate::namespace::Cached;
+use crate::nvme_ctrl::io::Bent;
 use crate::nvme_ctrl::shared::{Shared, Tally};
 use crate::spec::commands::nvm_name;
 use crate::spec::{Outcome, Status};
@@ -50,6 +51,8 @@ pub struct Core {
     pub(super) moving: VecDeque<u32>,
     /// Copies that wait for bounce memory which other Copies hold.
     pub(super) starved: VecDeque<u32>,
+    /// Commands that laboratories hold.
+    pub(super) held: Vec<u32>,
     pub(super) bounce: Bounce,
     /// Of this turn.
     pub(super) work: Work,
@@ -97,6 +100,7 @@ impl Core {
             ready: VecDeque::new(),
             moving: VecDeque::new(),
             starved: VecDeque::new(),
+            held: Vec::new(),
             aborts: Vec::new(),
             told: Vec::new(),
             bounce: Bounce::default(),
@@ -150,6 +154,7 @@ impl Core {
         self.ready.clear();
         self.moving.clear();
         self.starved.clear();
+        self.held.clear();
         self.lane.take_done(&mut self.done);
         self.done.clear();
         self.unposted.clear();
@@ -183,8 +188,13 @@ impl Core {
 
     /// Posts a command's completion, as laboratories would have it if there are any.
     fn conclude(&mut self, command: &Command, mut outcome: Outcome) {
-        let post = self.labs.as_mut().map_or(Post::Once, |labs| {
-            let post = labs.ended(command.id(), &mut outcome);
+        let bent = command.task.bent();
+        if let Some(more) = bent.and_then(Bent::more) {
+            outcome.status = outcome.status.with_more(more);
+        }
+        let scripted = bent.map_or(Post::Once, Bent::post);
+        let post = self.labs.as_mut().map_or(scripted, |labs| {
+            let post = scripted.or(labs.ended(command.id(), &mut outcome));
             labs.over(command.id(), &outcome, Some(post));
             post
         });
@@ -194,8 +204,18 @@ impl Core {
             Post::Never => return cq.ring.release(),
             Post::Twice if cq.ring.reserve() => self.post(command.sqid, command.cqid, command.cid, outcome),
             Post::Twice => {}
+            Post::As(cid) => return self.post(command.sqid, command.cqid, cid, outcome),
+            Post::Unannounced => return self.post_unannounced(command, outcome),
         }
         self.post(command.sqid, command.cqid, command.cid, outcome);
+    }
+
+    /// Writes a completion as [`Self::post`] does, and owes its host no interrupt for it.
+    fn post_unannounced(&mut self, command: &Command, outcome: Outcome) {
+        let (Some(sq), Some(cq)) = (self.sqs.find(command.sqid), self.cqs.find(command.cqid)) else { return };
+        if let Err(why) = cq.write(&sq.ring, command.cid, outcome, self.memory.load()) {
+            self.fatal(&why);
+        }
     }
 
     /// The controller cannot go on; nothing is fetched until it is reset.
@@ -224,7 +244,8 @@ impl Core {
 
     pub(super) fn end(&mut self, index: u32, mut outcome: Outcome) {
         let Some(command) = self.slots.remove(index) else { return };
-        let aborted = outcome.status == Status::ABORT_REQUESTED;
+        let forced = command.task.bent().is_some_and(Bent::is_forced);
+        let aborted = outcome.status == Status::ABORT_REQUESTED && !forced;
         if aborted && self.told.iter().all(|told| told.0 != index) {
             // Not by an Abort, then; and after a reset nobody hears of it.
             outcome.status = Status::SQ_DELETION;

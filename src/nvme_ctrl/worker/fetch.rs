@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use super::begin::{begin, start};
 use super::core::Core;
+use super::rings::Sq;
 use super::rotation::BURST;
 use super::watched;
 use crate::block::Work;
@@ -75,7 +76,8 @@ pub(super) fn has_work(core: &mut Core) -> bool {
 
 /// Could [`fetch`] do anything for the SQ at `at`?
 pub(super) fn queue_has_work(core: &mut Core, at: usize) -> bool {
-    can_fetch(core, at) && (has_room(core, at) || needs_no_slot(core, at))
+    let is_busy = core.labs.is_some() && core.sqs.get(at).is_some_and(Sq::is_busy);
+    !is_busy && can_fetch(core, at) && (has_room(core, at) || needs_no_slot(core, at))
 }
 
 /// The completion queue of the SQ at `at`, if a command waits in that one.

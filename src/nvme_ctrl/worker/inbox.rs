@@ -36,6 +36,7 @@ impl Core {
                     tail,
                     register: 0,
                     event: None,
+                    busy: None,
                 });
             }
             ToWorker::DeleteSq(qid, token) => match self.sqs.find(qid) {

@@ -11,6 +11,7 @@ mod core;
 mod doorbells;
 mod fetch;
 mod flushing;
+mod held;
 mod idle;
 mod inbox;
 mod interrupt;

@@ -6,7 +6,7 @@ use super::slots::{tag, untag};
 use crate::block::{Issue, Work};
 use crate::disk::Done;
 use crate::laboratory::Lab;
-use crate::nvme_ctrl::io::Task;
+use crate::nvme_ctrl::io::Bent;
 
 impl Core {
     pub(super) fn complete(&mut self, completion: Done) {
@@ -79,11 +79,12 @@ impl Core {
         match command.task.poll(&self.shared, work, issue) {
             Some(outcome) if self.off_bus && !command.orphan => {
                 // With its task go its pins.
-                command.task = Task::Over(outcome);
+                command.task.end(outcome);
                 self.unposted.push((index, outcome));
             }
             Some(outcome) => self.end(index, outcome),
             None if command.task.is_starved() => self.starved.push_back(index),
+            None if command.task.bent().is_some_and(Bent::is_held) => self.held.push(index),
             None => {}
         }
     }

@@ -1,5 +1,7 @@
 //! A worker's queues, and what only it knows of them.
 
+use std::time::Instant;
+
 use super::interrupt::Owed;
 use super::messages::Token;
 use super::slots::Taken;
@@ -22,6 +24,15 @@ pub(super) struct Sq {
     pub register: u32,
     /// What its event index says, if that is known.
     pub event: Option<u16>,
+    /// A laboratory has nothing fetched from it until then.
+    pub busy: Option<Instant>,
+}
+
+impl Sq {
+    /// Does a laboratory have nothing fetched from it now?
+    pub fn is_busy(&self) -> bool {
+        self.busy.is_some_and(|until| Instant::now() < until)
+    }
 }
 
 /// A completion queue and what is owed to its host.
@@ -38,8 +49,23 @@ pub(super) struct Cq {
 }
 
 impl Cq {
-    /// Writes a completion into the entry that was reserved for it. What it says of a failure is for the log.
+    /// Writes a completion into the entry that was reserved for it, and owes its host an interrupt. What it says of a
+    /// failure is for the log.
     pub fn post(
+        &mut self,
+        sq: &SubmissionQueue,
+        cid: u16,
+        outcome: Outcome,
+        memory: &DmaMap,
+    ) -> Result<(), String> {
+        self.write(sq, cid, outcome, memory)?;
+        self.owed.post();
+        Ok(())
+    }
+
+    /// As [`Self::post`], without the interrupt.
+    #[inline]
+    pub fn write(
         &mut self,
         sq: &SubmissionQueue,
         cid: u16,
@@ -48,8 +74,6 @@ impl Cq {
     ) -> Result<(), String> {
         let post = Post { sqid: sq.qid, sqhd: sq.head(), cid, status: outcome.status, dw0: outcome.dw0 };
         let posted: Result<(), DmaError> = self.ring.post(memory, &post);
-        posted.map_err(|error| format!("completion queue {}: {error}", self.ring.qid))?;
-        self.owed.post();
-        Ok(())
+        posted.map_err(|error| format!("completion queue {}: {error}", self.ring.qid))
     }
 }

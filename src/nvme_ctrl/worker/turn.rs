@@ -30,6 +30,9 @@ impl Core {
             busy |= fetch::fetch(self);
             self.settle_aborts();
         }
+        if !self.held.is_empty() {
+            self.look_at_held();
+        }
         if !self.ready.is_empty() || !self.moving.is_empty() {
             busy = true;
             self.poll_all();
@@ -76,9 +79,10 @@ impl Core {
         rest
     }
 
-    /// Before a sleep: how long it may last for the sake of interrupts that are put off.
+    /// Before a sleep: how long it may last for the sake of what is put off or held.
     pub fn settle(&mut self) -> Option<Duration> {
-        if self.off_bus { None } else { self.interrupt(true) }
+        let interrupt = if self.off_bus { None } else { self.interrupt(true) };
+        interrupt.into_iter().chain(self.held_for()).min()
     }
 
     /// Looks at the doorbells alone, a few times, where nothing else could happen. A turn follows.

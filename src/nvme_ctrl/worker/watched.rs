@@ -1,12 +1,14 @@
 //! Fetching under the eyes of laboratories. No command is done at once and none goes without a slot, for they are to see
 //! each of them begin and end.
 
+use std::time::Instant;
+
 use super::begin::enter;
 use super::core::Core;
 use super::rotation::BURST;
 use crate::block::Work;
 use crate::copy::Reject;
-use crate::laboratory::{CommandId, Fate, Lab, Labs};
+use crate::laboratory::{CommandId, Fate, Fetched, Lab, Labs, Script};
 use crate::memory::DmaMap;
 use crate::nvme_ctrl::io::{self, Context, Notes, Task};
 use crate::spec::commands::NvmCommand;
@@ -26,6 +28,10 @@ pub(super) fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
     let Some(sq) = sqs.get_mut(at) else { return Ok(false) };
     let Some(cq) = cqs.find(sq.ring.cqid) else { return Ok(false) };
     let (tail, sqid) = (sq.tail.value(), sq.ring.qid);
+    if sq.is_busy() {
+        return Ok(false);
+    }
+    sq.busy = None;
     let mut fetched = 0;
     while fetched < BURST
         && work.done() < Work::FETCH
@@ -43,32 +49,65 @@ pub(super) fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         let notes = Notes::default();
         let context = Context { shared, namespaces, memory, watched: Some(&notes) };
         let ns = namespaces.get(sqe.nsid.get()).ok();
-        let task = match labs.fetched(id, &sqe, ns.map(|ns| &**ns)) {
-            Fate::Pass => io::start(context, bounce, work, &sqe),
+        let depth = sq.in_flight.commands + 1;
+        let fate = labs.fetched(id, Fetched { sqe: &sqe, ns: ns.map(|ns| &**ns), depth });
+        let (task, script) = match fate {
+            Fate::Pass => (io::start(context, bounce, work, &sqe), None),
             Fate::End(status) => {
                 notes.refused(by_laboratory(status));
-                Err(status)
+                (Err(status), None)
             }
+            Fate::Script(script) if script.idle => {
+                let status = script.ending.status.unwrap_or(Status::SUCCESS);
+                notes.refused(by_laboratory(status));
+                (Err(status), Some(script))
+            }
+            Fate::Script(script) => (io::start(context, bounce, work, &sqe), Some(script)),
         };
-        if sqe.opc == NvmCommand::Copy.opcode() {
-            tell(labs, id, &sqe, &notes, &task);
-        }
+        let planned = if sqe.opc == NvmCommand::Copy.opcode() {
+            tell(labs, id, &sqe, &notes, &task)
+        } else {
+            Fate::Pass
+        };
         let task = task.unwrap_or_else(|status| Task::Over(Outcome::of(status)));
+        let (task, script) = match (script, planned) {
+            (Some(script), _) | (None, Fate::Script(script)) => (task, Some(script)),
+            (None, Fate::Pass) => (task, None),
+            (None, Fate::End(status)) => (Task::Over(Outcome::of(status)), None),
+        };
+        let Some(mut script) = script else {
+            enter(sq, slots, ready, &sqe, task, id.serial);
+            continue;
+        };
+        let Script { spurious, busy, fatal, .. } = &mut *script;
+        if let (true, Some(vector)) = (*spurious, cq.ring.vector) {
+            shared.interrupts.raise(vector);
+        }
+        sq.busy = busy.map(|time| Instant::now() + time);
+        let fatal = fatal.take();
+        let task = io::bend(task, *script, &sqe, ns.map(|ns| &**ns), bounce);
         enter(sq, slots, ready, &sqe, task, id.serial);
+        if let Some(why) = fatal {
+            return Err(why);
+        }
+        if sq.busy.is_some() {
+            break;
+        }
     }
     Ok(fetched > 0)
 }
 
-/// What has become of a Copy so far.
-fn tell(labs: &mut Labs, id: CommandId, sqe: &Sqe, notes: &Notes, task: &Result<Task, Status>) {
+/// What has become of a Copy so far. What they want of one that is planned.
+fn tell(labs: &mut Labs, id: CommandId, sqe: &Sqe, notes: &Notes, task: &Result<Task, Status>) -> Fate {
     if let Some(ranges) = notes.take_ranges() {
         labs.listed(id, &ranges);
     }
     match task {
-        Ok(Task::Copy(copy)) => labs.planned(id, copy.plan()),
+        Ok(Task::Copy(copy)) => return labs.planned(id, copy.plan()),
         Ok(_) => {}
         Err(status) => labs.refused(id, &notes.why().unwrap_or_else(|| before_copy(sqe, *status))),
     }
+    Fate::Pass
 }
 
 /// What a laboratory answered.

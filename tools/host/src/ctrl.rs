@@ -355,8 +355,8 @@ impl Host {
         (u16_at(&self.ram.read(at + 14, 2), 0) & 1 != 0) == q.phase
     }
 
-    /// Takes the next entry of a CQ, without ringing its doorbell.
-    pub fn take(&mut self, cqid: u16) -> Option<Cqe> {
+    /// Takes the next entry of a CQ, without ringing its doorbell, whatever it says.
+    pub fn take_entry(&mut self, cqid: u16) -> Option<Cqe> {
         if !self.pending(cqid) {
             return None;
         }
@@ -368,6 +368,12 @@ impl Host {
             q.head = 0;
             q.phase = !q.phase;
         }
+        Some(c)
+    }
+
+    /// Takes the next entry of a CQ, without ringing its doorbell.
+    pub fn take(&mut self, cqid: u16) -> Option<Cqe> {
+        let c = self.take_entry(cqid)?;
         let key = (c.sqid, c.cid);
         assert!(self.in_flight.remove(&key), "a completion nobody waits for: {c:?}");
         let s = self.sqs.get_mut(&c.sqid).unwrap();
