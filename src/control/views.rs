@@ -32,7 +32,7 @@ impl NamespaceView {
         Self {
             nsid: ns.nsid,
             attached,
-            drive: ns.backend.name().to_owned(),
+            drive: ns.disk.name().to_owned(),
             size: facts.nsze << facts.lbads,
             logical_block_size: facts.block_size(),
             nsze: facts.nsze,

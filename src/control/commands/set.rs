@@ -90,9 +90,9 @@ impl Args {
             facts.policy.method = method;
         }
         facts.read_only = self.readonly.unwrap_or(facts.read_only);
-        if !facts.read_only && ns.backend.read_only() {
+        if !facts.read_only && ns.disk.read_only() {
             return Err(Refusal::new(
-                format!("readonly cannot be off: {} was opened for reading only", ns.backend.name()),
+                format!("readonly cannot be off: {} was opened for reading only", ns.disk.name()),
                 "readonly=on; or remove the namespace and add it with readonly=off",
             ));
         }

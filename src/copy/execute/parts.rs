@@ -41,7 +41,7 @@ impl Part {
     /// What of the destination is written when it has ended well.
     pub fn writes(self) -> Option<Stretch> {
         match self {
-            Part::Write { to, .. } | Part::Direct { to, .. } | Part::Relay { to, .. } => Some(to),
+            Part::Write { to, .. } | Part::Direct { to, .. } | Part::PoolCopy { to, .. } => Some(to),
             Part::Probe { .. } | Part::Read { .. } | Part::Flush => None,
         }
     }

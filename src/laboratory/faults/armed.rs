@@ -29,9 +29,9 @@ pub(super) struct Armed {
 }
 
 /// A command of a queue, for the log.
-struct Named<'a>(&'a str, Seen<'a>);
+struct Sighting<'a>(&'a str, Seen<'a>);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for Sighting<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(name, Seen { sqid, sqe, .. }) = self;
         let (nsid, slba) = (sqe.nsid.get(), sqe.slba());
@@ -57,7 +57,7 @@ impl Armed {
         self.bad.is_none()
             && (matches.waits_for_plan(seen.sqid, seen.sqe) == copy.is_some())
             && matches.meets(seen, copy)
-            && self.rule.when.fires(&self.tally, self.after.as_deref(), depth, &Named(name, seen))
+            && self.rule.when.fires(&self.tally, self.after.as_deref(), depth, &Sighting(name, seen))
     }
 
     /// Does it fire for something else that `what` says?
