@@ -56,7 +56,7 @@ impl Bench {
     }
 
     /// The device lives and all blocks are as they should be.
-    fn is_well(&mut self) {
+    fn ends_well(&mut self) {
         self.bad.clear();
         assert_eq!(self.host.csts(), RDY);
         self.ns.verify(&mut self.host, 1);
@@ -126,7 +126,7 @@ fn each_error_has_its_status() {
         let other = b.ns.pattern(64, 16, 9);
         b.host.send(1, Host::rw(io::COMPARE, &b.ns, 64, 16), &other).is(st::COMPARE_FAILURE, "compare");
         assert_eq!(b.media_errors(), media_errors);
-        b.is_well();
+        b.ends_well();
         drop(b.host);
         b.device.ends_well();
     });
@@ -143,13 +143,13 @@ fn a_copy_whose_probe_fails() {
         let done = b.host.send(1, copy(1, 500, 4, 0), &ranges);
         done.is(READ_ERROR, "copy");
         assert_eq!((done.dw0, b.bad.strikes(), b.media_errors()), (0, 1, 1));
-        b.is_well();
+        b.ends_well();
         b.host.send(1, copy(1, 500, 4, 0), &ranges).ok();
         for i in 0..4 {
             let block = b.ns.at(10 * i, 5).to_vec();
             b.ns.set(500 + 5 * i, &block);
         }
-        b.is_well();
+        b.ends_well();
         drop(b.host);
         b.device.ends_well();
     });
@@ -164,14 +164,14 @@ fn a_failed_sync_is_not_forgotten() {
         b.bad.set(Kind::Flush, 0, eio());
         b.command(Sqe::new(io::FLUSH)).is(WRITE_FAULT, "flush");
         assert_eq!(b.media_errors(), 1);
-        b.is_well();
+        b.ends_well();
         b.command(Sqe::new(io::FLUSH)).is(WRITE_FAULT, "flush again");
         b.command(Sqe::new(io::WRITE).fua()).is(WRITE_FAULT, "FUA");
         b.host.set_feature(6, 0).is(WRITE_FAULT, "the write cache cannot be turned off");
         // A command that failed has changed nothing.
         assert_eq!(b.host.get_feature(6).ok().dw0, 1);
         b.command(Sqe::new(io::WRITE)).ok();
-        b.is_well();
+        b.ends_well();
         drop(b.host);
         let (success, took) = b.device.stop();
         assert!(!success && took < Duration::from_secs(5), "{success} {took:?}");
@@ -193,7 +193,7 @@ fn interrupted_transfers() {
         // Three times each, and then it is made.
         assert_eq!(b.bad.strikes(), 24);
         assert_eq!(b.media_errors(), 0);
-        b.is_well();
+        b.ends_well();
         drop(b.host);
         b.device.ends_well();
     });

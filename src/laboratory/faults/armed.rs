@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+
 use super::matches::{Seen, SeenCopy};
 use super::rule::{Act, Hold, HoldAt, Rule};
 use super::when::Tally;
@@ -27,6 +29,12 @@ pub(super) struct Armed {
     /// Of a rule about a medium: the blocks.
     pub bad: Option<Arc<BadBlocks>>,
 }
+
+/// All rules there are, the first that was added first.
+pub(super) type AllArmed = Vec<Arc<Armed>>;
+
+/// The rules as they are now, for all who look at them.
+pub(super) type Rules = Arc<ArcSwap<AllArmed>>;
 
 /// A command of a queue, for the log.
 struct Sighting<'a>(&'a str, Seen<'a>);

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-
-use super::armed::Armed;
+use super::armed::{Armed, Rules};
 use super::matches::Seen;
 use crate::laboratory::control::{ControlLab, RegisterEvent, RegisterFate};
 use crate::laboratory::seam::Fate;
@@ -15,14 +13,14 @@ use crate::spec::commands::AdminCommand;
 
 /// See the module docs.
 pub(super) struct FaultControl {
-    rules: Arc<ArcSwap<Vec<Arc<Armed>>>>,
+    rules: Rules,
     /// Ends of admin commands.
     ended: Arc<AtomicU64>,
 }
 
 impl FaultControl {
     /// Looks at these rules, whatever they become.
-    pub fn new(rules: &Arc<ArcSwap<Vec<Arc<Armed>>>>) -> Self {
+    pub fn new(rules: &Rules) -> Self {
         Self { rules: Arc::clone(rules), ended: Arc::default() }
     }
 }

@@ -3,9 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
-use super::armed::Armed;
+use super::armed::{Armed, Rules};
 use super::control_lab::FaultControl;
 use super::error::RuleError;
 use super::rule::Rule;
@@ -17,9 +15,6 @@ pub const RULES_MAX: usize = 256;
 
 /// The name of the tool.
 const TOOL: &str = "faults";
-
-/// All rules in force, in the order in which they are asked.
-pub(super) type Rules = Arc<ArcSwap<Vec<Arc<Armed>>>>;
 
 /// See the module docs. No lock of it is ever taken by who runs commands.
 pub struct Faults {

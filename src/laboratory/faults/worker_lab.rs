@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use arc_swap::{ArcSwap, Cache};
+use arc_swap::Cache;
 
-use super::armed::Armed;
+use super::armed::{AllArmed, Armed, Rules};
 use super::matches::{Seen, SeenCopy};
 use crate::copy::CopyPlan;
 use crate::laboratory::bad_blocks::BadBlocks;
@@ -18,7 +18,7 @@ use crate::spec::{Outcome, Sqe};
 
 /// See the module docs.
 pub(super) struct FaultLab {
-    rules: Cache<Arc<ArcSwap<Vec<Arc<Armed>>>>, Arc<Vec<Arc<Armed>>>>,
+    rules: Cache<Rules, Arc<AllArmed>>,
     /// Ends of each queue's commands.
     ended: HashMap<u16, Arc<AtomicU64>>,
     /// The Copy that was fetched last, until it is planned: it, and how many of its queue were in flight.
@@ -27,7 +27,7 @@ pub(super) struct FaultLab {
 
 impl FaultLab {
     /// Looks at these rules, whatever they become.
-    pub fn new(rules: &Arc<ArcSwap<Vec<Arc<Armed>>>>) -> Self {
+    pub fn new(rules: &Rules) -> Self {
         Self { rules: Cache::new(Arc::clone(rules)), ended: HashMap::new(), copy: None }
     }
 }

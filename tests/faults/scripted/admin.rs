@@ -27,7 +27,7 @@ fn any_byte_of_a_payload_is_replaced() {
     assert_eq!(rig.host.log(2, 0xffff_ffff, 0, 512).1[0], 2, "a critical warning");
     rig.faults.clear(None, DEADLINE);
     assert_eq!(rig.host.identify(CONTROLLER, 0), before);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn an_admin_command_fails_stalls_or_is_lost() {
     }
     rig.host.forget(0);
     rig.host.admin(get_feature()).ok();
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn an_abort_fails() {
     assert!(rig.host.try_wait(1, held, 50 * MS).is_none());
     assert_eq!(rig.faults.release(Some(&stall), DEADLINE), Some(1));
     rig.host.wait(1, held).ok();
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// A command that ends with a worker's answer.
@@ -83,7 +83,7 @@ fn what_completes_later_is_bent_too() {
     rig.faults.clear(None, DEADLINE);
     assert_eq!(rig.host.admin(Sqe::new(admin::DELETE_SQ).cdw(10, 2)).code(), 0x101, "it is gone");
     rig.host.forget(2);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -96,5 +96,5 @@ fn an_admin_command_makes_the_controller_fatal() {
     rig.host.enable();
     rig.host.io_queues(1, 64);
     rig.host.admin(get_feature()).ok();
-    rig.is_well();
+    rig.ends_well();
 }

@@ -25,7 +25,7 @@ fn bent(rule: &str, status: u16, dw0: u32, lands: impl Fn(u64) -> bool + Copy + 
             let cqe = rig.copy(1000, &ranges());
             assert_eq!((cqe.code(), cqe.dw0), (status, dw0), "{rule}");
             rig.copied(1000, &ranges(), lands);
-            rig.is_well();
+            rig.ends_well();
         }
     });
 }
@@ -74,7 +74,7 @@ fn blocks_are_scattered_as_the_seed_says() {
         rig.copied(1000, &ranges(), |block| lands[block as usize]);
         let whole = |at: &usize| (STARTS[*at]..STARTS[at + 1]).all(|block| lands[block as usize]);
         assert_eq!(cqe.dw0 as usize, (0..4).take_while(whole).count());
-        rig.is_well();
+        rig.ends_well();
         lands
     };
     let first = lands(LaneKind::Threads, false, 7);
@@ -95,7 +95,7 @@ fn a_torn_write_inside_a_copy() {
     let mut torn = rig.ns[0].at(1010, 1).to_vec();
     torn[..188].copy_from_slice(&source);
     rig.ns[0].set(1010, &torn);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn bits_are_flipped_inside_a_copy() {
     let mut block = rig.ns[0].at(1008, 1).to_vec();
     block[511] ^= 0x80;
     rig.ns[0].set(1008, &block);
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// Sources that the Copy overwrites are read first, bent or not.
@@ -118,7 +118,7 @@ fn overlapping_ranges_come_from_what_was_there() {
     let ranges = [Range::new(1010, 30), Range::new(990, 30)];
     assert_eq!(rig.copy(1000, &ranges).code(), 0x280);
     rig.copied(1000, &ranges, |block| block < 50);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn one_range_is_late_and_the_others_are_not() {
     assert_eq!(rig.faults.release(Some(&name), DEADLINE), Some(1));
     rig.host.wait(1, cid).ok();
     rig.copied(1000, &ranges(), |block| (9..25).contains(&block));
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn copies_are_met_by_their_blocks() {
     // One that is refused by its own checks is none yet.
     assert_eq!(rig.copy(1500, &[Range::new(1 << 30, 8)]).code(), 0x80);
     assert_eq!(rig.rule(&target).matched, 1);
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// From another namespace, which formats 2h and 3h allow.
@@ -169,7 +169,7 @@ fn a_copy_between_namespaces_is_bent_too() {
     assert_eq!((cqe.code(), cqe.dw0), (0x280, 1));
     let bytes = rig.ns[1].at(0, 8).to_vec();
     rig.ns[0].set(1000, &bytes);
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// It waits before it has done anything, and an Abort ends it.
@@ -185,5 +185,5 @@ fn a_stalled_copy_can_be_aborted() {
     assert_eq!(rig.host.admin(abort).ok().dw0, 0, "it was aborted");
     rig.host.wait(1, cid).is(7, "");
     rig.host.exec(1, Sqe::new(io::FLUSH).nsid(1)).ok();
-    rig.is_well();
+    rig.ends_well();
 }

@@ -23,7 +23,7 @@ fn a_write_fails_in_the_middle() {
             rig.add("op=write-zeroes status=write-fault partial=prefix:2 times=1");
             assert_eq!(rig.host.exec(1, Sqe::new(io::WRITE_ZEROES).nsid(1).lba(100, 8)).code(), 0x280);
             rig.ns[0].set(100, &[0; 1024]);
-            rig.is_well();
+            rig.ends_well();
         }
     });
 }
@@ -40,7 +40,7 @@ fn a_read_fails_in_the_middle_and_brings_the_rest_of_nothing() {
             assert_eq!(cqe.code(), 0x281);
             let got = rig.host.ram.read(to, 4096);
             assert_eq!((&got[..1536], &got[1536..]), (rig.ns[0].at(8, 3), &[0xee; 2560][..]));
-            rig.is_well();
+            rig.ends_well();
         }
     });
 }
@@ -54,7 +54,7 @@ fn a_torn_write_says_success() {
     let mut torn = rig.ns[0].at(8, 8).to_vec();
     torn[..1000].copy_from_slice(&new[..1000]);
     rig.ns[0].set(8, &torn);
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// Of one block, whichever command reads it, and of no other.
@@ -71,7 +71,7 @@ fn bits_are_flipped_on_the_way_to_the_host() {
         assert_eq!(host.read(1, &ns[0], slba, blocks), want, "{slba}+{blocks}");
     }
     assert_eq!(host.read(1, &ns[0], 101, 8), ns[0].at(101, 8));
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn bits_are_flipped_on_the_way_to_the_image() {
     let mut block = rig.ns[0].at(16, 1).to_vec();
     block[0] ^= 0x40;
     rig.ns[0].set(16, &block);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -115,5 +115,5 @@ fn bad_blocks_are_healed_by_writes() {
     assert_eq!((report.bad_blocks, report.spent, report.fired), (Some(0), true, 4));
     let at = Host::rw(io::VERIFY, &rig.ns[0], 90, 20);
     rig.host.exec(1, at).ok();
-    rig.is_well();
+    rig.ends_well();
 }

@@ -23,7 +23,7 @@ fn any_status_with_dnr_more_crd_and_dw0() {
     assert_eq!((cqe.status, cqe.more, cqe.dw0), (0x371, false, 0));
     rig.read(8, 8).ok();
     assert_eq!(rig.fired("a"), 1);
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// A status of the device's own that means something to it elsewhere.
@@ -32,7 +32,7 @@ fn a_status_that_the_device_gives_itself() {
     let mut rig = Rig::new(1);
     rig.add("op=verify status=command-abort-requested times=1");
     rig.host.exec(1, verify()).is(st::ABORT_REQUESTED, "nobody aborted it");
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn a_write_that_never_was() {
     let mut rig = Rig::new(1);
     rig.add("op=write status=success");
     rig.write(8, 8, 2).ok();
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn fails_after_it_was_done() {
     rig.write(8, 8, 2).is(0x280, "");
     let bytes = rig.ns[0].pattern(8, 8, 2);
     rig.ns[0].set(8, &bytes);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_completion_is_dropped_and_the_command_done() {
     assert!(rig.host.try_wait(1, lost, 50 * MS).is_none());
     rig.host.forget(1);
     rig.ns[0].set(8, &bytes);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_completion_comes_twice_or_with_a_wrong_cid() {
     rig.host.submit(1, Sqe::new(io::FLUSH).nsid(1));
     assert_eq!(next(&mut rig), 0xfffe);
     rig.host.forget(1);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn an_interrupt_is_lost_and_another_comes_for_no_reason() {
     }
     assert!(!rig.host.pending(1));
     rig.host.forget(1);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn the_controller_goes_fatal_and_is_well_after_a_reset() {
     rig.host.enable();
     rig.host.io_queues(1, 64);
     rig.host.exec(1, Sqe::new(io::FLUSH).nsid(1)).ok();
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// With each worker's queue: which of them meets a command does not matter.
@@ -142,7 +142,7 @@ fn counts_are_of_all_queues_together() {
     assert_eq!(statuses, [0, 0, 6, 0, 0, 6, 0, 0, 0, 0, 0, 0]);
     let report = rig.rule(&name);
     assert_eq!((report.matched, report.fired, report.spent), (6, 2, true));
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -162,5 +162,5 @@ fn a_rule_for_one_queue_or_depth() {
     for cid in held {
         rig.host.wait(1, cid).ok();
     }
-    rig.is_well();
+    rig.ends_well();
 }

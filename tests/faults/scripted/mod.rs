@@ -103,7 +103,7 @@ impl Rig {
 
     /// The device is well: all data as the host thinks, without any rule, and it ends.
     #[track_caller]
-    fn is_well(mut self) {
+    fn ends_well(mut self) {
         self.faults.clear(None, DEADLINE);
         for ns in &mut self.ns {
             ns.verify(&mut self.host, 1);

@@ -35,7 +35,7 @@ fn a_reset_is_slow() {
     rig.host.wait_csts(RDY, 0);
     assert!(start.elapsed() >= 200 * MS);
     again(&mut rig);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_reset_never_ends_until_it_is_released() {
     assert_eq!(rig.faults.release(Some(&name), DEADLINE), Some(1));
     rig.host.wait_csts(RDY, 0);
     again(&mut rig);
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// What a host does that has waited long enough.
@@ -62,7 +62,7 @@ fn a_function_level_reset_ends_a_reset_that_does_not() {
     rig.host.wait_csts(RDY, 0);
     rig.host.connect_interrupts();
     again(&mut rig);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn ready_comes_late() {
     stays(&mut rig, 0, 150 * MS);
     rig.host.wait_csts(RDY, RDY);
     again(&mut rig);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn ready_never_comes_and_another_try_succeeds() {
     rig.host.client.w32(reg::CC, CC_LINUX);
     rig.host.wait_csts(RDY, 0);
     again(&mut rig);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn enable_and_disable_are_fatal() {
     rig.host.wait_csts(RDY | CFS, 0);
     rig.host.connect_interrupts();
     again(&mut rig);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -122,5 +122,5 @@ fn a_shutdown_takes_its_time() {
     stays(&mut rig, RDY | 4, 150 * MS);
     rig.host.wait_csts(SHST, 8);
     again(&mut rig);
-    rig.is_well();
+    rig.ends_well();
 }

@@ -24,7 +24,7 @@ fn the_first_that_fires_has_the_command() {
     assert_eq!(rig.faults.clear(Some("1"), DEADLINE), 1);
     assert_eq!(rig.faults.clear(Some("1"), DEADLINE), 0);
     assert_eq!(rig.faults.list().len(), 1);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_rule_waits_for_another_and_for_a_file() {
     assert_eq!(verify(&mut rig), 6);
     std::fs::remove_file(&file).expect("it was there");
     assert_eq!(verify(&mut rig), 0);
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// The same commands and seed, the same firings; another seed, others.
@@ -59,7 +59,7 @@ fn a_seed_says_which_fire() {
         let name = rig.add(&format!("op=verify chance=3 seed={seed} status=internal-error"));
         assert_eq!(rig.rule(&name).seed, Some(seed));
         let fired = (0..64).map(|_| verify(&mut rig) == 6).collect();
-        rig.is_well();
+        rig.ends_well();
         fired
     };
     let first = run(1);
@@ -79,7 +79,7 @@ fn dwords_namespaces_and_sectors() {
     rig.read(92, 8).ok();
     assert_eq!(rig.read(107, 1).code(), 6);
     rig.read(108, 1).ok();
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn there_are_so_many_at_most() {
         rig.add("op=verify status=internal-error");
     }
     assert_eq!(refused(&rig, "drop"), "the rule: there are 256 rules already; clear some of them");
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// Under load, from another thread: no command is lost but those that the rules lose.
@@ -118,5 +118,5 @@ fn rules_come_and_go_under_load() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     assert!(good > 0 && bad > 0, "{good} {bad}");
-    rig.is_well();
+    rig.ends_well();
 }

@@ -24,7 +24,7 @@ fn a_command_is_delayed_and_others_are_not() {
     assert!(rig.host.try_wait(1, late, Duration::ZERO).is_none());
     rig.host.wait(1, late).ok();
     assert!(start.elapsed() >= 200 * MS);
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// Before it begins nothing is done; where it has ended, all is.
@@ -41,7 +41,7 @@ fn where_a_command_is_held() {
         rig.host.wait(1, held).ok();
         rig.ns[0].set(8, &[0; 4096]);
         assert_eq!(rig.rule(&name).held, 0);
-        rig.is_well();
+        rig.ends_well();
     }
 }
 
@@ -53,7 +53,7 @@ fn what_a_rule_holds_goes_on_when_it_is_cleared() {
     assert!(rig.host.try_wait(1, held, 50 * MS).is_none());
     assert_eq!(rig.faults.clear(Some(&name), DEADLINE), 1);
     rig.host.wait(1, held).ok();
-    rig.is_well();
+    rig.ends_well();
 }
 
 /// A reset does not wait for it.
@@ -67,7 +67,7 @@ fn a_stalled_command_ends_with_a_reset() {
     rig.host.forget(1);
     rig.host.enable();
     rig.host.io_queues(1, 64);
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn completions_come_out_of_order() {
     let start = Instant::now();
     rig.host.exec(1, flush()).ok();
     assert!(start.elapsed() >= 900 * MS, "{:?}", start.elapsed());
-    rig.is_well();
+    rig.ends_well();
 }
 
 #[test]
@@ -101,5 +101,5 @@ fn a_queue_is_busy() {
     assert!(start.elapsed() < 250 * MS, "the other queue is not busy");
     rig.host.wait(1, waits).ok();
     assert!(start.elapsed() >= 290 * MS);
-    rig.is_well();
+    rig.ends_well();
 }
