@@ -1,7 +1,8 @@
 //! The device a client sees: PCI function, NVMe controller and guest memory put together.
 //!
-//! Control thread only. What has to wait for commands in flight (an unmap, a reset, Bus Master Enable cleared) is kept
-//! here until it may be answered, or until its deadline, when memory is taken away from whoever still holds it.
+//! Control thread only. What has to wait for commands in flight (an unmap, a reset, Bus Master Enable
+//! cleared) is kept here until it may be answered, or until its deadline, when memory is taken away from
+//! whoever still holds it.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -17,12 +18,12 @@ use crate::vfio_user::{
     Answer, Device, DmaMap, DmaUnmap, Errno, Interrupts, IrqInfo, RegionInfo, RegionMmap, SetIrqs, SparseArea,
 };
 
-/// Longest wait for commands in flight before an unmap or reset is answered. QEMU gives up at 5 s, and with it its
-/// guest.
+/// Longest wait for commands in flight before an unmap or reset is answered. QEMU gives up at 5 s, and with
+/// it its guest.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long the commands of a client that has left may go on with its memory, while the next one waits at the door.
-/// Nobody wants to know how they end; but what ends by itself ends well.
+/// How long the commands of a client that has left may go on with its memory, while the next one waits at the
+/// door. Nobody wants to know how they end; but what ends by itself ends well.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// While the last transfers are waited for that nobody announces.
@@ -65,8 +66,8 @@ pub struct NvmeDevice {
     memory: DmaSpace,
     interrupts: Arc<Interrupts>,
     wait: Option<(Wait, Instant)>,
-    /// An unmap has met its deadline, and what made it wait may not be over yet. Those that follow do not wait again: QEMU
-    /// sends several at once, and gives up 5 s after the first.
+    /// An unmap has met its deadline, and what made it wait may not be over yet. Those that follow do not
+    /// wait again: QEMU sends several at once, and gives up 5 s after the first.
     impatient: bool,
     leaving: Option<Leaving>,
 }
@@ -107,7 +108,8 @@ impl NvmeDevice {
         Some(Ok(()))
     }
 
-    /// At the deadline: takes the memory that `wait` is about from commands in flight, and from workers that are late.
+    /// At the deadline: takes the memory that `wait` is about from commands in flight, and from workers that
+    /// are late.
     fn revoke(&mut self, wait: Wait) -> Revoked {
         let late = !self.controller.is_fenced();
         let revoked = match &wait {
@@ -143,7 +145,8 @@ impl NvmeDevice {
         revoked
     }
 
-    /// When [`Self::poll_answer`], [`Self::is_vacant`] or the controller has something to do without further notice.
+    /// When [`Self::poll_answer`], [`Self::is_vacant`] or the controller has something to do without further
+    /// notice.
     pub fn deadline(&self) -> Option<Instant> {
         let answer = self.wait.as_ref().map(|(wait, deadline)| match wait {
             Wait::OffBus => (*deadline).min(Instant::now() + GLANCE),
@@ -153,8 +156,9 @@ impl NvmeDevice {
         [answer, leaving, self.controller.deadline()].into_iter().flatten().min()
     }
 
-    /// May another client come? Not while anybody could still reach the memory of the last one, which the next one may
-    /// have for its own. (Commands in flight go on without it; the controller becomes ready after them.)
+    /// May another client come? Not while anybody could still reach the memory of the last one, which the
+    /// next one may have for its own. (Commands in flight go on without it; the controller becomes ready
+    /// after them.)
     pub fn is_vacant(&mut self, now: Instant) -> bool {
         let Some(leaving) = &self.leaving else { return true };
         let reached = !self.controller.is_fenced() || !leaving.memory.released();
@@ -184,7 +188,8 @@ impl NvmeDevice {
         if short { GRACE } else { PATIENCE }
     }
 
-    /// The client has gone: no memory, no interrupts, a controller as after power-on. Images stay as they are.
+    /// The client has gone: no memory, no interrupts, a controller as after power-on. Images stay as they
+    /// are.
     pub fn disconnect(&mut self) {
         self.interrupts.release_all();
         let mut memory = self.memory.unmap_all();

@@ -10,7 +10,8 @@ use crate::memory::sgl::SglError;
 use crate::namespace::{NoNamespace, Refusal};
 use crate::spec::Status;
 
-/// Guest memory that cannot be reached fails the command. No DNR: the mapping may be a passing state of the client.
+/// Guest memory that cannot be reached fails the command. No DNR: the mapping may be a passing state of the
+/// client.
 impl From<DmaError> for Status {
     fn from(_: DmaError) -> Self {
         Self::DATA_TRANSFER_ERROR
@@ -78,7 +79,8 @@ pub fn image(error: &DiskError, direction: Direction) -> Status {
         DiskError::Deallocated => Status::DEALLOCATED_BLOCK,
         DiskError::Source { error, .. } => image(error, Direction::Read),
         DiskError::ReadOnly => Status::WRITE_PROTECTED.dnr(),
-        // A sparse image on a full file system is a thin namespace out of capacity; a host knows what to do about that.
+        // A sparse image on a full file system is a thin namespace out of capacity; a host knows what to do
+        // about that.
         DiskError::Io(error)
             if direction == Direction::Write
                 && matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>

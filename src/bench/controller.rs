@@ -182,7 +182,8 @@ impl Controller {
         }
     }
 
-    /// Resets and enables; all queues and all memory taken before are gone. Then [`shape`](Self::shape) works.
+    /// Resets and enables; all queues and all memory taken before are gone. Then [`shape`](Self::shape)
+    /// works.
     pub(super) fn enable(&mut self) -> anyhow::Result<()> {
         self.admin = None;
         self.write32(offset::CC, 0)?;
@@ -389,8 +390,8 @@ impl Controller {
     }
 }
 
-/// Entries of a queue for `depth` commands: as many again, so that completions need not be given back before the
-/// next commands go out.
+/// Entries of a queue for `depth` commands: as many again, so that completions need not be given back before
+/// the next commands go out.
 fn entries_for(depth: u16) -> u16 {
     depth.saturating_mul(2).max(64)
 }
@@ -401,7 +402,8 @@ pub(super) fn queue_room(depth: u16) -> usize {
     (entries * SQE_SIZE).next_multiple_of(PAGE) + (entries * CQE_SIZE).next_multiple_of(PAGE)
 }
 
-/// Writes to each page: a kernel without pages left says so here, and not with a signal in the middle of a run.
+/// Writes to each page: a kernel without pages left says so here, and not with a signal in the middle of a
+/// run.
 fn touch(memory: &Memory, guest: Guest) {
     // Huge pages are reserved by mmap; a memfd is bounded by the machine's memory, as any other memory.
     let step = if guest == Guest::Hugetlb { HUGE } else { PAGE };

@@ -22,7 +22,8 @@ pub(super) fn pin(cpus: &[usize], index: usize) -> Result<(), ConfigError> {
     })
 }
 
-/// Two CPUs for two threads that work together: the first of `cpus`, and one that is not in it. As many as there are.
+/// Two CPUs for two threads that work together: the first of `cpus`, and one that is not in it. As many as
+/// there are.
 pub(super) fn pair(cpus: &[usize]) -> Vec<usize> {
     let allowed = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
     let mut allowed = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));

@@ -1,7 +1,7 @@
 //! The loop: keeps one queue full and takes the time of every command.
 //!
-//! Commands are made before the run and differ only in opcode and block address, the clock is read once for each
-//! batch of completions, and a batch of commands rings once: what is measured is the server.
+//! Commands are made before the run and differ only in opcode and block address, the clock is read once for
+//! each batch of completions, and a batch of commands rings once: what is measured is the server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -279,7 +279,8 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// PRP2 of `bytes` whose first page begins at `data`; the list, if one is needed, is written right behind them.
+/// PRP2 of `bytes` whose first page begins at `data`; the list, if one is needed, is written right behind
+/// them.
 fn prp2(memory: &Memory, data: usize, bytes: usize) -> u64 {
     let pages = bytes.div_ceil(PAGE);
     let page = |n: usize| IOVA + (data + n * PAGE) as u64;

@@ -19,8 +19,8 @@ pub(super) const HUGE: usize = 2 << 20;
 /// Bytes of a page, the controller's and the host's.
 pub(super) const PAGE: usize = 4096;
 
-/// A mapping of its own. All access is by copies and atomics within its bounds; nobody gets a reference to its
-/// bytes, because the device may change them at any time.
+/// A mapping of its own. All access is by copies and atomics within its bounds; nobody gets a reference to
+/// its bytes, because the device may change them at any time.
 #[derive(Debug)]
 pub(super) struct Memory {
     base: *mut u8,
@@ -42,7 +42,8 @@ impl Memory {
         Ok((memory, file))
     }
 
-    /// Maps `len` bytes of a file from `offset`, both whole pages. The file must not shrink while the mapping lives.
+    /// Maps `len` bytes of a file from `offset`, both whole pages. The file must not shrink while the mapping
+    /// lives.
     pub(super) fn map(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: the kernel chooses the address, so nothing of ours is replaced.
@@ -57,8 +58,8 @@ impl Memory {
         let base = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, MapFlags::PRIVATE) }?;
         let memory = Self { base: base.cast(), len };
         let advice = if huge { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
-        // SAFETY: the range is the mapping just made; the advice changes no content. A kernel without huge pages
-        // refuses, and then there is nothing to ask for.
+        // SAFETY: the range is the mapping just made; the advice changes no content. A kernel without huge
+        // pages refuses, and then there is nothing to ask for.
         let _ = unsafe { rustix::mm::madvise(base, len, advice) };
         Ok(memory)
     }
@@ -100,7 +101,8 @@ impl Memory {
         unsafe { ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) }
     }
 
-    /// memcpy of `len` bytes from `from` at `source` to `at`; the two may be one mapping, and may overlap then.
+    /// memcpy of `len` bytes from `from` at `source` to `at`; the two may be one mapping, and may overlap
+    /// then.
     #[track_caller]
     pub(super) fn copy(&self, at: usize, from: &Memory, source: usize, len: usize) {
         let (to, from) = (self.pointer(at, len), from.pointer(source, len));
@@ -124,8 +126,8 @@ impl Memory {
         unsafe { ptr::write_bytes(self.pointer(at, len), 0, len) }
     }
 
-    /// Writes to every page, so that none is missing when it counts. The content is noise, not zeroes: no kernel
-    /// or file system can make less of it.
+    /// Writes to every page, so that none is missing when it counts. The content is noise, not zeroes: no
+    /// kernel or file system can make less of it.
     pub(super) fn fill(&self, rng: &mut super::pattern::Rng) {
         for at in (0..self.len & !7).step_by(8) {
             self.write(at, &rng.next().to_le_bytes());

@@ -90,7 +90,8 @@ pub(super) struct Pattern {
 }
 
 impl Pattern {
-    /// For load thread `index` of `of`: sequences of several threads begin evenly spread. `mix`: reads in per cent.
+    /// For load thread `index` of `of`: sequences of several threads begin evenly spread. `mix`: reads in per
+    /// cent.
     pub(super) fn new(rw: Rw, mix: u8, pieces: u64, index: u64, of: u64) -> Self {
         let next = (u128::from(pieces) * u128::from(index) / u128::from(of.max(1))) as u64;
         let reads = (u64::from(mix) << 32) / 100;

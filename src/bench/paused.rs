@@ -8,8 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 #[derive(Debug)]
 pub(super) struct Paused {
     pid: Pid,
-    /// A process that continues the server when its standard input ends, which it does with this process: a stopped
-    /// server hangs its guest, and no handler of ours would run after a SIGKILL.
+    /// A process that continues the server when its standard input ends, which it does with this process: a
+    /// stopped server hangs its guest, and no handler of ours would run after a SIGKILL.
     keeper: Option<Child>,
 }
 

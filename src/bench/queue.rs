@@ -38,8 +38,8 @@ impl QueuePair {
         Self { memory, sq, cq, entries, tail: 0, head: 0, phase: 1, doorbells }
     }
 
-    /// Puts a command into the ring; the device sees it after [`submit`](Self::submit). There must be room, which
-    /// the caller sees to by having fewer commands outstanding than there are entries.
+    /// Puts a command into the ring; the device sees it after [`submit`](Self::submit). There must be room,
+    /// which the caller sees to by having fewer commands outstanding than there are entries.
     pub(super) fn push(&mut self, sqe: &[u8; SQE_SIZE]) {
         self.memory.write_sqe(self.sq + usize::from(self.tail) * SQE_SIZE, sqe);
         self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };

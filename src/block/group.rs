@@ -51,8 +51,8 @@ impl Group {
         Self::new(SmallVec::from_buf([(Arc::clone(ns), op)]), direction)
     }
 
-    /// Issues what can be issued now; how it ended, once everything has. `write_cache`: whether the volatile write
-    /// cache is on.
+    /// Issues what can be issued now; how it ended, once everything has. `write_cache`: whether the volatile
+    /// write cache is on.
     pub fn poll(
         &mut self,
         write_cache: bool,

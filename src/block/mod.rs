@@ -1,6 +1,6 @@
-//! What every front-end runs over a namespace: state machines that emit operations on its image and take their
-//! completions. They end in a [`BlockError`] at worst; what a host is told of that is its front-end's to say. They never
-//! wait, know no thread, and charge the worker's time that they take to its [`Work`].
+//! What every front-end runs over a namespace: state machines that emit operations on its image and take
+//! their completions. They end in a [`BlockError`] at worst; what a host is told of that is its front-end's
+//! to say. They never wait, know no thread, and charge the worker's time that they take to its [`Work`].
 
 mod group;
 mod inspect;

@@ -12,9 +12,9 @@ pub(super) struct Item {
     pub(super) value: Option<OsString>,
 }
 
-/// Splits a list. Never fails: which names and values are good is decided elsewhere. A trailing
-/// comma is allowed, as QEMU does; an empty list has no items. Unlike QEMU's, names may have space before them: a list in
-/// quotes reads better so, and no name begins with any.
+/// Splits a list. Never fails: which names and values are good is decided elsewhere. A trailing comma is
+/// allowed, as QEMU does; an empty list has no items. Unlike QEMU's, names may have space before them: a list
+/// in quotes reads better so, and no name begins with any.
 pub(super) fn split(list: &[u8]) -> Vec<Item> {
     let mut items = Vec::new();
     let mut rest = list.trim_ascii_start();

@@ -1,4 +1,5 @@
-//! One client of the control socket, in a thread of its own: it may wait, hang and go without anybody else's notice.
+//! One client of the control socket, in a thread of its own: it may wait, hang and go without anybody else's
+//! notice.
 
 use std::io::{self, BufReader, Write as _};
 use std::os::unix::net::UnixStream;

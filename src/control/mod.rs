@@ -1,8 +1,9 @@
 //! The control socket: whoever owns the device sees it, and changes it while a guest uses it.
 //!
-//! JSON lines over a UNIX socket; docs/control.md is the schema. Each client has a thread of its own, which may wait:
-//! namespaces are changed from there ([`crate::subsystem::Subsystem::change`]), and what the control thread alone may
-//! touch is asked of it by message ([`Asks`]), so that no client holds up the device.
+//! JSON lines over a UNIX socket; docs/control.md is the schema. Each client has a thread of its own, which
+//! may wait: namespaces are changed from there ([`crate::subsystem::Subsystem::change`]), and what the
+//! control thread alone may touch is asked of it by message ([`Asks`]), so that no client holds up the
+//! device.
 //!
 //! A new command is a row in `table.rs` and a file in `commands/`.
 

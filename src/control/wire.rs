@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-/// Version of the schema in docs/control.md: it grows when something that was there means something else, or goes.
+/// Version of the schema in docs/control.md: it grows when something that was there means something else, or
+/// goes.
 pub const SCHEMA: u32 = 1;
 
 /// Bytes of a line, its end included.
@@ -79,8 +80,8 @@ impl Request {
         line(&Value::Object(all))
     }
 
-    /// Its arguments as the command knows them. The table of commands has looked at them before: what fails here was
-    /// forgotten there.
+    /// Its arguments as the command knows them. The table of commands has looked at them before: what fails
+    /// here was forgotten there.
     ///
     /// # Errors
     /// They do not fit.
@@ -110,7 +111,8 @@ pub fn line(value: &Value) -> Vec<u8> {
     line
 }
 
-/// The next line without its end; `None` when there is none any more. What lacks its end at the end counts as a line.
+/// The next line without its end; `None` when there is none any more. What lacks its end at the end counts as
+/// a line.
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidData`]: it is longer than `max`. Else those of `from`.

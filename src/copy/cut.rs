@@ -1,4 +1,5 @@
-//! Cuts a plan into segments (one write each) and pieces (one read each), and keeps account of what is written.
+//! Cuts a plan into segments (one write each) and pieces (one read each), and keeps account of what is
+//! written.
 
 use std::sync::Arc;
 
@@ -66,8 +67,8 @@ impl CopyPlan {
     }
 }
 
-/// The piece that starts at `pos` and goes on to `end` at most: as many ranges as continue each other in one source.
-/// `None` at `end`.
+/// The piece that starts at `pos` and goes on to `end` at most: as many ranges as continue each other in one
+/// source. `None` at `end`.
 pub(super) fn piece(plan: &CopyPlan, pos: u64, end: u64) -> Option<Piece<'_>> {
     pieces(plan, Stretch { start: pos, end }).next()
 }

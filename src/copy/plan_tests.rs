@@ -116,7 +116,8 @@ const FAULTS: [(Fault, u16, Option<u8>); 19] = [
     (|s| s.ranges[8].fco = true, 0x4186, Some(8)),
 ];
 
-/// 64 KiB of memory, in one range, and nothing that needs more than a move. What is left to a task has not begun.
+/// 64 KiB of memory, in one range, and nothing that needs more than a move. What is left to a task has not
+/// begun.
 #[test]
 fn only_a_short_plain_move_is_made_at_once() {
     use crate::disk::MemoryDisk;
@@ -502,7 +503,8 @@ fn fast_copy_only_needs_a_reflink_of_the_whole_range() {
         assert_eq!(status(8, &[(16, 7, true)]), no(0), "the end is not aligned");
         assert_eq!(status(8, &[(16, 7, false), (3, 1, false), (32, 8, true)]), (0, None));
         assert_eq!(status(8, &[(16, 7, false), (32, 8, true)]), no(1), "others push it out of place");
-        // 1996 blocks end with half a unit, 2000 with a whole one: an image's end is the end of both or of neither.
+        // 1996 blocks end with half a unit, 2000 with a whole one: an image's end is the end of both or of
+        // neither.
         assert_eq!(status(8, &[(1984, 12, true)]), no(0));
     }
     for (shortcuts, method) in [

@@ -1,4 +1,5 @@
-//! DULBE: the stage before the first read or write, in which every range whose source has it enabled is asked for.
+//! DULBE: the stage before the first read or write, in which every range whose source has it enabled is asked
+//! for.
 //!
 //! What a host writes to a source meanwhile may be seen or not, as with a Read that it does not wait for.
 

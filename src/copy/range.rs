@@ -7,7 +7,8 @@ use crate::spec::copy::{Range32, Range40, SOPT_FCO, ZeroBased8};
 /// Expected protection information of a source range; means nothing for a namespace without it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tags {
-    /// Expected initial logical block tag (storage and reference tag): 32 bits in formats 0 and 2, 80 in 1 and 3.
+    /// Expected initial logical block tag (storage and reference tag): 32 bits in formats 0 and 2, 80 in 1
+    /// and 3.
     pub elbt: u128,
     /// Expected application tag.
     pub elbat: u16,

@@ -1,5 +1,5 @@
-//! Method selection: which way the bytes of a Copy go, of those that lead from each source to the destination and have
-//! not been refused.
+//! Method selection: which way the bytes of a Copy go, of those that lead from each source to the destination
+//! and have not been refused.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,14 +12,15 @@ use super::ways::{aligned, is_memory};
 use crate::disk::{How, Ways};
 use crate::namespace::{ByteRange, Method, Namespace};
 
-/// From here on one operation of the file system costs less than what it saves: 256 scattered copies of 4 KiB took six
-/// times as long by copy_file_range as by one copy of their sum, by reads and one write 1.6 times.
+/// From here on one operation of the file system costs less than what it saves: 256 scattered copies of 4 KiB
+/// took six times as long by copy_file_range as by one copy of their sum, by reads and one write 1.6 times.
 const WORTH_IT: u64 = 64 << 10;
 
 /// How a stretch is copied: one of the ways that lead there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Choice {
-    /// Without a buffer of ours; the stretch is one piece, or several of one source where it is moved in memory.
+    /// Without a buffer of ours; the stretch is one piece, or several of one source where it is moved in
+    /// memory.
     Direct(How),
     /// By reads and one write.
     Bounce,
@@ -44,8 +45,8 @@ struct Source {
 #[derive(Debug)]
 pub(super) struct Selection {
     method: Method,
-    /// Some host has DULBE enabled for the destination: what is copied must be allocated afterwards, but the file system makes holes
-    /// of zeroes. It is left out but for ranges that are Fast Copy Only.
+    /// Some host has DULBE enabled for the destination: what is copied must be allocated afterwards, but the
+    /// file system makes holes of zeroes. It is left out but for ranges that are Fast Copy Only.
     no_holes: bool,
     dst_memory: bool,
     sources: SmallVec<[Source; 2]>,
@@ -94,8 +95,8 @@ impl Selection {
         }
     }
 
-    /// The best way from the source `nsid`, in words for a person. What copy_file_range does is named as what it is: a
-    /// file system that can share blocks cannot be asked to copy them.
+    /// The best way from the source `nsid`, in words for a person. What copy_file_range does is named as what
+    /// it is: a file system that can share blocks cannot be asked to copy them.
     fn best(&self, nsid: u32) -> &'static str {
         let clones = self.source(nsid).is_some_and(|source| source.shortcuts.offload_clones);
         let allows = |how| self.allows(nsid, how);
@@ -136,9 +137,9 @@ impl Selection {
         }
     }
 
-    /// `stretch` in spans, in order, without gaps: for each run of ranges that continue each other the best way that
-    /// still leads there. Neighbouring bounces are one span, so that short ranges are gathered, and so are those that are
-    /// moved in memory from one source.
+    /// `stretch` in spans, in order, without gaps: for each run of ranges that continue each other the best
+    /// way that still leads there. Neighbouring bounces are one span, so that short ranges are gathered, and
+    /// so are those that are moved in memory from one source.
     pub fn spans(&self, plan: &CopyPlan, stretch: Stretch) -> Vec<Span> {
         let mut spans: Vec<Span> = Vec::new();
         let any_fco = plan.ranges_in(stretch).any(|range| range.fco);
@@ -233,8 +234,8 @@ pub fn best_method(ns: &Namespace) -> &'static str {
     selection.best(ns.nsid)
 }
 
-/// What an accepted Copy is to do, for the log, in blocks: destination, and each source range with the way that is tried
-/// first for ranges that are long and aligned enough for it.
+/// What an accepted Copy is to do, for the log, in blocks: destination, and each source range with the way
+/// that is tried first for ranges that are long and aligned enough for it.
 impl fmt::Display for CopyPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dst = &self.dst_ns;
@@ -361,7 +362,8 @@ mod tests {
         assert_eq!(Run { from: run.from + 512, to: run.to + 512, ..run }.spans(), [(BLOCK, OFFLOADED)]);
     }
 
-    /// The file system would make holes of zeroes, where DULBE tells the difference; but to share is what Fast Copy Only is.
+    /// The file system would make holes of zeroes, where DULBE tells the difference; but to share is what
+    /// Fast Copy Only is.
     #[test]
     fn what_is_copied_is_allocated() {
         let run = |fco| Run { fco, dulbe: true, ..Run::of(Method::Auto, MIB) }.spans();

@@ -10,7 +10,8 @@ use crate::disk::{Disk, Handle, Lane, Op, Tag, Ways};
 use crate::namespace::{ByteRange, CopyLimits, CopyPolicy, Identity, Namespace};
 use crate::spec::copy::{CopyCommand, Range32, Range40, SOPT_FCO, ZeroBased16};
 
-/// An image that has a size and shortcuts from all others, and nothing else: these tests do all I/O themselves.
+/// An image that has a size and shortcuts from all others, and nothing else: these tests do all I/O
+/// themselves.
 #[derive(Debug)]
 struct Size {
     len: u64,

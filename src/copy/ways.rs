@@ -7,8 +7,8 @@ pub(super) fn is_memory(ns: &Namespace) -> bool {
     ns.disk.ways_from(&ns.disk.handle()).memmove
 }
 
-/// The part of a copy of `dst.len` bytes that a reflink with this alignment can do, as start and end within the copy.
-/// An end that is not aligned will do where both images end.
+/// The part of a copy of `dst.len` bytes that a reflink with this alignment can do, as start and end within
+/// the copy. An end that is not aligned will do where both images end.
 pub(super) fn aligned(
     align: u64,
     source: &Namespace,

@@ -20,7 +20,8 @@ impl BadBlocks {
     /// Blocks of one rule at most: 128 KiB of bits.
     pub const MOST: u64 = 1 << 20;
 
-    /// `count` bad blocks from `first`, at most [`Self::MOST`]. Each read that meets them is counted in `hits`.
+    /// `count` bad blocks from `first`, at most [`Self::MOST`]. Each read that meets them is counted in
+    /// `hits`.
     pub fn new(nsid: u32, first: u64, count: u64, hits: Arc<Fired>) -> Self {
         let count = count.min(Self::MOST);
         let bits: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();

@@ -5,8 +5,8 @@ use super::seam::{CommandId, Fate, Fetched, Lab};
 use crate::copy::{CopyPlan, Reject, SourceRange, Written};
 use crate::spec::Outcome;
 
-/// Laboratories in the order in which they were put on. All of them are told all; of what they answer, the first answer
-/// counts that changes anything.
+/// Laboratories in the order in which they were put on. All of them are told all; of what they answer, the
+/// first answer counts that changes anything.
 #[derive(Default)]
 pub struct Labs(Vec<Named>);
 

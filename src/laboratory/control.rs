@@ -38,7 +38,8 @@ pub struct RegisterFate {
     pub fatal: Option<String>,
 }
 
-/// One for all controllers, which may be asked by several threads at once. As a [`Lab`](super::Lab) is it must be quick.
+/// One for all controllers, which may be asked by several threads at once. As a [`Lab`](super::Lab) is it
+/// must be quick.
 pub trait ControlLab: Send + Sync {
     /// An admin command was taken; `depth` are in flight, this one counted.
     fn fetched(&self, sqe: &Sqe, depth: usize) -> Fate;

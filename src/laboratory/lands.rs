@@ -1,13 +1,13 @@
-//! Which part of a command's data lands where the command says, when a laboratory wants less than all of it. Pure: the
-//! same answer for each byte, in whatever pieces and order it is asked.
+//! Which part of a command's data lands where the command says, when a laboratory wants less than all of it.
+//! Pure: the same answer for each byte, in whatever pieces and order it is asked.
 
 /// How a command's data is laid out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Bytes of a block.
     pub block: u64,
-    /// Of a Copy: where each of its ranges ends in the destination, in bytes; ascending, the last one is the length.
-    /// Of others nothing: there each block stands for itself.
+    /// Of a Copy: where each of its ranges ends in the destination, in bytes; ascending, the last one is the
+    /// length. Of others nothing: there each block stands for itself.
     pub ends: Vec<u64>,
     /// Bytes in all.
     pub len: u64,

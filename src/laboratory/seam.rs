@@ -8,8 +8,8 @@ use crate::spec::{Outcome, Sqe, Status};
 /// Names a command in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommandId {
-    /// Which command it is of those that laboratories of this worker have seen fetched, from 1 on; 0 for one that was
-    /// fetched before. Hosts may give two commands in flight one CID, this tells them apart.
+    /// Which command it is of those that laboratories of this worker have seen fetched, from 1 on; 0 for one
+    /// that was fetched before. Hosts may give two commands in flight one CID, this tells them apart.
     pub serial: u64,
     /// SQID.
     pub sqid: u16,
@@ -48,10 +48,11 @@ pub struct Fetched<'a> {
     pub depth: usize,
 }
 
-/// A laboratory, as one worker's thread asks it. None of its answers may take long: the worker's other commands wait.
+/// A laboratory, as one worker's thread asks it. None of its answers may take long: the worker's other
+/// commands wait.
 ///
-/// It may be put on and taken off while commands are in flight. So the end of a command may come that it never saw
-/// fetched, and the end of one that it saw may never come.
+/// It may be put on and taken off while commands are in flight. So the end of a command may come that it
+/// never saw fetched, and the end of one that it saw may never come.
 pub trait Lab: Send {
     /// A command was taken from its queue.
     fn fetched(&mut self, _id: CommandId, _command: Fetched<'_>) -> Fate {
@@ -61,8 +62,8 @@ pub trait Lab: Send {
     /// The source ranges of a Copy were read. What is wrong with them has yet to be found out.
     fn listed(&mut self, _id: CommandId, _ranges: &[SourceRange]) {}
 
-    /// A Copy passed all its checks, and this is what it is about to do. Comes before the next command is fetched. The
-    /// answer counts where [`Self::fetched`] let it pass.
+    /// A Copy passed all its checks, and this is what it is about to do. Comes before the next command is
+    /// fetched. The answer counts where [`Self::fetched`] let it pass.
     fn planned(&mut self, _id: CommandId, _plan: &CopyPlan) -> Fate {
         Fate::Pass
     }
@@ -78,7 +79,7 @@ pub trait Lab: Send {
         Post::Once
     }
 
-    /// Nothing more comes of a command. The outcome is what its host was told, and `post` how; `None`: nobody was, its
-    /// queue is gone.
+    /// Nothing more comes of a command. The outcome is what its host was told, and `post` how; `None`: nobody
+    /// was, its queue is gone.
     fn over(&mut self, _id: CommandId, _outcome: &Outcome, _post: Option<Post>) {}
 }

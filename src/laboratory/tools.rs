@@ -76,8 +76,8 @@ impl fmt::Debug for Change {
 /// How a change reaches a worker; false when that is no more.
 pub type Station = Box<dyn Fn(Change) -> bool + Send>;
 
-/// The tools that are on, at every worker of every controller. Any thread may put one on or take one off, but no
-/// worker's, for that would wait for itself.
+/// The tools that are on, at every worker of every controller. Any thread may put one on or take one off, but
+/// no worker's, for that would wait for itself.
 #[derive(Default)]
 pub struct Laboratory {
     tools: Mutex<Tools>,
@@ -101,8 +101,8 @@ impl Laboratory {
         Arc::new(laboratory)
     }
 
-    /// A worker has started, and has no laboratories. Those that it is to have are sent to it, now and whenever that
-    /// changes.
+    /// A worker has started, and has no laboratories. Those that it is to have are sent to it, now and
+    /// whenever that changes.
     pub fn join(&self, place: Place, station: Station) {
         self.locked(|tools| {
             for tool in &tools.on {
@@ -112,14 +112,15 @@ impl Laboratory {
         });
     }
 
-    /// A controller has started: `wake` has its control thread look at [`Self::control`], and at what is held there,
-    /// whenever that may have changed.
+    /// A controller has started: `wake` has its control thread look at [`Self::control`], and at what is held
+    /// there, whenever that may have changed.
     pub fn watch(&self, wake: Arc<dyn Fn() + Send + Sync>) {
         self.locked(|tools| tools.wakes.push(wake));
     }
 
-    /// Puts `tool` on, in the place of the one of its name. Returns when all workers have it, so that each command that is
-    /// rung for from now on meets it; false when one has not after `patience`, which it may have later.
+    /// Puts `tool` on, in the place of the one of its name. Returns when all workers have it, so that each
+    /// command that is rung for from now on meets it; false when one has not after `patience`, which it may
+    /// have later.
     pub fn put(&self, tool: Tool, patience: Duration) -> bool {
         let done = self.locked(|tools| {
             tools.on.retain(|on| on.name != tool.name);

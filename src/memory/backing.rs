@@ -1,16 +1,17 @@
 //! Which files guest memory may lie in.
 //!
-//! Whoever touches a page of a file may have to wait for who serves it, and a descriptor from a client can be of any
-//! file: a FUSE or network file system hangs the thread that copies for as long as its server likes, and already fstat()
-//! asks it. So a file is accepted for what this kernel knows of it without asking anybody.
+//! Whoever touches a page of a file may have to wait for who serves it, and a descriptor from a client can be
+//! of any file: a FUSE or network file system hangs the thread that copies for as long as its server likes,
+//! and already fstat() asks it. So a file is accepted for what this kernel knows of it without asking
+//! anybody.
 
 use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::map_error::MapError;
 
-/// File systems that this kernel serves from memory or disks. Overlays are the root of most containers; only the
-/// administrator can mount one that we see, and answers for what it is laid over.
+/// File systems that this kernel serves from memory or disks. Overlays are the root of most containers; only
+/// the administrator can mount one that we see, and answers for what it is laid over.
 const LOCAL: &[&str] =
     &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "overlay", "ramfs"];
 
@@ -24,8 +25,8 @@ pub(super) fn check(file: BorrowedFd<'_>) -> Result<(), MapError> {
     if LOCAL.contains(&kind.as_str()) { Ok(()) } else { Err(MapError::Foreign(kind)) }
 }
 
-/// The type of the file system, as this process's table of mounts has it: statfs() asks the server. `None` for what has
-/// no path, and for mounts of other namespaces.
+/// The type of the file system, as this process's table of mounts has it: statfs() asks the server. `None`
+/// for what has no path, and for mounts of other namespaces.
 fn file_system(fd: i32) -> Option<String> {
     // What is no file can wait too, when it is asked for more than its name (an epoll set for its members).
     let path = fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;

@@ -85,8 +85,8 @@ impl DmaMap {
         self.entries.iter().map(|entry| &*entry.region)
     }
 
-    /// Calls `each` for the pieces of `iova..iova + len` in order, until one fails. The access is checked piece by
-    /// piece, so `each` may have seen some when a later one is refused.
+    /// Calls `each` for the pieces of `iova..iova + len` in order, until one fails. The access is checked
+    /// piece by piece, so `each` may have seen some when a later one is refused.
     fn pieces<'a>(
         &'a self,
         iova: u64,
@@ -164,8 +164,9 @@ impl DmaMap {
         })
     }
 
-    /// Writes a completion queue entry: three dwords, then the last one with release order (who sees its phase tag
-    /// sees the others). `iova` must be 16-byte aligned, else `Denied`. One look at the table instead of two.
+    /// Writes a completion queue entry: three dwords, then the last one with release order (who sees its
+    /// phase tag sees the others). `iova` must be 16-byte aligned, else `Denied`. One look at the table
+    /// instead of two.
     pub fn store_cqe(&self, iova: u64, dwords: [u32; 4]) -> Result<(), DmaError> {
         let mut result = Err(DmaError::Denied(iova));
         if iova.is_multiple_of(16) {
@@ -180,8 +181,8 @@ impl DmaMap {
         result
     }
 
-    /// Loads one little-endian dword with acquire order (a shadow doorbell). `iova` must be 4-byte aligned, else
-    /// `Denied`.
+    /// Loads one little-endian dword with acquire order (a shadow doorbell). `iova` must be 4-byte aligned,
+    /// else `Denied`.
     pub fn load_u32(&self, iova: u64) -> Result<u32, DmaError> {
         let mut value = 0;
         self.dword(iova, Access::Read, |dword| {
@@ -210,8 +211,8 @@ impl DmaMap {
         })
     }
 
-    /// `count` dwords at `iova` (4-byte aligned, else `Denied`) for repeated use. Rights are checked at each use.
-    /// `Unmapped` unless all of them lie in one region.
+    /// `count` dwords at `iova` (4-byte aligned, else `Denied`) for repeated use. Rights are checked at each
+    /// use. `Unmapped` unless all of them lie in one region.
     pub fn words(&self, iova: u64, count: usize) -> Result<Words, DmaError> {
         if !iova.is_multiple_of(4) {
             return Err(DmaError::Denied(iova));
@@ -235,8 +236,8 @@ impl DmaMap {
         Some(Window { region: &entry.region, first: entry.first, last: entry.last, host: host.host_ptr(0) })
     }
 
-    /// Appends the host memory behind `iova..iova + len` to `target`; a [`GuestBuf`](super::GuestBuf) pins it. After
-    /// an error `target` may hold a part of the range and should be dropped.
+    /// Appends the host memory behind `iova..iova + len` to `target`; a [`GuestBuf`](super::GuestBuf) pins
+    /// it. After an error `target` may hold a part of the range and should be dropped.
     pub fn append<'m>(
         &'m self,
         iova: u64,

@@ -42,8 +42,8 @@ impl Default for DmaLimits {
 
 /// Guest memory as one epoch sees it: from one reset of the function, or one client, to the next.
 ///
-/// A queue belongs to the epoch of its creation, and is served through its table alone: should a worker be late, it finds
-/// nothing of what came after. Workers read it through an `arc_swap::Cache`.
+/// A queue belongs to the epoch of its creation, and is served through its table alone: should a worker be
+/// late, it finds nothing of what came after. Workers read it through an `arc_swap::Cache`.
 pub type Epoch = Arc<ArcSwap<DmaMap>>;
 
 /// Owner of the DMA table; see the module docs.
@@ -90,8 +90,8 @@ impl DmaSpace {
 
     /// Ends the epoch and begins another over the same maps.
     ///
-    /// Who looks at the table of the old one finds nothing from now on. Who looked before may still be at it, until it
-    /// is fenced or the memory is [taken back](Self::take_back).
+    /// Who looks at the table of the old one finds nothing from now on. Who looked before may still be at it,
+    /// until it is fenced or the memory is [taken back](Self::take_back).
     pub fn begin_epoch(&mut self) -> Epoch {
         let old = std::mem::take(&mut self.epoch);
         self.publish();
@@ -109,8 +109,8 @@ impl DmaSpace {
         self.regions.is_empty()
     }
 
-    /// DMA_MAP: `size` bytes of guest memory at `iova`, found at `file_offset` of `file`. Without a file (ROM,
-    /// BARs, private guest RAM) the range is known, but DMA to it fails.
+    /// DMA_MAP: `size` bytes of guest memory at `iova`, found at `file_offset` of `file`. Without a file
+    /// (ROM, BARs, private guest RAM) the range is known, but DMA to it fails.
     pub fn map(
         &mut self,
         iova: u64,
@@ -169,7 +169,8 @@ impl DmaSpace {
         let statfs = rustix::fs::fstatfs(file).map_err(MapError::Host)?;
         let mut granule = host_page();
         let mut keep = None;
-        // Clients map hugetlb memory in pieces that ignore its page size (the holes of a PC's first megabyte).
+        // Clients map hugetlb memory in pieces that ignore its page size (the holes of a PC's first
+        // megabyte).
         if statfs.f_type as u64 == HUGETLBFS_MAGIC {
             granule = usize::try_from(statfs.f_bsize)
                 .ok()
@@ -235,10 +236,12 @@ impl DmaSpace {
         self.regions.values().all(|region| region.pins() == 0)
     }
 
-    /// Takes the memory from who is late, while the table keeps it: a second mapping of the same pages takes a region's
-    /// place, and the old one is revoked. Snapshots taken before answer `Unmapped` for such a region.
+    /// Takes the memory from who is late, while the table keeps it: a second mapping of the same pages takes
+    /// a region's place, and the old one is revoked. Snapshots taken before answer `Unmapped` for such a
+    /// region.
     ///
-    /// `all`: somebody was not fenced, and may touch any region without a pin. Otherwise those that are pinned.
+    /// `all`: somebody was not fenced, and may touch any region without a pin. Otherwise those that are
+    /// pinned.
     ///
     /// A region that cannot be mapped a second time stays in the table, but DMA there fails from now on.
     pub fn take_back(&mut self, all: bool) -> Revoked {
@@ -297,8 +300,8 @@ fn revoke(region: &Region) {
     }
 }
 
-/// Maps that left the table; transfers in flight may still hold pins on them. Dropping it gives nothing up: the
-/// last pin unmaps the memory.
+/// Maps that left the table; transfers in flight may still hold pins on them. Dropping it gives nothing up:
+/// the last pin unmaps the memory.
 #[derive(Debug)]
 #[must_use = "the client's memory may be in use until it is released or revoked"]
 pub struct Unmapping {
@@ -306,8 +309,8 @@ pub struct Unmapping {
 }
 
 impl Unmapping {
-    /// No transfer can touch the memory any more. (Small accesses through a snapshot take no pin: workers must
-    /// have dropped theirs, which a fence shows.) Once true it stays true.
+    /// No transfer can touch the memory any more. (Small accesses through a snapshot take no pin: workers
+    /// must have dropped theirs, which a fence shows.) Once true it stays true.
     pub fn released(&self) -> bool {
         self.regions.iter().all(|region| region.pins() == 0)
     }
@@ -317,13 +320,14 @@ impl Unmapping {
         self.regions.extend(other.regions);
     }
 
-    /// Could the kernel still reach it after [`revoke`](Self::revoke), because it has pinned the pages themselves?
+    /// Could the kernel still reach it after [`revoke`](Self::revoke), because it has pinned the pages
+    /// themselves?
     pub fn is_held(&self) -> bool {
         self.regions.iter().any(|region| region.is_held())
     }
 
-    /// Takes the memory from whoever still uses it; see [`Region::revoke`]. Only pages that the kernel itself pinned
-    /// (O_DIRECT) can still be reached.
+    /// Takes the memory from whoever still uses it; see [`Region::revoke`]. Only pages that the kernel itself
+    /// pinned (O_DIRECT) can still be reached.
     pub fn revoke(&self) -> Revoked {
         let mut pinned = 0;
         // All of them: a worker that never answered the fence may use one without a pin.
@@ -366,7 +370,8 @@ mod tests {
         buf
     }
 
-    /// The kernel writes into the iovecs, as an engine's read from an image would; false when it finds no memory there.
+    /// The kernel writes into the iovecs, as an engine's read from an image would; false when it finds no
+    /// memory there.
     fn kernel_read(buf: &GuestBuf, byte: u8) -> bool {
         let image = memfd(0x1_0000);
         rustix::io::pwrite(&image, &vec![byte; buf.len()], 0).unwrap();

@@ -1,9 +1,10 @@
 //! Adds to a client's eventfd without ever waiting.
 //!
-//! write() waits while the counter is full, unless the file is non-blocking; and the client, which shares the open file,
-//! can fill the one and change the other at any time. What the kernel itself adds to an eventfd when asynchronous I/O is
-//! over never waits. It costs three times a write, so that workers write all the same: a thread can be got out of that
-//! ([`unblock`](super::unblock)), but for the one that does so for all others.
+//! write() waits while the counter is full, unless the file is non-blocking; and the client, which shares the
+//! open file, can fill the one and change the other at any time. What the kernel itself adds to an eventfd
+//! when asynchronous I/O is over never waits. It costs three times a write, so that workers write all the
+//! same: a thread can be got out of that ([`unblock`](super::unblock)), but for the one that does so for all
+//! others.
 #![expect(unsafe_code, reason = "system calls that rustix does not have")]
 
 use std::mem::MaybeUninit;
@@ -32,7 +33,8 @@ impl EventfdSignal {
         (made == 0).then_some(Self { context, null })
     }
 
-    /// Adds 1 to `eventfd`; false when that failed, e.g. for a descriptor of another kind. A full counter stays as it is.
+    /// Adds 1 to `eventfd`; false when that failed, e.g. for a descriptor of another kind. A full counter
+    /// stays as it is.
     pub fn add_one(&self, eventfd: BorrowedFd<'_>) -> bool {
         if self.submit(eventfd) {
             return true;

@@ -11,8 +11,8 @@
 //! 3. [`Unmapping::released`] says when the last transfer is over; the `on_release` hook announces it.
 //! 4. At the deadline [`Unmapping::revoke`] puts an empty file where the client's was, whoever is late.
 //!
-//! A reset of the function takes nothing out of the table. It ends an [`Epoch`]: the queues of the time before find an
-//! empty table, and [`DmaSpace::take_back`] is for who had looked at it earlier.
+//! A reset of the function takes nothing out of the table. It ends an [`Epoch`]: the queues of the time
+//! before find an empty table, and [`DmaSpace::take_back`] is for who had looked at it earlier.
 //!
 //! The guest changes its memory while we look at it, and the client may take the pages away: every access is
 //! a volatile copy or an atomic, and a SIGBUS inside a region kills the region, not the process (`sigbus`).

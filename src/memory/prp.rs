@@ -1,4 +1,5 @@
-//! PRP1 and PRP2 of a command to a host buffer (NVMe base specification, Physical Region Page Entry and List).
+//! PRP1 and PRP2 of a command to a host buffer (NVMe base specification, Physical Region Page Entry and
+//! List).
 
 use super::dma_map::Window;
 use super::guest_buf::Target;
@@ -22,9 +23,9 @@ const CHUNK: usize = 64;
 /// Bytes of a list entry.
 const ENTRY: usize = 8;
 
-/// The host memory of `len` bytes described by `prp1` and `prp2`. `page_size` is 2^(12 + CC.MPS) bytes, a power of
-/// two; `access` says what the device does with the data. Each list entry is read once, and no more of them than
-/// `len` needs. The caller has checked `len` against MDTS.
+/// The host memory of `len` bytes described by `prp1` and `prp2`. `page_size` is 2^(12 + CC.MPS) bytes, a
+/// power of two; `access` says what the device does with the data. Each list entry is read once, and no more
+/// of them than `len` needs. The caller has checked `len` against MDTS.
 pub fn walk(
     map: &DmaMap,
     prp1: u64,
@@ -38,9 +39,10 @@ pub fn walk(
     Ok(buf)
 }
 
-/// Is this what no PRP entry but PRP1 can be? An entry of 0 is one that the host has left unset, though data still has
-/// to go somewhere: hosts do not give away page 0, and to write there would destroy what a guest keeps in it. There is no
-/// status of its own for that; a bad offset is what QEMU has said. PRP1 is always in use, so its 0 is an address.
+/// Is this what no PRP entry but PRP1 can be? An entry of 0 is one that the host has left unset, though data
+/// still has to go somewhere: hosts do not give away page 0, and to write there would destroy what a guest
+/// keeps in it. There is no status of its own for that; a bad offset is what QEMU has said. PRP1 is always in
+/// use, so its 0 is an address.
 fn is_wrong(entry: u64, mask: u64) -> bool {
     entry & mask != 0 || entry == 0
 }
@@ -234,7 +236,8 @@ mod tests {
         set_list(&guest, 0x3fe8, &[0x7000, 0x5000, 0x9000]);
         let expected = vec![(0x1000, P), (0x7000, P), (0x5000, P), (0x9000, P)];
         assert_eq!(run(&guest, 0x1000, 0x3fe8, 4 * P), Ok(expected));
-        // One more needed: the last slot of the *page* leads on, not slot 511 counted from the start of the list.
+        // One more needed: the last slot of the *page* leads on, not slot 511 counted from the start of the
+        // list.
         set_list(&guest, 0x3fe8, &[0x7000, 0x5000, 0xb000]);
         set_list(&guest, 0xb000, &[0x9000, 0xd000]);
         let expected = vec![(0x1000, P), (0x7000, P), (0x5000, P), (0x9000, P), (0xd000, 4)];
@@ -245,7 +248,8 @@ mod tests {
         assert_eq!(run(&guest, 0x1000, 0x3ff8, 3 * P), Ok(expected));
     }
 
-    /// However it is cut: pages in order are one piece, to be moved by one copy, up to where the order breaks.
+    /// However it is cut: pages in order are one piece, to be moved by one copy, up to where the order
+    /// breaks.
     #[test]
     fn pages_that_follow_each_other_are_one_piece() {
         let guest = Guest::new(0, 0x200 * PAGE);
@@ -271,7 +275,8 @@ mod tests {
         set_list(&guest, 0x3000, &[0x10_1000, 0x10_2000, 0x10_2000, 0x10_1000, 0x10_2000, 0x10_3000]);
         let expected = vec![(0x10_0000, 3 * P), (0x10_2000, P), (0x10_1000, 2 * P + 8)];
         assert_eq!(run(&guest, 0x10_0000, 0x3000, 5 * P + P + 8), Ok(expected));
-        // A run that leads out of memory ends where it does, with the address of the first page that is not there.
+        // A run that leads out of memory ends where it does, with the address of the first page that is not
+        // there.
         set_list(&guest, 0x3000, &[0x1f_f000, 0x20_0000, 0x20_1000]);
         let beyond = PrpError::Dma(DmaError::Unmapped(0x20_0000));
         assert_eq!(run(&guest, 0x1000, 0x3000, 4 * P), Err(beyond));
@@ -378,7 +383,8 @@ mod tests {
         assert_eq!(two, [1, 2]);
     }
 
-    /// A buffer laid out by the rules, told byte by byte: the model knows pages and a little list writer, no walk.
+    /// A buffer laid out by the rules, told byte by byte: the model knows pages and a little list writer, no
+    /// walk.
     #[derive(Debug)]
     struct Layout {
         prp1: u64,

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// A page of a sealed memfd that holds nothing else. The seals keep clients from changing the file's size, so no
-/// access here can fault.
+/// A page of a sealed memfd that holds nothing else. The seals keep clients from changing the file's size, so
+/// no access here can fault.
 pub struct SharedPage {
     base: *mut u8,
     /// Where it lies in the file, bytes.
@@ -33,8 +33,8 @@ impl SharedPage {
     /// Bytes.
     pub const SIZE: usize = 4096;
 
-    /// A page of zeroes at `offset`, a multiple of [`Self::SIZE`], of a file that ends with it; and the file, for
-    /// clients to map.
+    /// A page of zeroes at `offset`, a multiple of [`Self::SIZE`], of a file that ends with it; and the file,
+    /// for clients to map.
     ///
     /// # Errors
     /// Those of memfd_create and mmap; the latter fails where pages are larger.
@@ -45,8 +45,8 @@ impl SharedPage {
         Ok((Self { base, offset }, file))
     }
 
-    /// Puts a page of a new file in place, with the same content: whoever has mapped the old file has no part in it
-    /// any more. Other threads may go on using the page meanwhile.
+    /// Puts a page of a new file in place, with the same content: whoever has mapped the old file has no part
+    /// in it any more. Other threads may go on using the page meanwhile.
     ///
     /// # Errors
     /// As [`Self::new`]; the page then stays what it is.
@@ -55,8 +55,9 @@ impl SharedPage {
         let dwords = (0..Self::SIZE / 4).map_while(|index| self.dword(index));
         let content: Vec<u8> = dwords.flat_map(|dword| dword.load(Ordering::Relaxed).to_ne_bytes()).collect();
         rustix::io::pwrite(&file, &content, self.offset)?;
-        // SAFETY: the fixed address is that of the mapping this value owns; it is replaced in one step, and nobody
-        // holds references into it for longer than one access to an atomic, which the new page serves as well.
+        // SAFETY: the fixed address is that of the mapping this value owns; it is replaced in one step, and
+        // nobody holds references into it for longer than one access to an atomic, which the new page serves
+        // as well.
         unsafe { map(self.base, MapFlags::SHARED | MapFlags::FIXED, file.as_fd(), self.offset) }?;
         Ok(file)
     }

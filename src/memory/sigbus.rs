@@ -1,9 +1,11 @@
-//! SIGBUS containment: guest memory whose file shrank (or whose page the machine lost) kills its region, not us.
+//! SIGBUS containment: guest memory whose file shrank (or whose page the machine lost) kills its region, not
+//! us.
 //!
-//! One process-wide handler and one fixed table of ranges, all atomics, because a signal handler may neither lock
-//! nor allocate. A fault inside a registered range puts anonymous pages over the whole range and sets its dead
-//! flag; the interrupted copy goes on with those pages, and looks at the flag when it is done. Any other fault
-//! ends the process as it would without us. (A system call that meets such a page gets EFAULT, no signal.)
+//! One process-wide handler and one fixed table of ranges, all atomics, because a signal handler may neither
+//! lock nor allocate. A fault inside a registered range puts anonymous pages over the whole range and sets
+//! its dead flag; the interrupted copy goes on with those pages, and looks at the flag when it is done. Any
+//! other fault ends the process as it would without us. (A system call that meets such a page gets EFAULT, no
+//! signal.)
 #![expect(unsafe_code, reason = "installs a signal handler and maps pages at fixed addresses")]
 
 use std::mem::MaybeUninit;
@@ -17,8 +19,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// Room for the maps of several clients' tables, and for removed regions that are still pinned.
 const SLOTS: usize = 16384;
 
-/// `seq` is a sequence lock, because the handler may look while another thread changes the slot: odd while it is
-/// changed. A free slot has length 0.
+/// `seq` is a sequence lock, because the handler may look while another thread changes the slot: odd while it
+/// is changed. A free slot has length 0.
 struct Slot {
     seq: AtomicU32,
     taken: AtomicBool,
@@ -51,8 +53,8 @@ impl Slot {
         self.seq.store(seq.wrapping_add(2), Ordering::Release);
     }
 
-    /// `None` while it changes. The slot that the handler looks for cannot be changing: the thread that faulted
-    /// holds its region.
+    /// `None` while it changes. The slot that the handler looks for cannot be changing: the thread that
+    /// faulted holds its region.
     fn get(&self) -> Option<(usize, usize)> {
         let before = self.seq.load(Ordering::Acquire);
         let range = (self.base.load(Ordering::Relaxed), self.len.load(Ordering::Relaxed));
@@ -126,8 +128,8 @@ pub(super) fn install() {
     ONCE.call_once(|| {
         let mut action = empty_action();
         action.sa_sigaction = on_sigbus as *const () as usize;
-        // ONSTACK: the standard library gives its threads an alternate stack, and a fault of a full stack comes
-        // here first.
+        // ONSTACK: the standard library gives its threads an alternate stack, and a fault of a full stack
+        // comes here first.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         // SAFETY: the action is initialised, and its handler is async-signal-safe.
         if unsafe { libc::sigaction(libc::SIGBUS, &action, ptr::null_mut()) } != 0 {
@@ -152,8 +154,8 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _contex
     if by_access && contain(address) {
         return;
     }
-    // Not ours. With the default action back, the raised signal ends the process when this handler returns, with
-    // the faulting instruction in the core dump.
+    // Not ours. With the default action back, the raised signal ends the process when this handler returns,
+    // with the faulting instruction in the core dump.
     let default = empty_action();
     // SAFETY: both calls are async-signal-safe.
     unsafe {

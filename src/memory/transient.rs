@@ -9,10 +9,11 @@ use vm_memory::VolatileSlice;
 use super::guest_buf::{MAX_IOVECS, Target};
 use super::{DmaError, Region};
 
-/// Pieces of guest memory without pins: for who is done with them while it holds the table they were found in.
+/// Pieces of guest memory without pins: for who is done with them while it holds the table they were found
+/// in.
 ///
-/// An unmap waits for a fence of every worker, as it does for the other small accesses; so it need not wait for
-/// pins of what cannot last from one message to the next. Four atomic operations a transfer are saved.
+/// An unmap waits for a fence of every worker, as it does for the other small accesses; so it need not wait
+/// for pins of what cannot last from one message to the next. Four atomic operations a transfer are saved.
 #[derive(Default)]
 pub struct Transient<'m> {
     /// In order.

@@ -15,7 +15,8 @@ extern "C" fn nothing(_: libc::c_int) {}
 pub fn unblock<T>(thread: &JoinHandle<T>) {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
-        // SAFETY: all zeroes are a valid sigaction: no flags (so no call is begun again by itself), an empty mask.
+        // SAFETY: all zeroes are a valid sigaction: no flags (so no call is begun again by itself), an empty
+        // mask.
         let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
         action.sa_sigaction = nothing as *const () as usize;
         // SAFETY: the handler does nothing at all.

@@ -8,9 +8,10 @@ use super::{Access, DmaError, Region};
 
 /// An array of little-endian dwords in one region, found once and then used without the table.
 ///
-/// It keeps the mapping alive but takes no pin: an unmap does not wait for it. From the moment the region leaves the
-/// table every access answers `Unmapped`; who got an access in before that is caught by the fence that an unmap
-/// waits for, as with any small access. So whoever keeps one of these drops it, at the latest, when fenced.
+/// It keeps the mapping alive but takes no pin: an unmap does not wait for it. From the moment the region
+/// leaves the table every access answers `Unmapped`; who got an access in before that is caught by the fence
+/// that an unmap waits for, as with any small access. So whoever keeps one of these drops it, at the latest,
+/// when fenced.
 #[derive(Clone, Debug)]
 pub struct Words {
     region: Arc<Region>,

@@ -1,5 +1,5 @@
-//! The one gate: whatever may refuse a command because of its namespace is asked here, by every path to its blocks, the
-//! fast one included. A reason to refuse that is added here is obeyed everywhere.
+//! The one gate: whatever may refuse a command because of its namespace is asked here, by every path to its
+//! blocks, the fast one included. A reason to refuse that is added here is obeyed everywhere.
 
 use super::{ByteRange, Cntlid, Namespace};
 
@@ -8,7 +8,8 @@ use super::{ByteRange, Cntlid, Namespace};
 pub enum Access {
     /// It looks at them: Read, Compare, Verify, the sources of a Copy.
     Read,
-    /// It changes them, or what is known of them: Write, Write Zeroes, Dataset Management, the destination of a Copy.
+    /// It changes them, or what is known of them: Write, Write Zeroes, Dataset Management, the destination of
+    /// a Copy.
     Write,
 }
 

@@ -28,8 +28,8 @@ impl Cntlid {
 /// See the module docs. Values that share it are one namespace at different times.
 #[derive(Debug, Default)]
 pub struct Life {
-    /// Error Recovery DULBE, a bit for each controller: set by control threads, read by workers when they start a
-    /// command.
+    /// Error Recovery DULBE, a bit for each controller: set by control threads, read by workers when they
+    /// start a command.
     dulbe: AtomicU64,
 }
 

@@ -11,10 +11,11 @@ pub struct CopyLimits {
     pub msrc: u8,
 }
 
-/// What a Copy does when its source and destination overlap, where the specification leaves the choice: descriptor
-/// formats 0h and 1h. In formats 2h and 3h such a Copy always ends with Overlapping I/O Range.
+/// What a Copy does when its source and destination overlap, where the specification leaves the choice:
+/// descriptor formats 0h and 1h. In formats 2h and 3h such a Copy always ends with Overlapping I/O Range.
 ///
-/// The default is not to refuse: hosts that use formats 0h and 1h know no such status from QEMU, whose Copy succeeds.
+/// The default is not to refuse: hosts that use formats 0h and 1h know no such status from QEMU, whose Copy
+/// succeeds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overlap {
     /// As if every source were read before the first write: no range ever reads what another one wrote.
@@ -26,12 +27,12 @@ pub enum Overlap {
     InOrder,
 }
 
-/// The best way that a Copy may take; where it does not lead there, it takes the next one of this order: reflink,
-/// offload, bounce.
+/// The best way that a Copy may take; where it does not lead there, it takes the next one of this order:
+/// reflink, offload, bounce.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Method {
-    /// Whatever is known to be best for the images and the length: move memory, share blocks, let the kernel or a server
-    /// copy where that pays, else bounce.
+    /// Whatever is known to be best for the images and the length: move memory, share blocks, let the kernel
+    /// or a server copy where that pays, else bounce.
     #[default]
     Auto,
     /// Share the blocks.

@@ -1,7 +1,8 @@
 //! LBA view of a disk: format, identity, limits. Everything that turns blocks into bytes lives here.
 //!
-//! A [`Namespace`] is a value: it is replaced, never changed. A command keeps the one that it was admitted with, so what
-//! is in flight ends under the limits that it began under. What outlives such a change is its [`Life`].
+//! A [`Namespace`] is a value: it is replaced, never changed. A command keeps the one that it was admitted
+//! with, so what is in flight ends under the limits that it began under. What outlives such a change is its
+//! [`Life`].
 
 mod admit;
 mod life;
@@ -42,8 +43,8 @@ pub struct Facts {
     pub copy: CopyLimits,
     /// How Copies to it are done.
     pub policy: CopyPolicy,
-    /// Bytes of a unit of allocation; `None` when nobody can tell which blocks are allocated, and then DULBE cannot be
-    /// enabled. A unit written in part is allocated, and is deallocated only as a whole.
+    /// Bytes of a unit of allocation; `None` when nobody can tell which blocks are allocated, and then DULBE
+    /// cannot be enabled. A unit written in part is allocated, and is deallocated only as a whole.
     pub allocation_unit: Option<u64>,
 }
 
@@ -102,8 +103,8 @@ impl Namespace {
         Self { nsid, disk, facts, identity, life: Arc::default() }
     }
 
-    /// Must Read, Compare, Verify and Copy by the host of this controller fail on deallocated or unwritten blocks (Error Recovery,
-    /// DULBE)?
+    /// Must Read, Compare, Verify and Copy by the host of this controller fail on deallocated or unwritten
+    /// blocks (Error Recovery, DULBE)?
     pub fn dulbe(&self, by: Cntlid) -> bool {
         self.life.dulbe(by)
     }

@@ -6,8 +6,8 @@ use arc_swap::{ArcSwap, Cache, Guard};
 
 use super::Namespace;
 
-/// Namespaces by NSID: a value that is replaced, never changed. NSIDs may have gaps; an NSID up to `nn` without a namespace is
-/// inactive, above it is invalid.
+/// Namespaces by NSID: a value that is replaced, never changed. NSIDs may have gaps; an NSID up to `nn`
+/// without a namespace is inactive, above it is invalid.
 #[derive(Clone, Debug)]
 pub struct Namespaces {
     by_nsid: Vec<Option<Arc<Namespace>>>,

@@ -1,7 +1,8 @@
-//! The control thread's half of the controller: registers, doorbells, the admin queue, and the workers' messages.
+//! The control thread's half of the controller: registers, doorbells, the admin queue, and the workers'
+//! messages.
 //!
-//! Nothing here waits. What takes time (draining, flushing, deleting a queue) is a message to the workers whose
-//! acknowledgement continues it in [`Controller::on_messages`].
+//! Nothing here waits. What takes time (draining, flushing, deleting a queue) is a message to the workers
+//! whose acknowledgement continues it in [`Controller::on_messages`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -56,7 +57,8 @@ pub struct Controller {
 impl Controller {
     /// A disabled controller with its workers running, off the bus.
     ///
-    /// `parts` make each of its workers; `wake` wakes the control thread, which then calls [`Self::on_messages`].
+    /// `parts` make each of its workers; `wake` wakes the control thread, which then calls
+    /// [`Self::on_messages`].
     ///
     /// # Errors
     /// A worker's thread or lane cannot be made.
@@ -125,8 +127,8 @@ impl Controller {
         }
     }
 
-    /// The file that a client may map: from [`offset::DOORBELLS`] on for [`SharedPage::SIZE`] bytes it is what BAR0 is
-    /// there.
+    /// The file that a client may map: from [`offset::DOORBELLS`] on for [`SharedPage::SIZE`] bytes it is
+    /// what BAR0 is there.
     pub fn doorbell_file(&self) -> Option<BorrowedFd<'_>> {
         self.doorbell_file.as_ref().map(AsFd::as_fd)
     }
@@ -143,7 +145,8 @@ impl Controller {
 
     /// Guest memory was added.
     pub fn memory_added(&mut self) {
-        // The page with the shadow doorbells may be back. Whatever a worker finds there then, it has seen before it sleeps.
+        // The page with the shadow doorbells may be back. Whatever a worker finds there then, it has seen
+        // before it sleeps.
         if self.workers.buffers().is_some() {
             self.workers.fence();
         }
@@ -158,7 +161,8 @@ impl Controller {
         let Requests { enable, disable, shutdown } = self.regs.write(at, data);
         if disable {
             if self.regs.csts & csts::RDY == 0 {
-                // It never was ready, or is being reset already: the host has nothing to wait for, and does not.
+                // It never was ready, or is being reset already: the host has nothing to wait for, and does
+                // not.
                 self.regs.csts &= !csts::CFS;
             }
             self.disabling = true;
@@ -194,9 +198,9 @@ impl Controller {
         }
     }
 
-    /// Forgets all queues and commands and returns registers and features to their power-on values. Transfers in
-    /// flight go on until [`Self::is_quiet`]. Queues of the time to come belong to `epoch`; it is off the bus until
-    /// [`Self::set_bus_master`].
+    /// Forgets all queues and commands and returns registers and features to their power-on values. Transfers
+    /// in flight go on until [`Self::is_quiet`]. Queues of the time to come belong to `epoch`; it is off the
+    /// bus until [`Self::set_bus_master`].
     pub fn reset(&mut self, epoch: Epoch) {
         self.regs.reset();
         self.memory = epoch;
@@ -208,8 +212,9 @@ impl Controller {
         self.workers.set_bus_master(false);
     }
 
-    /// May the device read and write guest memory and raise interrupts? When it may not, that is true once the workers
-    /// are fenced and no transfer in flight touches guest memory; what is asked of it meanwhile is done afterwards.
+    /// May the device read and write guest memory and raise interrupts? When it may not, that is true once
+    /// the workers are fenced and no transfer in flight touches guest memory; what is asked of it meanwhile
+    /// is done afterwards.
     pub fn set_bus_master(&mut self, on: bool) {
         if self.workers.bus_master() != on {
             self.workers.set_bus_master(on);
@@ -224,8 +229,8 @@ impl Controller {
         self.workers.bus_master()
     }
 
-    /// Queues that are created from now on belong to `epoch`. Those that exist have lost theirs, so the caller goes on to
-    /// [`Self::fatal`].
+    /// Queues that are created from now on belong to `epoch`. Those that exist have lost theirs, so the
+    /// caller goes on to [`Self::fatal`].
     pub fn set_epoch(&mut self, epoch: Epoch) {
         self.memory = epoch;
         self.begun = false;
@@ -246,8 +251,8 @@ impl Controller {
         self.workers.is_fenced()
     }
 
-    /// Is no worker in the middle of anything with guest memory as it was before the last [`Self::fence`]? A worker that is
-    /// late from an earlier epoch is no matter: that has another memory.
+    /// Is no worker in the middle of anything with guest memory as it was before the last [`Self::fence`]? A
+    /// worker that is late from an earlier epoch is no matter: that has another memory.
     pub fn is_still(&self) -> bool {
         !self.begun || self.is_fenced()
     }
@@ -423,7 +428,8 @@ impl Controller {
                 self.gates.flushed = Some(success);
             }
             Asker::Shutdown => {
-                // Whether the flush succeeded or not: the host has no other sign to wait for. A failure is logged.
+                // Whether the flush succeeded or not: the host has no other sign to wait for. A failure is
+                // logged.
                 if !success {
                     log::error!("flush at shutdown failed");
                 }
@@ -468,8 +474,8 @@ impl Controller {
             // A shutdown that was asked for with the reset, or during it, goes on.
             self.regs.csts &= if self.regs.cc.shn() == 0 { 0 } else { csts::SHST };
         } else if !self.regs.cc.en() && !self.gates.broken {
-            // It became fatal while it was reset, and that reset is over now. A host that finds EN clear already does
-            // not reset again.
+            // It became fatal while it was reset, and that reset is over now. A host that finds EN clear
+            // already does not reset again.
             self.regs.csts &= !csts::CFS;
         }
         if std::mem::take(&mut self.enable_when_quiet) {

@@ -1,10 +1,11 @@
-//! The buffers of Doorbell Buffer Config (7Ch): shadow doorbells, which the host writes, and event indices, which tell
-//! the host when to ring all the same.
+//! The buffers of Doorbell Buffer Config (7Ch): shadow doorbells, which the host writes, and event indices,
+//! which tell the host when to ring all the same.
 
 use super::doorbells::{head_slot, tail_slot};
 use crate::memory::{Access, DmaError, DmaMap, Words};
 
-/// Doorbells of one buffer: a page of 4 KiB, whatever CC.MPS is. It holds those of 512 queue pairs, more than there are.
+/// Doorbells of one buffer: a page of 4 KiB, whatever CC.MPS is. It holds those of 512 queue pairs, more than
+/// there are.
 const SLOTS: usize = 1024;
 
 /// Where the host has put them, as guest addresses.
@@ -49,7 +50,8 @@ impl Buffers {
         self.shadow.load(head_slot(qid))
     }
 
-    /// As [`Self::tail`], and what was there last if the memory was unmapped but this thread is not fenced yet.
+    /// As [`Self::tail`], and what was there last if the memory was unmapped but this thread is not fenced
+    /// yet.
     pub fn last_tail(&self, qid: u16) -> Result<u32, DmaError> {
         self.shadow.last(tail_slot(qid))
     }
@@ -59,8 +61,8 @@ impl Buffers {
         self.shadow.last(head_slot(qid))
     }
 
-    /// Writes the shadow of SQ `qid`'s tail. The specification leaves that to the host; but hosts are about that leave
-    /// the values of earlier queues behind, so it is set whenever a queue begins to use it.
+    /// Writes the shadow of SQ `qid`'s tail. The specification leaves that to the host; but hosts are about
+    /// that leave the values of earlier queues behind, so it is set whenever a queue begins to use it.
     pub fn set_tail(&self, qid: u16, value: u16) -> Result<(), DmaError> {
         self.shadow.store(tail_slot(qid), value.into())
     }

@@ -1,5 +1,5 @@
-//! Doorbell values: stored by the control thread (trapped writes) or the client (mapped page), read by the worker that
-//! owns the queue.
+//! Doorbell values: stored by the control thread (trapped writes) or the client (mapped page), read by the
+//! worker that owns the queue.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -8,8 +8,8 @@ use crate::memory::SharedPage;
 
 /// One slot per doorbell of BAR0: SQ y tail at 2y, CQ y head at 2y + 1.
 ///
-/// In a mapped page the client stores whatever it likes; otherwise a value gets here only after the control thread has
-/// checked it. Readers do not rely on that: [`DoorbellValue`] takes values in.
+/// In a mapped page the client stores whatever it likes; otherwise a value gets here only after the control
+/// thread has checked it. Readers do not rely on that: [`DoorbellValue`] takes values in.
 #[derive(Debug)]
 pub struct Doorbells {
     slots: Values,
@@ -66,8 +66,8 @@ impl Doorbells {
         self.slot(index).map_or(0, |slot| slot.load(Ordering::Acquire))
     }
 
-    /// Takes a CQ head back to `good`, unless the host has written another one than `bad` meanwhile. A mapped page is
-    /// the client's own.
+    /// Takes a CQ head back to `good`, unless the host has written another one than `bad` meanwhile. A mapped
+    /// page is the client's own.
     pub fn retract_head(&self, qid: u16, bad: u16, good: u16) {
         if let (Values::Ours(_), Some(slot)) = (&self.slots, self.slot(head_slot(qid))) {
             let _ = slot.compare_exchange(bad.into(), good.into(), Ordering::AcqRel, Ordering::Relaxed);
@@ -88,7 +88,8 @@ impl Doorbells {
     }
 }
 
-/// Slot of an SQ's tail; the same index in BAR0 and in the shadow doorbell and event index buffers (CAP.DSTRD is 0).
+/// Slot of an SQ's tail; the same index in BAR0 and in the shadow doorbell and event index buffers (CAP.DSTRD
+/// is 0).
 pub fn tail_slot(qid: u16) -> usize {
     usize::from(qid) * 2
 }
@@ -117,8 +118,8 @@ impl DoorbellValue {
         self.value
     }
 
-    /// Takes in what the slot holds, read once; bits 31:16 are reserved. `check` says whether the queue can have it.
-    /// A value it cannot have changes nothing, and counts once until there is a good one.
+    /// Takes in what the slot holds, read once; bits 31:16 are reserved. `check` says whether the queue can
+    /// have it. A value it cannot have changes nothing, and counts once until there is a good one.
     pub fn take(&mut self, raw: u32, check: impl FnOnce(u16) -> bool) -> Result<(), Invalid> {
         let value = (raw & 0xffff) as u16;
         if value == self.value {
@@ -133,8 +134,9 @@ impl DoorbellValue {
     }
 }
 
-/// The pauses of a thread that watches a mapped page while nothing comes: 64 us, then twice as long each time, up to
-/// 4 ms. So an idle device wakes 250 times a second, and the first command after a rest waits up to 4 ms.
+/// The pauses of a thread that watches a mapped page while nothing comes: 64 us, then twice as long each
+/// time, up to 4 ms. So an idle device wakes 250 times a second, and the first command after a rest waits up
+/// to 4 ms.
 #[derive(Clone, Copy, Debug)]
 pub struct Tick {
     pause: Duration,

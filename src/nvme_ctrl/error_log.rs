@@ -1,7 +1,8 @@
-//! The Error Information log (01h): which commands failed last, of all queues, and how many did over all time.
+//! The Error Information log (01h): which commands failed last, of all queues, and how many did over all
+//! time.
 //!
-//! Every failure is counted and noted, but for commands that ended because the host asked for that. Real devices leave
-//! out what they please; here a host that wonders why something was refused is to find it.
+//! Every failure is counted and noted, but for commands that ended because the host asked for that. Real
+//! devices leave out what they please; here a host that wonders why something was refused is to find it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,7 +52,8 @@ impl Failed {
 }
 
 impl ErrorLog {
-    /// Notes that `command` ends with `status`. Returns the status to post: with More, if the log has an entry of it.
+    /// Notes that `command` ends with `status`. Returns the status to post: with More, if the log has an
+    /// entry of it.
     #[cold]
     pub fn failed(&self, command: Failed, status: Status) -> Status {
         // The host asked for these two, by Abort or by deleting the queue.
@@ -102,8 +104,8 @@ impl ErrorLog {
         log
     }
 
-    /// No thread that serves a queue waits for another one here: an entry that comes while the log is in use is counted
-    /// and lost, and its command has no More.
+    /// No thread that serves a queue waits for another one here: an entry that comes while the log is in use
+    /// is counted and lost, and its command has no More.
     fn add(&self, mut entry: ErrorEntry) -> bool {
         let entries = match self.entries.try_lock() {
             Ok(entries) => Some(entries),

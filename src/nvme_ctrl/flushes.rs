@@ -1,7 +1,7 @@
 //! Flushes of all namespaces that are not commands: whom each one answers.
 //!
-//! A flush answers those who asked before it began; who asks while it is under way waits for the next one, which all who
-//! wait share. So there is one under way and one to come at most, however often a host asks.
+//! A flush answers those who asked before it began; who asks while it is under way waits for the next one,
+//! which all who wait share. So there is one under way and one to come at most, however often a host asks.
 
 use super::pending::Pending;
 

@@ -46,8 +46,8 @@ impl SubmissionQueue {
         (u32::from(tail) + self.size - u32::from(self.head)) % self.size
     }
 
-    /// Copies the entry at the head out of guest memory. Who goes on with it calls [`advance`](Self::advance), and does
-    /// not read it again.
+    /// Copies the entry at the head out of guest memory. Who goes on with it calls
+    /// [`advance`](Self::advance), and does not read it again.
     ///
     /// # Errors
     /// The entry's memory is not there.
@@ -57,8 +57,8 @@ impl SubmissionQueue {
         Ok(sqe)
     }
 
-    /// Begins to bring entries near that are fetched soon, `count` at most: the host has just written them, on another
-    /// processor.
+    /// Begins to bring entries near that are fetched soon, `count` at most: the host has just written them,
+    /// on another processor.
     pub fn prefetch(&self, memory: &DmaMap, count: u32) {
         // Those behind the ring's end come with the next batch.
         let count = count.min(self.size - u32::from(self.head));

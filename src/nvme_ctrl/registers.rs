@@ -1,4 +1,5 @@
-//! Controller registers: values and the host's writes to them. What a write sets off is told to the controller.
+//! Controller registers: values and the host's writes to them. What a write sets off is told to the
+//! controller.
 
 use std::fmt;
 
@@ -128,8 +129,8 @@ impl Registers {
         if cc.ams() != 0 {
             return Err(BadEnable::Arbitration(cc.ams()));
         }
-        // 0 is accepted: some drivers fill the entry sizes in only before they create I/O queues, where they are
-        // checked again.
+        // 0 is accepted: some drivers fill the entry sizes in only before they create I/O queues, where they
+        // are checked again.
         if !matches!(cc.iosqes(), 0 | 6) || !matches!(cc.iocqes(), 0 | 4) {
             return Err(BadEnable::EntrySize(cc.iosqes(), cc.iocqes()));
         }

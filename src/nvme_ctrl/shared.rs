@@ -1,4 +1,5 @@
-//! What the control thread and the workers both see. Values here are atomics or immutable: nobody waits for a lock.
+//! What the control thread and the workers both see. Values here are atomics or immutable: nobody waits for a
+//! lock.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,9 +68,9 @@ impl Shared {
         4096 << self.mps.load(Ordering::Relaxed)
     }
 
-    /// May the power take what some namespace was given (Identify Controller VWC)? Where every write is durable at its
-    /// completion, a host is to know, so that it sends no flushes. QEMU says yes always and lets the host turn
-    /// `cache=writethrough` off: here the one who runs the device has the last word.
+    /// May the power take what some namespace was given (Identify Controller VWC)? Where every write is
+    /// durable at its completion, a host is to know, so that it sends no flushes. QEMU says yes always and
+    /// lets the host turn `cache=writethrough` off: here the one who runs the device has the last word.
     pub fn has_volatile_cache(&self) -> bool {
         let namespaces = self.namespaces.load();
         let mut all = namespaces.iter().peekable();
@@ -82,7 +83,8 @@ impl Shared {
 pub struct Counters {
     /// Of all that is not worth a tally of one's own: each worker's commands with operations on files.
     common: Tally,
-    /// One of each worker, which alone adds to it. The lock is taken when a worker starts and when a log is read.
+    /// One of each worker, which alone adds to it. The lock is taken when a worker starts and when a log is
+    /// read.
     own: Mutex<Vec<Arc<Tally>>>,
 }
 
@@ -110,7 +112,8 @@ impl Counters {
     }
 }
 
-/// Commands completed with success, and bytes they moved. On cache lines of its own: it is written for each command.
+/// Commands completed with success, and bytes they moved. On cache lines of its own: it is written for each
+/// command.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Tally {
@@ -158,11 +161,11 @@ impl Tally {
 
     /// One completed Copy of `bytes`.
     ///
-    /// The definitions of the NVM Command Set specification decide (1.4.2.7, 8 and 10 of revision 1.2): Copy is a SMART
-    /// Host Read Command and a User Data Out Command, which is one that makes the controller write user data, whether
-    /// or not they come from the host; and Data Units Written leaves the list of commands that count to these
-    /// definitions. It is no SMART Data Units Read Command. Older texts count nothing of it, for nothing passes between
-    /// host and controller; QEMU counts a command of 0 bytes.
+    /// The definitions of the NVM Command Set specification decide (1.4.2.7, 8 and 10 of revision 1.2): Copy
+    /// is a SMART Host Read Command and a User Data Out Command, which is one that makes the controller write
+    /// user data, whether or not they come from the host; and Data Units Written leaves the list of commands
+    /// that count to these definitions. It is no SMART Data Units Read Command. Older texts count nothing of
+    /// it, for nothing passes between host and controller; QEMU counts a command of 0 bytes.
     pub fn copied(&self, bytes: u64) {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.wrote(bytes);

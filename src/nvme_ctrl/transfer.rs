@@ -5,8 +5,8 @@ use crate::memory::{Access, DmaMap, GuestBuf, prp, sgl};
 use crate::spec::command::Psdt;
 use crate::spec::{Sqe, Status};
 
-/// Resolves `len` bytes of the data pointer. Admin commands pass `allow_sgl` false: over PCIe they use PRPs only.
-/// What it takes to follow it is charged to `work`.
+/// Resolves `len` bytes of the data pointer. Admin commands pass `allow_sgl` false: over PCIe they use PRPs
+/// only. What it takes to follow it is charged to `work`.
 ///
 /// # Errors
 /// The status the command ends with.

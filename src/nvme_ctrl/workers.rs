@@ -1,6 +1,7 @@
 //! The workers as the control thread knows them: what each was sent and has not acknowledged.
 //!
-//! Whatever a host repeats as fast as it can, a worker that is late has one Reset, one Fence and one Flush in its mailbox.
+//! Whatever a host repeats as fast as it can, a worker that is late has one Reset, one Fence and one Flush in
+//! its mailbox.
 
 use std::collections::HashMap;
 use std::io;
@@ -74,7 +75,8 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts them, off the bus. `parts` make each of them; `wake` wakes the control thread, which then calls [`Self::news`].
+    /// Starts them, off the bus. `parts` make each of them; `wake` wakes the control thread, which then calls
+    /// [`Self::news`].
     ///
     /// # Errors
     /// A thread or an engine cannot be made.
@@ -169,7 +171,8 @@ impl Workers {
         self.unblock_at
     }
 
-    /// Gets workers that owe a fence for long out of what they wait in. A turn without waiting takes no notice.
+    /// Gets workers that owe a fence for long out of what they wait in. A turn without waiting takes no
+    /// notice.
     pub fn unblock(&mut self, now: Instant) {
         if self.unblock_at.is_some_and(|at| now >= at) {
             let late = self.workers.iter().zip(&self.unanswered).filter(|(_, unanswered)| unanswered.fence);
@@ -222,8 +225,8 @@ impl Workers {
                     }
                     None => log::debug!("acknowledgement {token} came after its command was dropped"),
                 },
-                // Before the acknowledgement of a reset comes only what the worker met before it: the queues it speaks
-                // of are gone, with their client perhaps.
+                // Before the acknowledgement of a reset comes only what the worker met before it: the queues
+                // it speaks of are gone, with their client perhaps.
                 FromWorker::InvalidDoorbell if !self.is_quiet() => {
                     log::debug!("a queue that is gone had a doorbell value it could not have");
                 }

@@ -8,8 +8,8 @@ use crate::vfio_user::{Answer, Device, DmaMap, DmaUnmap, Errno, IrqInfo, RegionI
 
 /// Runs `work`; after a panic the controller is fatal and `None` comes back.
 ///
-/// The state a panic leaves behind is whole in the sense that matters: every room keeps its own invariants, and a
-/// fatal controller takes no command until the host resets it.
+/// The state a panic leaves behind is whole in the sense that matters: every room keeps its own invariants,
+/// and a fatal controller takes no command until the host resets it.
 pub fn guard<R>(device: &mut NvmeDevice, work: impl FnOnce(&mut NvmeDevice) -> R) -> Option<R> {
     let result = catch_unwind(AssertUnwindSafe(|| work(device)));
     if result.is_err() {

@@ -35,8 +35,8 @@ fn peer_of(socket: &UnixStream) -> std::io::Result<String> {
     Ok(format!("{:?}, process {pid}, user {user}", name.trim_end()))
 }
 
-/// What of a port has something to be read (or is over, or may be written to again): nothing else is asked, for each
-/// question is a system call, and a trapped doorbell waits for all of them.
+/// What of a port has something to be read (or is over, or may be written to again): nothing else is asked,
+/// for each question is a system call, and a trapped doorbell waits for all of them.
 #[derive(Clone, Copy, Debug)]
 struct Ready {
     session: bool,
@@ -133,7 +133,8 @@ impl Port {
         let mut device = Guarded(&mut self.device);
         let pumped = match answer {
             Some(result) => session.finish(result, &mut device),
-            // Nobody is there to take the answer, and poll reports that again and again, whatever it is asked.
+            // Nobody is there to take the answer, and poll reports that again and again, whatever it is
+            // asked.
             None if session.is_waiting() && ready.hung_up => Ok(Pumped::Closed),
             None if session.is_waiting() || !ready.session => Ok(Pumped::Drained),
             None => session.pump(&mut device),
@@ -171,7 +172,8 @@ impl Port {
         guarded::guard(&mut self.device, NvmeDevice::disconnect);
     }
 
-    /// Takes a client if there is none and one may be waiting. Returns how long to pause when the system refused one.
+    /// Takes a client if there is none and one may be waiting. Returns how long to pause when the system
+    /// refused one.
     pub fn accept(&mut self) -> Option<Duration> {
         self.pause = if self.ready.door { self.try_accept() } else { None };
         self.pause
@@ -202,8 +204,8 @@ impl Port {
         None
     }
 
-    /// Is the door looked after? Who comes before the last client has left altogether waits in front of it, and so does
-    /// who comes before the present one has said VERSION: that one may be none.
+    /// Is the door looked after? Who comes before the last client has left altogether waits in front of it,
+    /// and so does who comes before the present one has said VERSION: that one may be none.
     fn is_open(&mut self) -> bool {
         if let Some(session) = &self.session {
             return session.client().is_some();
@@ -234,7 +236,8 @@ impl Port {
         places
     }
 
-    /// Takes what the wait has shown: `None` when that is not known. `busy`: the session has more to do anyway.
+    /// Takes what the wait has shown: `None` when that is not known. `busy`: the session has more to do
+    /// anyway.
     pub fn look(&mut self, places: Places, revents: Option<&[PollFlags]>, busy: bool) {
         let Some(revents) = revents else {
             self.ready = Ready::ALL;

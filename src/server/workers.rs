@@ -9,8 +9,8 @@ use crate::config::{ConfigError, NvmeConfig};
 use crate::disk::{Lane, LaneKind};
 use crate::nvme_ctrl::LaneFactory;
 
-/// Makes the lanes, each on the thread that is to use it, and binds the n-th of these threads to the n-th processor
-/// of `iothread-cpus`, beginning anew where the list ends.
+/// Makes the lanes, each on the thread that is to use it, and binds the n-th of these threads to the n-th
+/// processor of `iothread-cpus`, beginning anew where the list ends.
 ///
 /// # Errors
 /// A processor that this process may not use.

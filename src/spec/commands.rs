@@ -1,6 +1,7 @@
-//! The commands that there are, one table for each command set. All that depends on which they are follows from these
-//! tables: dispatch, the answer to an unknown opcode, Identify Controller OACS and ONCS, the Commands Supported and
-//! Effects log, names, and docs/conformance.md. A row makes a variant, and the dispatch does not compile without it.
+//! The commands that there are, one table for each command set. All that depends on which they are follows
+//! from these tables: dispatch, the answer to an unknown opcode, Identify Controller OACS and ONCS, the
+//! Commands Supported and Effects log, names, and docs/conformance.md. A row makes a variant, and the
+//! dispatch does not compile without it.
 
 use super::identify::{oacs, oncs};
 use super::log_page::effect::{CSUPP, LBCC};

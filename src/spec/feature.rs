@@ -56,8 +56,8 @@ impl Select {
     }
 }
 
-/// Asynchronous Event Configuration: the notices, besides the SMART warnings in 7:0. The bits are those of Identify
-/// Controller OAES too.
+/// Asynchronous Event Configuration: the notices, besides the SMART warnings in 7:0. The bits are those of
+/// Identify Controller OAES too.
 pub mod notice {
     /// Attached Namespace Attribute Notices.
     pub const NAMESPACE: u32 = 1 << 8;

@@ -32,8 +32,8 @@ pub const DOORBELL_STRIDE: u64 = 4;
 /// The version this controller reports: 2.0.0.
 pub const VERSION: u32 = 0x0002_0000;
 
-/// Worst-case time of an RDY transition in 500 ms units (CAP.TO and CRTO.CRWMT): 15 s. Never 0: Linux would not
-/// wait at all.
+/// Worst-case time of an RDY transition in 500 ms units (CAP.TO and CRTO.CRWMT): 15 s. Never 0: Linux would
+/// not wait at all.
 pub const READY_TIMEOUT: u8 = 30;
 
 /// CAP of this controller for a Maximum Queue Entries Supported of `mqes` (0-based).

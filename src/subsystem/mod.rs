@@ -1,7 +1,7 @@
 //! The NVM subsystem: the namespaces that all controllers share, and a [`Seat`] for each controller.
 //!
-//! A change replaces the table of namespaces as a whole and then tells every seat what is new. Commands in flight end
-//! with the values that they were admitted with.
+//! A change replaces the table of namespaces as a whole and then tells every seat what is new. Commands in
+//! flight end with the values that they were admitted with.
 
 mod seats;
 
@@ -27,8 +27,8 @@ impl Subsystem {
         Arc::new(Self { table: Table::new(namespaces), seats: Arc::default(), shared })
     }
 
-    /// A place for one more controller, until the [`Seat`] is dropped; `None` when all are taken. `wake` has its thread
-    /// look for changes.
+    /// A place for one more controller, until the [`Seat`] is dropped; `None` when all are taken. `wake` has
+    /// its thread look for changes.
     pub fn join(&self, wake: Wake) -> Option<Seat> {
         if !self.shared && !self.seats().is_empty() {
             return None;
@@ -46,8 +46,8 @@ impl Subsystem {
         self.shared
     }
 
-    /// Replaces the table by what `change` makes of it, and tells every controller which namespaces are new, other or
-    /// gone.
+    /// Replaces the table by what `change` makes of it, and tells every controller which namespaces are new,
+    /// other or gone.
     ///
     /// # Errors
     /// `change`'s; nothing has happened then.

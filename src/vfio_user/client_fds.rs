@@ -1,9 +1,9 @@
 //! Descriptors that come from clients, and how they are closed.
 //!
-//! close() can wait for whoever serves the file: a FUSE server that does not answer to its flush, the other end of a TCP
-//! socket that lingers. So a thread that serves never closes what a client sent, not even unseen within a socket whose
-//! messages were not all received; threads that do nothing else close it, and at most [`MOST`] descriptors wait for
-//! them.
+//! close() can wait for whoever serves the file: a FUSE server that does not answer to its flush, the other
+//! end of a TCP socket that lingers. So a thread that serves never closes what a client sent, not even unseen
+//! within a socket whose messages were not all received; threads that do nothing else close it, and at most
+//! [`MOST`] descriptors wait for them.
 
 use std::collections::VecDeque;
 use std::net::Shutdown;

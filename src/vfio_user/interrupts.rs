@@ -63,16 +63,16 @@ impl Interrupts {
 
     /// Raises an MSI-X vector. From any thread; takes no lock. A vector that does not exist is ignored.
     ///
-    /// It waits only if the client has made its eventfd blocking again, and filled it; and then until the thread is
-    /// interrupted.
+    /// It waits only if the client has made its eventfd blocking again, and filled it; and then until the
+    /// thread is interrupted.
     pub fn raise(&self, vector: u16) {
         if let Some(line) = self.msix.get(usize::from(vector)) {
             line.raise(write);
         }
     }
 
-    /// As [`Self::raise`], and never waits. For the control thread, which nobody could interrupt; it costs three times
-    /// as much.
+    /// As [`Self::raise`], and never waits. For the control thread, which nobody could interrupt; it costs
+    /// three times as much.
     pub fn raise_at_once(&self, vector: u16) {
         if let Some(line) = self.msix.get(usize::from(vector)) {
             line.raise(|eventfd| self.add(eventfd));
@@ -236,8 +236,8 @@ fn same(a: &Bound, b: &Bound) -> bool {
     }
 }
 
-/// Adds 1 to an eventfd. A full counter (EAGAIN; EINTR if it waited) means that the client has plenty to notice, and
-/// every other failure is the client's own descriptor: neither may stop a worker.
+/// Adds 1 to an eventfd. A full counter (EAGAIN; EINTR if it waited) means that the client has plenty to
+/// notice, and every other failure is the client's own descriptor: neither may stop a worker.
 fn write(eventfd: &OwnedFd) {
     let _ = rustix::io::write(eventfd, &1_u64.to_ne_bytes());
 }

@@ -148,8 +148,8 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Takes over a socket that whoever started this process has bound and listens on, non-blocking. Its file is
-    /// theirs, and stays.
+    /// Takes over a socket that whoever started this process has bound and listens on, non-blocking. Its file
+    /// is theirs, and stays.
     ///
     /// # Errors
     /// [`ListenError::NotInherited`]: the descriptor is none, or not of such a socket.
@@ -177,8 +177,8 @@ impl Listener {
         rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(access.mode), AtFlags::empty())
     }
 
-    /// If `vacant`, takes the connection that came first; otherwise closes all that wait, so that a second client
-    /// learns of its mistake instead of hanging. Never waits.
+    /// If `vacant`, takes the connection that came first; otherwise closes all that wait, so that a second
+    /// client learns of its mistake instead of hanging. Never waits.
     ///
     /// # Errors
     /// Those of accept, e.g. too many open files. A connection may still be waiting then, so a
@@ -240,8 +240,9 @@ fn unfit(fd: RawFd, problem: impl std::fmt::Display) -> ListenError {
     ListenError::NotInherited { fd, problem: format!("is of no use: {problem}") }
 }
 
-/// A descriptor of our own for what `fd` is. The number is whatever somebody wrote on a command line, so it is asked for
-/// as another process's would be: without `unsafe`, and without ending the life of what has that number.
+/// A descriptor of our own for what `fd` is. The number is whatever somebody wrote on a command line, so it
+/// is asked for as another process's would be: without `unsafe`, and without ending the life of what has that
+/// number.
 fn inherited(fd: RawFd) -> Result<OwnedFd, ListenError> {
     use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
     pidfd_open(getpid(), PidfdFlags::empty())

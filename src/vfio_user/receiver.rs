@@ -23,8 +23,8 @@ use super::messages::{HEADER_SIZE, Header, MAX_MESSAGE_SIZE, MAX_MSG_FDS, SetIrq
 /// Descriptors taken with one message: those announced and a few more, for clients that do not look
 /// (cloud-hypervisor). More than that ends the session.
 const FD_LIMIT: usize = MAX_MSG_FDS as usize + 8;
-/// Room for all descriptors that one sendmsg() can carry (SCM_MAX_FD): the kernel closes what does not fit, and may wait
-/// for that on the receiving thread.
+/// Room for all descriptors that one sendmsg() can carry (SCM_MAX_FD): the kernel closes what does not fit,
+/// and may wait for that on the receiving thread.
 const FD_ROOM: usize = 253;
 /// Bytes received beyond the current message: the length of the shortest message that may carry
 /// descriptors, DEVICE_SET_IRQS, and of a REGION_WRITE of four bytes.

@@ -20,8 +20,8 @@ use super::version::ClientVersion;
 const BUDGET: usize = 64;
 /// A handler that takes longer is worth a line in the log: at 5 s the client gives up.
 const SLOW: Duration = Duration::from_millis(100);
-/// From the connection to the end of its VERSION. Clients send it at once; the next one, which waits meanwhile, gives
-/// up after 5 s (QEMU).
+/// From the connection to the end of its VERSION. Clients send it at once; the next one, which waits
+/// meanwhile, gives up after 5 s (QEMU).
 const NEGOTIATION: Duration = Duration::from_secs(2);
 /// Complaints about one client that are warnings; the rest are for debugging.
 const LOUD_COMPLAINTS: u32 = 16;
@@ -197,14 +197,14 @@ impl Session {
         }
     }
 
-    /// Did the client give the device memory and then touch none of its regions? So does SPDK's when it finds no
-    /// doorbells to map.
+    /// Did the client give the device memory and then touch none of its regions? So does SPDK's when it finds
+    /// no doorbells to map.
     pub fn is_untouched(&self) -> bool {
         self.state.mapped && !self.state.touched
     }
 
-    /// When a client that has not said VERSION by then is to be dropped. None after it: silence is legal then, a virtual
-    /// machine may stand still for a day.
+    /// When a client that has not said VERSION by then is to be dropped. None after it: silence is legal
+    /// then, a virtual machine may stand still for a day.
     pub fn deadline(&self) -> Option<Instant> {
         self.client().is_none().then(|| self.state.connected + NEGOTIATION)
     }

@@ -100,8 +100,9 @@ impl File {
             let now = begun.elapsed();
             if !ending {
                 for slot in &done {
-                    // SAFETY: the buffer lives until this function returns, which is when nothing is outstanding
-                    // any more (`drain`); the descriptor too. The ring has as many entries as there are slots.
+                    // SAFETY: the buffer lives until this function returns, which is when nothing is
+                    // outstanding any more (`drain`); the descriptor too. The ring has as many entries as
+                    // there are slots.
                     unsafe { ring.submission().push(&self.entry(buffer, *slot, pattern.next())) }?;
                     if let Some(since) = since.get_mut(*slot as usize) {
                         *since = now;

@@ -1,5 +1,5 @@
-//! Two threads on two CPUs: one hands over 64 bytes, the other copies a block and answers 16. What is left when
-//! a server has nothing to do but that.
+//! Two threads on two CPUs: one hands over 64 bytes, the other copies a block and answers 16. What is left
+//! when a server has nothing to do but that.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
 //! `set`: other limits and another policy for a namespace, while it is used.
 //!
-//! All of a request happens, or nothing. Hosts that asked for it (feature 0Bh) get the event Attached Namespace Attribute
-//! Changed and find the namespace in log 04h; commands that were fetched before end under the old values.
+//! All of a request happens, or nothing. Hosts that asked for it (feature 0Bh) get the event Attached
+//! Namespace Attribute Changed and find the namespace in log 04h; commands that were fetched before end under
+//! the old values.
 
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -6,9 +6,9 @@ use crate::spec::{Outcome, Status};
 
 /// What is known so far.
 ///
-/// FUA: when one write does it all, that write carries it; otherwise a Flush follows the last write, for one barrier is
-/// cheaper than a device flush per segment. A Copy with such a barrier that fails reports range 0: until the barrier
-/// nothing is known to be durable, and without that no range is done.
+/// FUA: when one write does it all, that write carries it; otherwise a Flush follows the last write, for one
+/// barrier is cheaper than a device flush per segment. A Copy with such a barrier that fails reports range 0:
+/// until the barrier nothing is known to be durable, and without that no range is done.
 #[derive(Debug)]
 pub(super) struct Accounting {
     account: Account,

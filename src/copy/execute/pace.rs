@@ -1,4 +1,5 @@
-//! How large a segment is and how much may be under way at once: all numbers of that kind, and what they are for.
+//! How large a segment is and how much may be under way at once: all numbers of that kind, and what they are
+//! for.
 
 use crate::copy::bounce::{Bounce, Pool};
 use crate::copy::plan::CopyPlan;
@@ -24,8 +25,8 @@ impl Default for ExecOptions {
 }
 
 impl ExecOptions {
-    /// The bounds that are kept for blocks of this size out of `bounce`: as asked for, but two segments always fit, so
-    /// that one can be read while another is written.
+    /// The bounds that are kept for blocks of this size out of `bounce`: as asked for, but two segments
+    /// always fit, so that one can be read while another is written.
     pub fn effective(self, block_size: u64, bounce: &Bounce) -> Self {
         let budget = self.budget.max(2 * block_size).min(bounce.total());
         Self {
@@ -42,20 +43,21 @@ fn fitting(segment: u64, budget: u64, block: u64) -> u64 {
     most - most % block
 }
 
-/// Bytes of a bounced segment that goes past the page cache: its read and its write are requests to a device, which
-/// large ones suit better.
+/// Bytes of a bounced segment that goes past the page cache: its read and its write are requests to a device,
+/// which large ones suit better.
 const DIRECT_SEGMENT: u64 = 1 << 20;
 
-/// Bytes past the page cache in flight, of all Copies together: some large requests keep a device busy, and with more they
-/// are in each other's way (four Copies of 32 MiB: 0.89 of what the host does best with four requests of each, 1.0 with
-/// one of each).
+/// Bytes past the page cache in flight, of all Copies together: some large requests keep a device busy, and
+/// with more they are in each other's way (four Copies of 32 MiB: 0.89 of what the host does best with four
+/// requests of each, 1.0 with one of each).
 const DIRECT_AHEAD: u64 = 4 << 20;
 
-/// Bytes of a segment that is a pool copy, which takes a thread's time and not the worker's: ext4 goes through all
-/// blocks of a folio for each write to it, and folios have 1 MiB and more.
+/// Bytes of a segment that is a pool copy, which takes a thread's time and not the worker's: ext4 goes
+/// through all blocks of a folio for each write to it, and folios have 1 MiB and more.
 const POOL_COPY_SEGMENT: u64 = 1 << 20;
 
-/// Bytes of a segment that touches memory, moved or bounced. It is done in the worker's own time: 15 to 25 us.
+/// Bytes of a segment that touches memory, moved or bounced. It is done in the worker's own time: 15 to 25
+/// us.
 const SLICE: u64 = 128 << 10;
 
 /// Bytes of a reflink: FICLONERANGE cannot be cancelled and first writes a dirty source back.
@@ -64,15 +66,15 @@ const REFLINK_SEGMENT: u64 = 256 << 20;
 /// Bytes of an offload: a few milliseconds of copy_file_range; then an Abort is heard.
 const OFFLOAD_SEGMENT: u64 = 16 << 20;
 
-/// Bytes of bounced segments in flight. What a ring does at once (a read from the page cache) is done in the worker's
-/// time, between one look at the other queues and the next: 1 MiB is some 250 us.
+/// Bytes of bounced segments in flight. What a ring does at once (a read from the page cache) is done in the
+/// worker's time, between one look at the other queues and the next: 1 MiB is some 250 us.
 const AHEAD: u64 = 1 << 20;
 
 /// Operations of the file system in flight at most: each may take long and a thread of the engine.
 const FILE_SYSTEM_WINDOW: usize = 4;
 
-/// Operations handed out in one poll at least, where they are done at once: more of them wait for nothing but a turn of
-/// the worker each.
+/// Operations handed out in one poll at least, where they are done at once: more of them wait for nothing but
+/// a turn of the worker each.
 pub(super) const MEMORY_WINDOW: u32 = 64;
 
 /// Bytes of memory moved in one poll at most: 30 to 50 us, after which a worker looks at its other commands.
@@ -154,8 +156,8 @@ impl Pace {
         in_flight == 0 || (u64::from(in_flight) * self.segment).saturating_add(bytes) <= AHEAD
     }
 
-    /// May one more segment of so many bytes be bounced? Always with nothing in flight, for then no completion would
-    /// come after which to ask again.
+    /// May one more segment of so many bytes be bounced? Always with nothing in flight, for then no
+    /// completion would come after which to ask again.
     pub fn may_bounce(&self, bytes: u64, in_flight: u32, pool: &Pool, selection: &Selection) -> bool {
         let (held, most) = match () {
             () if self.is_direct => (pool.held_by_all(), DIRECT_AHEAD.min(self.budget)),

@@ -881,8 +881,8 @@ fn what_copy_file_range_does_is_said_as_it_is() {
     assert_eq!(say(Method::Bounce, clones), "read and write");
 }
 
-/// One operation for each bounced segment, however many ranges are in it; none where writes wait for others' reads, nor
-/// of two sources; and reads and writes where the way is refused.
+/// One operation for each bounced segment, however many ranges are in it; none where writes wait for others'
+/// reads, nor of two sources; and reads and writes where the way is refused.
 #[test]
 fn segments_are_pool_copies() {
     let pool_copy = Ways { read_write: true, ..Ways::default() };

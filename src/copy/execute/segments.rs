@@ -10,7 +10,8 @@ use crate::disk::{Buffer, IoBuf, SplitBuffer};
 #[derive(Debug, Default)]
 pub(super) struct Segments {
     slots: Slots<Segment>,
-    /// The slot of the segment that has reads to come, and where the next one starts. There is one such segment at most.
+    /// The slot of the segment that has reads to come, and where the next one starts. There is one such
+    /// segment at most.
     filling: Option<(usize, u64)>,
     /// Segments opened so far.
     opened: u64,
@@ -43,8 +44,8 @@ impl Segments {
         self.filling.is_some()
     }
 
-    /// Begins a segment of `to` in a buffer as long as that. `gathered`: by several reads. `held`: written after all
-    /// others of its stage.
+    /// Begins a segment of `to` in a buffer as long as that. `gathered`: by several reads. `held`: written
+    /// after all others of its stage.
     pub fn open(&mut self, to: Stretch, buf: Buffer, gathered: bool, held: bool) {
         let (buf, split) = if gathered { (None, Some(SplitBuffer::new(buf))) } else { (Some(buf), None) };
         let slot =
@@ -72,10 +73,10 @@ impl Segments {
 
     /// A read of `to` has succeeded.
     ///
-    /// The buffer may have held another Copy's data, of whatever namespace. What makes that safe: a segment is written
-    /// from a buffer all of whose bytes a successful read has overwritten, each of its own. So nothing but a success
-    /// leads here, a short buffer or a strange one is refused, and what is gathered comes together of parts that all
-    /// came back.
+    /// The buffer may have held another Copy's data, of whatever namespace. What makes that safe: a segment
+    /// is written from a buffer all of whose bytes a successful read has overwritten, each of its own. So
+    /// nothing but a success leads here, a short buffer or a strange one is refused, and what is gathered
+    /// comes together of parts that all came back.
     #[inline]
     pub fn read_done(&mut self, slot: usize, to: Stretch, buf: Option<IoBuf>) -> Result<(), Broken> {
         let broken = Broken(to.start);
@@ -101,7 +102,8 @@ impl Segments {
         Ok(())
     }
 
-    /// Starts the write of a segment that has been read, if there is one that may be written: its slot, and what.
+    /// Starts the write of a segment that has been read, if there is one that may be written: its slot, and
+    /// what.
     #[inline]
     pub fn next_write(&mut self, writable: Writable) -> Option<(usize, Stretch, Buffer)> {
         let filling = self.filling.map(|(slot, _)| slot);
@@ -169,7 +171,8 @@ mod tests {
         assert!(segments.write_done(slot) && segments.is_empty());
     }
 
-    /// Of three, the first of which is held: in the order in which they were opened, whenever their reads end.
+    /// Of three, the first of which is held: in the order in which they were opened, whenever their reads
+    /// end.
     #[test]
     fn segments_are_written_in_turn_and_what_is_held_last() {
         let plan = plan();

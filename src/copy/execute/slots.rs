@@ -1,6 +1,7 @@
 //! Numbered places for what is under way.
 
-/// The lowest free number is taken first, so that numbers stay below the largest count there has been at one time.
+/// The lowest free number is taken first, so that numbers stay below the largest count there has been at one
+/// time.
 #[derive(Debug)]
 pub(super) struct Slots<T> {
     places: Vec<Option<T>>,

@@ -1,4 +1,5 @@
-//! What is still to be begun, in its order: the next segment, and the ways and the memory that groups of segments have.
+//! What is still to be begun, in its order: the next segment, and the ways and the memory that groups of
+//! segments have.
 
 use std::collections::VecDeque;
 
@@ -109,8 +110,8 @@ impl Stages {
         }
     }
 
-    /// What comes next; [`Self::take`] says that it is under way. `None`: nothing, or nothing yet. `idle`: nothing is in
-    /// flight or in memory.
+    /// What comes next; [`Self::take`] says that it is under way. `None`: nothing, or nothing yet. `idle`:
+    /// nothing is in flight or in memory.
     pub fn next(
         &mut self,
         plan: &CopyPlan,

@@ -56,8 +56,9 @@ struct Trouble {
 mod probes {
     use super::*;
 
-    /// Runs the Copy with `nsids` having DULBE enabled; probes of the ranges named by `dealloc` fail with Deallocated,
-    /// those named by `broken` with EIO. The outcome, the ranges asked for, and how many other operations there were.
+    /// Runs the Copy with `nsids` having DULBE enabled; probes of the ranges named by `dealloc` fail with
+    /// Deallocated, those named by `broken` with EIO. The outcome, the ranges asked for, and how many other
+    /// operations there were.
     fn ask(
         plan: &CopyPlan,
         nsids: &[u32],
@@ -156,7 +157,8 @@ mod probes {
         let plan = planned(&images, 0, false, &ranges);
         for seed in 1..50 {
             let (outcome, _, others) = ask(&plan, &[1, 2], (&[5], &[3, 9]), None, seed * 7919);
-            // Whether the probe of range 5 was out when that of range 3 failed does not matter: range 3 comes first.
+            // Whether the probe of range 5 was out when that of range 3 failed does not matter: range 3 comes
+            // first.
             assert_eq!(outcome, Outcome { status: Status::UNRECOVERED_READ, dw0: 0 });
             assert_eq!(others, 0);
         }
@@ -633,7 +635,8 @@ fn a_buffer_serves_one_segment_after_the_other() {
     assert!(task.poll(&mut |_, _, op| panic!("{op:?}")).is_some());
 }
 
-/// While a worker has other commands its Copies go segment by segment, and some time after the last of them not any more.
+/// While a worker has other commands its Copies go segment by segment, and some time after the last of them
+/// not any more.
 #[test]
 fn others_are_left_a_processor() {
     let images = images(&[(1, 600), (2, 600)]);
@@ -670,7 +673,8 @@ fn bounds_of_nothing_are_enough() {
     assert_eq!(seen.writes, 31);
 }
 
-/// Copies that want more than there is all come to their end, in any order, and never hold more than there is.
+/// Copies that want more than there is all come to their end, in any order, and never hold more than there
+/// is.
 #[test]
 fn copies_share_the_bounce_memory() {
     let images = images(&[(1, 1200), (2, 1200)]);

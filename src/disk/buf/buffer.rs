@@ -41,8 +41,8 @@ impl Buffer {
     /// Bytes of a lender, to be given back to it.
     ///
     /// # Safety
-    /// They are `len` initialised bytes at `start`, the lender's, which nobody else reads or writes before they are given
-    /// back.
+    /// They are `len` initialised bytes at `start`, the lender's, which nobody else reads or writes before
+    /// they are given back.
     pub(super) unsafe fn lent(lender: Arc<dyn Lender>, start: NonNull<u8>, len: usize) -> Self {
         Self { start, len, lender: Some(lender) }
     }
@@ -56,7 +56,8 @@ impl Buffer {
 /// Nothing for no bytes, which are not allocated.
 fn layout(len: usize) -> Option<Layout> {
     let align = if len < PAGE { SECTOR } else { PAGE };
-    // Fails only for lengths that no memory has; `zeroed` then gives an empty buffer, which every user notices.
+    // Fails only for lengths that no memory has; `zeroed` then gives an empty buffer, which every user
+    // notices.
     Layout::from_size_align(len, align).ok().filter(|layout| layout.size() > 0)
 }
 

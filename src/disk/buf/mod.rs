@@ -1,4 +1,5 @@
-//! Memory of transfers: buffers of ours, slabs they are lent from, one buffer for several reads; and the guest's.
+//! Memory of transfers: buffers of ours, slabs they are lent from, one buffer for several reads; and the
+//! guest's.
 
 mod buffer;
 mod io_buf;

@@ -1,8 +1,8 @@
 //! One buffer that several reads fill at once, each its own part, and that one write then takes.
 //!
-//! That no two owners reach the same byte is not a promise of the callers but the only way there is to get at the
-//! bytes: parts are cut off in order, so no two overlap; while there are parts the buffer itself cannot be touched; and
-//! it comes back only when the last part is gone.
+//! That no two owners reach the same byte is not a promise of the callers but the only way there is to get at
+//! the bytes: parts are cut off in order, so no two overlap; while there are parts the buffer itself cannot
+//! be touched; and it comes back only when the last part is gone.
 #![expect(unsafe_code, reason = "owners of disjoint parts of one allocation")]
 
 use std::fmt;
@@ -28,7 +28,8 @@ impl SplitBuffer {
         Self { memory: Arc::new(Memory(whole)), handed: 0, joined: 0 }
     }
 
-    /// The part of `len` bytes that follows those handed out before; `None` when not so many are left, or for 0.
+    /// The part of `len` bytes that follows those handed out before; `None` when not so many are left, or for
+    /// 0.
     pub fn split(&mut self, len: usize) -> Option<Part> {
         let at = self.handed;
         let end = at.checked_add(len).filter(|end| len > 0 && *end <= self.memory.len())?;
@@ -36,8 +37,8 @@ impl SplitBuffer {
         Some(Part { memory: self.memory.clone(), at, len })
     }
 
-    /// Takes a part back that has been filled. `false`: it is not of this buffer. A part that is dropped instead never
-    /// comes back, and the buffer does not either.
+    /// Takes a part back that has been filled. `false`: it is not of this buffer. A part that is dropped
+    /// instead never comes back, and the buffer does not either.
     #[must_use]
     pub fn join(&mut self, part: Part) -> bool {
         let ours = Arc::ptr_eq(&self.memory, &part.memory);
@@ -68,9 +69,10 @@ impl Deref for Part {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range lies in the allocation (`SplitBuffer::split` is the only one to make a Part), which the Arc
-        // keeps; the bytes of a Buffer are initialised. Parts do not overlap and cannot be cloned, and
-        // nothing else reaches the bytes while a Part holds the Arc, so whoever writes them needs `&mut self`.
+        // SAFETY: the range lies in the allocation (`SplitBuffer::split` is the only one to make a Part),
+        // which the Arc keeps; the bytes of a Buffer are initialised. Parts do not overlap and cannot be
+        // cloned, and nothing else reaches the bytes while a Part holds the Arc, so whoever writes them needs
+        // `&mut self`.
         unsafe { std::slice::from_raw_parts(self.memory.start().add(self.at).as_ptr(), self.len) }
     }
 }

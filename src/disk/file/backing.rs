@@ -1,5 +1,5 @@
-//! The file under an image: of a loop device the one it shows, of a file on overlayfs the one in the upper layer. The
-//! kernel keeps their locks apart, so who serves an image locks what is under it too.
+//! The file under an image: of a loop device the one it shows, of a file on overlayfs the one in the upper
+//! layer. The kernel keeps their locks apart, so who serves an image locks what is under it too.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -25,7 +25,8 @@ pub(super) struct Layer {
     pub(super) part: bool,
 }
 
-/// What is under an image, the nearest first. What this process cannot see or read is left out, and all under it.
+/// What is under an image, the nearest first. What this process cannot see or read is left out, and all under
+/// it.
 pub(super) fn layers(image: &File) -> Vec<Layer> {
     let mut layers: Vec<Layer> = Vec::new();
     while layers.len() < MAX_LAYERS {
@@ -87,7 +88,8 @@ fn upper_file(file: &File, len: u64) -> Option<(PathBuf, bool)> {
     let shown = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
     let mounts = fs::read("/proc/self/mountinfo").ok()?;
     let path = mounts.split(|b| *b == b'\n').find_map(|line| upper_path(line, mount, &shown))?;
-    // A path of another mount namespace may name something else here. (The inode says nothing: it is the lower one's.)
+    // A path of another mount namespace may name something else here. (The inode says nothing: it is the
+    // lower one's.)
     fs::metadata(&path).is_ok_and(|meta| meta.len() == len).then_some((path, false))
 }
 

@@ -1,8 +1,8 @@
 //! Which bytes of a file have blocks: whether its file system can tell, and what it tells.
 //!
-//! SEEK_HOLE alone takes blocks that are allocated but were never written with data (unwritten extents) for a hole, and
-//! that is what zeroing a range leaves behind; the extent map knows better. So a preallocated image counts as
-//! allocated throughout.
+//! SEEK_HOLE alone takes blocks that are allocated but were never written with data (unwritten extents) for a
+//! hole, and that is what zeroing a range leaves behind; the extent map knows better. So a preallocated image
+//! counts as allocated throughout.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -17,9 +17,9 @@ const MAX_UNIT: u64 = 1 << 20;
 /// f_type of tmpfs.
 const TMPFS: u32 = 0x0102_1994;
 
-/// Bytes of a unit of allocation of an image of `len` bytes at `path`; `None` where nobody can tell which bytes have
-/// blocks: a block device does not say what it has unmapped, and a file system that knows no holes takes every byte of
-/// a sparse file for data. Changes nothing.
+/// Bytes of a unit of allocation of an image of `len` bytes at `path`; `None` where nobody can tell which
+/// bytes have blocks: a block device does not say what it has unmapped, and a file system that knows no holes
+/// takes every byte of a sparse file for data. Changes nothing.
 pub(super) fn unit(file: &File, path: &Path, len: u64, read_only: bool) -> Option<u64> {
     let stat = rustix::fs::fstat(file).ok()?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

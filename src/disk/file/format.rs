@@ -1,5 +1,5 @@
-//! Tells images that are not raw, and packed files, by their magic numbers: served as raw by mistake they would be
-//! destroyed by the first write.
+//! Tells images that are not raw, and packed files, by their magic numbers: served as raw by mistake they
+//! would be destroyed by the first write.
 
 use std::fmt;
 use std::fs::File;
@@ -42,8 +42,9 @@ const fn format(name: &'static str, at: i64, magic: &'static [u8], remedy: Remed
     Format { name, remedy, at, magic }
 }
 
-/// A LUKS header is missing on purpose: it is content, which a guest that encrypts its disk puts there. A guest can write
-/// all others there too; who restarts its device then says `format=raw`, which no guess could be trusted with.
+/// A LUKS header is missing on purpose: it is content, which a guest that encrypts its disk puts there. A
+/// guest can write all others there too; who restarts its device then says `format=raw`, which no guess could
+/// be trusted with.
 const FORMATS: &[Format] = &[
     format("qcow", 0, b"QFI\xfb\0\0\0\x01", Remedy::Convert),
     format("qcow2", 0, b"QFI\xfb", Remedy::Convert),
@@ -66,8 +67,8 @@ const FORMATS: &[Format] = &[
     format("zstd", 0, b"\x28\xb5\x2f\xfd", Remedy::Unpack),
 ];
 
-/// The first format of which a file of `len` bytes has the magic number. Where it cannot be read it has none: an image with
-/// a bad block has to open, and its guest is told.
+/// The first format of which a file of `len` bytes has the magic number. Where it cannot be read it has none:
+/// an image with a bad block has to open, and its guest is told.
 pub(super) fn of(file: &File, len: u64) -> Option<Format> {
     FORMATS.iter().copied().find(|format| {
         let at =

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::ways::is_direct;
 
-/// Reads that are not tried after the n-th miss in a row: `2^n - 1`, `n` at most this. An image that is not in memory
-/// pays one vain call in 32 reads then, far below what the disk costs; one that comes to be in memory is noticed as soon.
+/// Reads that are not tried after the n-th miss in a row: `2^n - 1`, `n` at most this. An image that is not
+/// in memory pays one vain call in 32 reads then, far below what the disk costs; one that comes to be in
+/// memory is noticed as soon.
 const PATIENCE: u32 = 5;
 
 /// The page cache of one file, as far as it answers.
@@ -14,8 +15,8 @@ const PATIENCE: u32 = 5;
 pub(in crate::disk) struct PageCache {
     /// There is one, and the file system can say whether it would have to wait.
     answers: AtomicBool,
-    /// Misses in a row. All workers share these two; while all hits, they are only read. What a race makes of them is
-    /// a vain call or one that is left out.
+    /// Misses in a row. All workers share these two; while all hits, they are only read. What a race makes of
+    /// them is a vain call or one that is left out.
     misses: AtomicU32,
     /// Reads not to be tried from now on.
     skip: AtomicU32,

@@ -1,7 +1,7 @@
 //! The fdatasyncs of one image: one at a time, and those that wait for the next one share it.
 //!
-//! One at a time, because the kernel tells one of them of lost writeback and not the others. Blocking: for a thread that
-//! may.
+//! One at a time, because the kernel tells one of them of lost writeback and not the others. Blocking: for a
+//! thread that may.
 
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};

@@ -53,7 +53,8 @@ impl Gate {
     }
 }
 
-/// See the module docs. A held operation counts as in flight and keeps its buffer, as one hung in the kernel does.
+/// See the module docs. A held operation counts as in flight and keeps its buffer, as one hung in the kernel
+/// does.
 pub struct Stall {
     disk: SharedDisk,
     gate: Gate,

@@ -16,7 +16,8 @@ pub enum HugePages {
     Off,
 }
 
-/// Tells the kernel what `len` bytes at `at` are to lie on, whatever the system's setting; but for `never`, which holds.
+/// Tells the kernel what `len` bytes at `at` are to lie on, whatever the system's setting; but for `never`,
+/// which holds.
 pub(super) fn advise(at: *mut u8, len: usize, huge_pages: HugePages) {
     let advice = match huge_pages {
         HugePages::Auto => {

@@ -103,8 +103,8 @@ fn moves_at_once_what_it_can() {
     assert!(bytes(&disk, 0, image.len()) == image);
 }
 
-/// A page of zeroes that is left alone parts what is moved in two, but not where source and destination overlap: there
-/// the first part would overwrite what the second one reads.
+/// A page of zeroes that is left alone parts what is moved in two, but not where source and destination
+/// overlap: there the first part would overwrite what the second one reads.
 #[test]
 fn pages_of_zeroes_in_what_overlaps() {
     let pages = |fill: &[u8]| -> Vec<u8> { fill.iter().flat_map(|byte| [*byte; 4096]).collect() };
@@ -355,7 +355,8 @@ fn what_is_copied_is_allocated() {
     assert!(allocated(&source, 8192, 4096) && !allocated(&source, 16384, 1));
 }
 
-/// A write and a discard of one page at once: whatever comes last, what was written is not said to be deallocated.
+/// A write and a discard of one page at once: whatever comes last, what was written is not said to be
+/// deallocated.
 #[test]
 fn a_write_that_meets_a_discard() {
     let disk = MemoryDisk::new(64 << 10).expect("the memory is there");

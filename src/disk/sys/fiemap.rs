@@ -45,8 +45,8 @@ const MANY: usize = 64;
 /// No file system has extents that end within as many bytes.
 const LEAST: u64 = 4096;
 
-/// FIEMAP: the end of a part of the extent that holds the byte at `offset`, or `offset` if there is none; or -errno.
-/// Some kernels cut what they report to the `len` bytes that are asked for.
+/// FIEMAP: the end of a part of the extent that holds the byte at `offset`, or `offset` if there is none; or
+/// -errno. Some kernels cut what they report to the `len` bytes that are asked for.
 pub(in crate::disk) fn extent_end(fd: RawFd, offset: u64, len: u64) -> i64 {
     let answer = ask::<1>(fd, offset, len).and_then(|answer| match answer {
         Answer::Before => ask::<MANY>(fd, offset, len),
@@ -68,8 +68,9 @@ enum Answer {
     End(u64),
     /// It lies in none.
     None,
-    /// The extents in the answer, which is full, lie before it. Of blocks that were allocated together, and of which
-    /// some have data by now, btrfs reports all parts from the first on, wherever the question begins.
+    /// The extents in the answer, which is full, lie before it. Of blocks that were allocated together, and
+    /// of which some have data by now, btrfs reports all parts from the first on, wherever the question
+    /// begins.
     Before,
 }
 
@@ -83,8 +84,8 @@ fn ask<const ROOM: usize>(fd: RawFd, offset: u64, len: u64) -> Result<Answer, i6
         reserved: 0,
         extents: [Extent::default(); ROOM],
     };
-    // SAFETY: the kernel reads and writes the struct during the call, no more extents than there is room for; no other
-    // memory is passed.
+    // SAFETY: the kernel reads and writes the struct during the call, no more extents than there is room for;
+    // no other memory is passed.
     let result = answer(i64::from(unsafe { libc::ioctl(fd, FS_IOC_FIEMAP, &raw mut map) }));
     if result < 0 {
         return Err(result);

@@ -531,7 +531,8 @@ fn raw_on_io_uring() {
     }
 }
 
-/// Past the page cache, with requests of any alignment: memory and offsets that the kernel refuses are our affair.
+/// Past the page cache, with requests of any alignment: memory and offsets that the kernel refuses are our
+/// affair.
 #[test]
 fn raw_past_the_page_cache() {
     let folder = folder();
@@ -549,8 +550,8 @@ fn raw_past_the_page_cache() {
     }
 }
 
-/// Neighbours within one block of the file, written at the same time by engines of several workers, are all kept,
-/// whole blocks beside them too. The file is made to ask for pages.
+/// Neighbours within one block of the file, written at the same time by engines of several workers, are all
+/// kept, whole blocks beside them too. The file is made to ask for pages.
 #[test]
 fn neighbours_in_one_block() {
     for kind in engines() {

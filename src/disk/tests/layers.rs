@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::conformance::{Rig, engines, folder, pool, raw};
 use crate::disk::{Delay, Lane, MemoryDisk, Op, SharedDisk};
 
-/// Over memory as over a file: all comes as it would, so much later, and what was submitted together is not delayed one
-/// behind the other.
+/// Over memory as over a file: all comes as it would, so much later, and what was submitted together is not
+/// delayed one behind the other.
 #[test]
 fn a_delay() {
     let delay = Duration::from_millis(20);

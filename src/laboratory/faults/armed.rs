@@ -58,8 +58,8 @@ impl Armed {
         Self { name, rule, tally, after, bad }
     }
 
-    /// Does it fire for this command, which is called `name`? `depth`: commands of its queue in flight. `copy`: what is
-    /// planned, if it is asked once more for a Copy whose blocks it looks at.
+    /// Does it fire for this command, which is called `name`? `depth`: commands of its queue in flight.
+    /// `copy`: what is planned, if it is asked once more for a Copy whose blocks it looks at.
     pub fn fires(&self, name: &str, seen: Seen<'_>, depth: usize, copy: Option<&SeenCopy>) -> bool {
         let matches = &self.rule.matches;
         self.bad.is_none()

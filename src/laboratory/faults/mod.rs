@@ -1,8 +1,8 @@
 //! Scripted faults: rules that say which commands meet what. docs/faults.md has the grammar.
 //!
-//! A rule is a checked value ([`Rule`]); what is counted of it is shared by all threads ([`when`]), so that it does not
-//! matter which of them meets a command. What a command meets is a [`Script`](super::Script), which who runs the
-//! command carries out.
+//! A rule is a checked value ([`Rule`]); what is counted of it is shared by all threads ([`when`]), so that
+//! it does not matter which of them meets a command. What a command meets is a [`Script`](super::Script),
+//! which who runs the command carries out.
 
 mod armed;
 mod control_lab;

@@ -62,7 +62,8 @@ impl Ops {
         Self { admin: Opcodes::ALL, ..Self::default() }
     }
 
-    /// Names and numbers with `+` between. A number is an I/O opcode, with `admin:` before it one of the admin queue.
+    /// Names and numbers with `+` between. A number is an I/O opcode, with `admin:` before it one of the
+    /// admin queue.
     pub fn parse(text: &str) -> Result<Self, Refused> {
         let mut ops = Self::default();
         for name in text.split('+') {

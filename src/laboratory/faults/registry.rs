@@ -51,8 +51,8 @@ impl Faults {
         Arc::new(Self { laboratory, rules: Rules::default(), last: Mutex::new(0) })
     }
 
-    /// Puts a rule into force, behind those that are. Its name. Commands that are rung for when this has returned meet it,
-    /// unless a worker has not answered within `patience`.
+    /// Puts a rule into force, behind those that are. Its name. Commands that are rung for when this has
+    /// returned meet it, unless a worker has not answered within `patience`.
     ///
     /// # Errors
     /// The name is taken, it waits for a rule that is not there, or there are too many.

@@ -1,5 +1,5 @@
-//! A rule's line to its words: `name` or `name=value`, with space or commas between, as block error injection has them.
-//! A value in double quotes may contain both.
+//! A rule's line to its words: `name` or `name=value`, with space or commas between, as block error injection
+//! has them. A value in double quotes may contain both.
 
 use super::error::RuleError;
 

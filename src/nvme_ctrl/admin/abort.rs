@@ -1,5 +1,6 @@
-//! Abort (08h): best effort, always successful; DW0 bit 0 says whether the command was left alone. It completes after
-//! the command that it aborts, so that what it says is true: a host may take the blocks of that for its own.
+//! Abort (08h): best effort, always successful; DW0 bit 0 says whether the command was left alone. It
+//! completes after the command that it aborts, so that what it says is true: a host may take the blocks of
+//! that for its own.
 
 use super::ctl::{Ctl, Reply, pending};
 use crate::nvme_ctrl::pending::Then;
@@ -17,8 +18,8 @@ pub(super) fn abort(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status> {
     if sqid == 0 {
         let aborted = ctl.admin.events.forget(cid);
         if aborted {
-            // The aborted request goes first. Its completion needs an entry beside the one this command holds;
-            // a host that keeps its queue so full loses it, which Abort's best effort allows.
+            // The aborted request goes first. Its completion needs an entry beside the one this command
+            // holds; a host that keeps its queue so full loses it, which Abort's best effort allows.
             ctl.post_unreserved(cid, Outcome::of(Status::ABORT_REQUESTED));
         }
         return Ok(Reply::value(u32::from(!aborted)));

@@ -1,4 +1,5 @@
-//! Namespaces that changed while the host looked elsewhere: the Changed Attached Namespace List log (04h) and its event.
+//! Namespaces that changed while the host looked elsewhere: the Changed Attached Namespace List log (04h) and
+//! its event.
 
 use std::collections::BTreeSet;
 

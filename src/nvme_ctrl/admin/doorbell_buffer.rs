@@ -5,8 +5,8 @@ use crate::nvme_ctrl::doorbell_buffers::BufferConfig;
 use crate::spec::command::Psdt;
 use crate::spec::{Sqe, Status};
 
-/// I/O queues use the buffers from now on, those that exist and those to come, until the controller is reset. The
-/// admin queue never does.
+/// I/O queues use the buffers from now on, those that exist and those to come, until the controller is reset.
+/// The admin queue never does.
 pub(super) fn doorbell_buffer_config(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status> {
     let config = BufferConfig { shadow: sqe.prp1.get(), events: sqe.prp2.get() };
     let aligned = |address: u64| address.is_multiple_of(ctl.shared.page_size());

@@ -54,8 +54,8 @@ pub struct Events {
     limit: usize,
     requests: VecDeque<u16>,
     queued: VecDeque<Event>,
-    /// Logs of events that were reported and that the host has not read since; no further event of theirs until then.
-    /// The specification says so of event types, each of which has one log here.
+    /// Logs of events that were reported and that the host has not read since; no further event of theirs
+    /// until then. The specification says so of event types, each of which has one log here.
     masked: Vec<u8>,
 }
 
@@ -87,8 +87,8 @@ impl Events {
         room
     }
 
-    /// Queues an event that the host has asked for in `configuration`. One of each is enough: the log tells the rest, and
-    /// the queue stays bounded.
+    /// Queues an event that the host has asked for in `configuration`. One of each is enough: the log tells
+    /// the rest, and the queue stays bounded.
     pub fn push(&mut self, event: Event, configuration: u32) {
         let asked = event.asked == 0 || configuration & event.asked != 0;
         if asked && !self.queued.contains(&event) {
@@ -96,8 +96,8 @@ impl Events {
         }
     }
 
-    /// The host has read log page `log` (RAE = 0): its events may be reported again, and those that wait are answered by
-    /// that reading.
+    /// The host has read log page `log` (RAE = 0): its events may be reported again, and those that wait are
+    /// answered by that reading.
     pub fn clear(&mut self, log: u8) {
         self.masked.retain(|masked| *masked != log);
         self.queued.retain(|event| event.log != log);

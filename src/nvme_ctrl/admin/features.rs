@@ -1,5 +1,5 @@
-//! Values of the features, as Set Features sets them and Get Features gets them. Nothing is saveable: a saved value reads
-//! as the default.
+//! Values of the features, as Set Features sets them and Get Features gets them. Nothing is saveable: a saved
+//! value reads as the default.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;

@@ -1,4 +1,5 @@
-//! What the device says of its own state: the SMART / Health Information log (02h) and the events of its warnings.
+//! What the device says of its own state: the SMART / Health Information log (02h) and the events of its
+//! warnings.
 
 use zerocopy::IntoBytes;
 
@@ -46,8 +47,8 @@ pub(super) fn report_warnings(ctl: &mut Ctl<'_>) {
 
 /// Critical Warning.
 ///
-/// The media is read-only when each namespace's is, whatever the reason. The specification leaves out the states of
-/// Namespace Write Protection, which is not offered.
+/// The media is read-only when each namespace's is, whatever the reason. The specification leaves out the
+/// states of Namespace Write Protection, which is not offered.
 fn critical_warning(ctl: &Ctl<'_>) -> u8 {
     let namespaces = ctl.shared.namespaces.load();
     let mut all = namespaces.iter().peekable();

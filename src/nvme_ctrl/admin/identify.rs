@@ -134,7 +134,8 @@ fn identify_namespace(ns: &Namespace, is_shared: bool) -> IdentifyNamespace {
     }
     if let Some(unit) = facts.allocation_unit {
         id.nsfeat = nsfeat::DAE | nsfeat::OPTPERF;
-        // Deallocated are whole units only; with DULBE a host sees that. 0-based, so the others prefer nothing.
+        // Deallocated are whole units only; with DULBE a host sees that. 0-based, so the others prefer
+        // nothing.
         let blocks = unit.max(facts.block_size()) >> facts.lbads;
         id.npdg = u16::try_from(blocks - 1).unwrap_or(u16::MAX).into();
         id.npda = id.npdg;

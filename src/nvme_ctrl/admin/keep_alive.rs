@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Any admin command counts as a sign of life; the specification asks for Keep Alive itself, and a host that sends
-/// others lives no less.
+/// Any admin command counts as a sign of life; the specification asks for Keep Alive itself, and a host that
+/// sends others lives no less.
 #[derive(Debug, Default)]
 pub struct KeepAlive {
     timeout: Option<Duration>,

@@ -1,6 +1,7 @@
 //! Admin commands and the admin queue pair, on the control thread.
 //!
-//! Each command is a function over [`Ctl`], the parts of the controller that it sees. None of them knows the controller.
+//! Each command is a function over [`Ctl`], the parts of the controller that it sees. None of them knows the
+//! controller.
 
 mod abort;
 mod async_event;
@@ -130,8 +131,8 @@ pub fn doorbell(ctl: &mut Ctl<'_>, is_head: bool, value: u16) {
     }
 }
 
-/// A doorbell of a queue that does not exist was written, or one with a value its queue cannot have: `event` says which.
-/// The write has no other effect.
+/// A doorbell of a queue that does not exist was written, or one with a value its queue cannot have: `event`
+/// says which. The write has no other effect.
 pub fn invalid_doorbell(ctl: &mut Ctl<'_>, event: Event) {
     log::warn!(
         "guest rang {}",

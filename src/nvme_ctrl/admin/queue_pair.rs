@@ -130,8 +130,8 @@ impl QueuePair {
         }
         match rings.sq.fetch(memory) {
             Ok(sqe) => {
-                // Where the host's writes do not reach us, the first command is what such memory holds. No driver begins by
-                // deleting queue 0.
+                // Where the host's writes do not reach us, the first command is what such memory holds. No
+                // driver begins by deleting queue 0.
                 if rings.sq.head() == 1 && sqe.as_bytes().iter().all(|byte| *byte == 0) {
                     log::warn!(
                         "an admin command of nothing but zeroes: guest memory seems not to be shared with this process; \

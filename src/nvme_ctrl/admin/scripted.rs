@@ -1,5 +1,5 @@
-//! Admin commands that laboratories hold, and what they are to meet when they end. Each of them has its completion entry
-//! reserved, so there are no more than that queue has.
+//! Admin commands that laboratories hold, and what they are to meet when they end. Each of them has its
+//! completion entry reserved, so there are no more than that queue has.
 
 use std::borrow::Cow;
 use std::time::Instant;

@@ -54,8 +54,8 @@ pub(super) fn set_features(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status
         }
         fid::HOST_BEHAVIOR => {
             let data = ctl.take_data(sqe, fid::HOST_BEHAVIOR_SIZE)?;
-            // Bits of formats that are not offered are kept: Copy asks OCFS as well, and a host that writes one
-            // mask to every device gets what there is.
+            // Bits of formats that are not offered are kept: Copy asks OCFS as well, and a host that writes
+            // one mask to every device gets what there is.
             ctl.admin.features.host_behavior.copy_from_slice(&data);
             ctl.apply_features();
         }
@@ -89,8 +89,8 @@ fn set_temperature(ctl: &mut Ctl<'_>, cdw11: u32) -> Result<Reply, Status> {
 fn set_error_recovery(ctl: &mut Ctl<'_>, nsid: u32, cdw11: u32) -> Result<Reply, Status> {
     let namespaces = ctl.shared.namespaces.load();
     let able = |ns: &Namespace| ns.facts.allocation_unit.is_some();
-    // For all at once, those that cannot are left out, as QEMU does: a host with a mixed set could not use the
-    // broadcast otherwise. But it must not be told that something is enabled when nothing is.
+    // For all at once, those that cannot are left out, as QEMU does: a host with a mixed set could not use
+    // the broadcast otherwise. But it must not be told that something is enabled when nothing is.
     let possible = match nsid {
         NSID_BROADCAST => namespaces.iter().any(|ns| able(ns)),
         nsid => able(namespaces.get(nsid)?),

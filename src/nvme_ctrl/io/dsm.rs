@@ -34,8 +34,8 @@ pub(super) fn dsm(cmd: &Submission<'_>) -> Result<Task, Status> {
             cmd.work,
         )?;
         cmd.work.charge(count as u64 * Work::RANGE);
-        // All ranges are checked before the first is given back. QEMU skips a bad range and reports success; the
-        // specification has LBA Out of Range for it.
+        // All ranges are checked before the first is given back. QEMU skips a bad range and reports success;
+        // the specification has LBA Out of Range for it.
         for bytes in list.chunks_exact(size_of::<DsmRange>()) {
             let range = DsmRange::read_from_bytes(bytes).unwrap_or_default();
             let lbas = Lbas { slba: range.slba.get(), nlb: range.nlb.get().into() };

@@ -20,8 +20,8 @@ pub struct Context<'a> {
     pub namespaces: &'a Namespaces,
     /// Guest memory as it is mapped then.
     pub memory: &'a DmaMap,
-    /// A laboratory looks on: what is found out of a Copy is noted here, and nothing is done as it is started, where nobody
-    /// would see it under way.
+    /// A laboratory looks on: what is found out of a Copy is noted here, and nothing is done as it is
+    /// started, where nobody would see it under way.
     pub watched: Option<&'a Notes>,
 }
 

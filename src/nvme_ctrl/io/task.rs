@@ -1,5 +1,5 @@
-//! A command under way: a state machine that emits operations on disks and takes their ends. It never waits and knows no
-//! thread.
+//! A command under way: a state machine that emits operations on disks and takes their ends. It never waits
+//! and knows no thread.
 
 use std::sync::atomic::Ordering;
 

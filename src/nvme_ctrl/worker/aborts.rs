@@ -33,7 +33,8 @@ impl Core {
         self.slots.iter_mut().any(|(_, command)| (command.sqid, command.cid) == (sqid, cid))
     }
 
-    /// A command that the host has rung for and this worker has not fetched yet is fetched first, in its turn.
+    /// A command that the host has rung for and this worker has not fetched yet is fetched first, in its
+    /// turn.
     pub(super) fn abort(&mut self, sqid: u16, cid: u16, token: Token) {
         let place = self.sqs.position(sqid);
         match place {
@@ -49,7 +50,8 @@ impl Core {
         }
     }
 
-    /// Answers the Aborts whose commands have been fetched by now, or are not there, or cannot be fetched soon.
+    /// Answers the Aborts whose commands have been fetched by now, or are not there, or cannot be fetched
+    /// soon.
     pub(super) fn settle_aborts(&mut self) {
         for mut abort in std::mem::take(&mut self.aborts) {
             if self.is_in_flight(abort.sqid, abort.cid) {

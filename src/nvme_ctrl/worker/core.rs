@@ -60,8 +60,8 @@ pub struct Core {
     pub(super) tally: Arc<Tally>,
     /// Aborts of commands that may still lie in their queues.
     pub(super) aborts: Vec<Aborting>,
-    /// Aborts that the command in a slot has been told of. They are answered when it is over, for only then is it known
-    /// whether it was aborted; and a host that hears so must not find the command still at work.
+    /// Aborts that the command in a slot has been told of. They are answered when it is over, for only then
+    /// is it known whether it was aborted; and a host that hears so must not find the command still at work.
     pub(super) told: Vec<(u32, Token)>,
     /// The reset to acknowledge.
     pub(super) resetting: Option<Token>,
@@ -115,8 +115,8 @@ impl Core {
         }
     }
 
-    /// Waits for a completion, a doorbell or a message, or for `timeout` to pass. At most until bounce buffers are to be
-    /// given back.
+    /// Waits for a completion, a doorbell or a message, or for `timeout` to pass. At most until bounce
+    /// buffers are to be given back.
     pub fn sleep(&mut self, timeout: Option<Duration>) {
         let rest = self.bounce.rest(Instant::now());
         self.lane.wait(timeout.into_iter().chain(rest).min());
@@ -142,8 +142,8 @@ impl Core {
         !self.failed && !self.off_bus
     }
 
-    /// After a panic: no queue is touched until a reset, which ends when the lane has done all that it was given;
-    /// that ends unseen.
+    /// After a panic: no queue is touched until a reset, which ends when the lane has done all that it was
+    /// given; that ends unseen.
     pub fn abandon(&mut self) {
         self.failed = true;
         self.forget_queues();
@@ -305,8 +305,8 @@ impl Core {
     }
 
     pub(super) fn end_reset(&mut self) {
-        // After a failure the slots do not know what is in flight. Not only would its memory be given up too early:
-        // its completions would be taken for those of new commands.
+        // After a failure the slots do not know what is in flight. Not only would its memory be given up too
+        // early: its completions would be taken for those of new commands.
         let abandoned = if self.failed { self.lane.in_flight() } else { 0 };
         if self.resetting.is_none() || self.slots.len() > 0 || abandoned > 0 {
             return;

@@ -1,7 +1,7 @@
 //! A worker's doorbells: where it reads them, what it believes of them, and when hosts are to ring.
 //!
-//! With Doorbell Buffer Config the shadow buffer is the truth for I/O queues, and a write to BAR0 is a hint that ends a
-//! sleep. When the buffer's memory goes, BAR0 takes over with the values last seen.
+//! With Doorbell Buffer Config the shadow buffer is the truth for I/O queues, and a write to BAR0 is a hint
+//! that ends a sleep. When the buffer's memory goes, BAR0 takes over with the values last seen.
 
 use super::core::Core;
 use super::messages::FromWorker;
@@ -25,9 +25,9 @@ impl Core {
 
     /// From now on BAR0 counts, whose registers may be far behind.
     ///
-    /// When the memory was unmapped they get what the shadows held last, which is no older than any write trapped up to
-    /// now: an unmap is answered, and the next message read, only after this. When its pages are gone (the client
-    /// shrank the file), they get what was seen last, unless a write was trapped since.
+    /// When the memory was unmapped they get what the shadows held last, which is no older than any write
+    /// trapped up to now: an unmap is answered, and the next message read, only after this. When its pages
+    /// are gone (the client shrank the file), they get what was seen last, unless a write was trapped since.
     #[cold]
     fn lose_buffers(&mut self, error: DmaError) {
         if self.shadow.buffers.is_some() {
@@ -36,7 +36,8 @@ impl Core {
         }
     }
 
-    /// Goes back to BAR0, as when their memory is gone: until they are found again no guest memory is looked at.
+    /// Goes back to BAR0, as when their memory is gone: until they are found again no guest memory is looked
+    /// at.
     #[cold]
     pub(super) fn leave_buffers(&mut self) {
         let Some(buffers) = self.shadow.buffers.take() else { return };
@@ -120,7 +121,8 @@ impl Core {
 
     /// Tells hosts not to ring, where they would: this worker looks by itself for a while.
     ///
-    /// An index that the host has passed does so, until a lap later; so there is nothing to do for a queue that moves.
+    /// An index that the host has passed does so, until a lap later; so there is nothing to do for a queue
+    /// that moves.
     pub(super) fn disarm(&mut self) {
         let Some(buffers) = &self.shadow.buffers else { return };
         let mut result = Ok(());
@@ -137,8 +139,8 @@ impl Core {
         }
     }
 
-    /// EventIdx of each SQ is the tail last seen; of a CQ, the head last seen if something waits for room there. (The
-    /// others are left alone: their hosts ring once a lap at most.)
+    /// EventIdx of each SQ is the tail last seen; of a CQ, the head last seen if something waits for room
+    /// there. (The others are left alone: their hosts ring once a lap at most.)
     pub(super) fn set_event_indices(&mut self) {
         let Some(buffers) = &self.shadow.buffers else { return };
         let mut result = Ok(());

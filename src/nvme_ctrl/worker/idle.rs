@@ -1,16 +1,17 @@
 //! When a worker with nothing to do looks again, and when it sleeps.
 //!
-//! To be woken costs the guest a trap and us two thread switches, each to a processor that may have halted; to look costs
-//! a processor that somebody else might need. So it looks only for so long, and only as long as that has paid: each find
-//! within the window earns what is left of it, each window in vain costs itself. Rare work is never waited for, and
-//! nothing at all costs one window, then zero.
+//! To be woken costs the guest a trap and us two thread switches, each to a processor that may have halted;
+//! to look costs a processor that somebody else might need. So it looks only for so long, and only as long as
+//! that has paid: each find within the window earns what is left of it, each window in vain costs itself.
+//! Rare work is never waited for, and nothing at all costs one window, then zero.
 //!
-//! While it looks it gives way every few looks: to the thread that delivers its interrupt, and to the guest's processor,
-//! which by translation is a thread like ours. What these take is not time spent looking. Whoever takes very much of it
-//! has more to do than there are processors: then it sleeps, for who is woken has precedence and who gave way has not.
+//! While it looks it gives way every few looks: to the thread that delivers its interrupt, and to the guest's
+//! processor, which by translation is a thread like ours. What these take is not time spent looking. Whoever
+//! takes very much of it has more to do than there are processors: then it sleeps, for who is woken has
+//! precedence and who gave way has not.
 //!
-//! While commands are in flight it gives way at every look, even if it never sleeps: threads of the kernel or ours that do
-//! them may need this processor. However much they take, what they do is what it waits for.
+//! While commands are in flight it gives way at every look, even if it never sleeps: threads of the kernel or
+//! ours that do them may need this processor. However much they take, what they do is what it waits for.
 
 use std::time::{Duration, Instant};
 
@@ -49,11 +50,12 @@ pub struct IdlePolicy {
     tick: Tick,
 }
 
-/// Longer than a guest by translation takes from an interrupt to its next doorbell: a command at depth 1 took it 185 us
-/// on QEMU's device, 250 when the worker had to be woken. With 250 us it was caught only half of the time. (KVM looks
-/// 200 us for a processor of its own that halts.)
+/// Longer than a guest by translation takes from an interrupt to its next doorbell: a command at depth 1 took
+/// it 185 us on QEMU's device, 250 when the worker had to be woken. With 250 us it was caught only half of
+/// the time. (KVM looks 200 us for a processor of its own that halts.)
 const TRAPPED: Duration = Duration::from_micros(400);
-/// With a mapped page nobody wakes the worker, and the least a tick costs is 64 us and the kernel's slack of 50.
+/// With a mapped page nobody wakes the worker, and the least a tick costs is 64 us and the kernel's slack of
+/// 50.
 const MAPPED: Duration = Duration::from_micros(200);
 /// Looks from one giving way to the next: some microseconds, of which the system call is a small part.
 const PERSISTENCE: u32 = 8;
@@ -109,8 +111,8 @@ impl IdlePolicy {
         took >= CROWDED && !self.waited
     }
 
-    /// There was nothing to do for `gap`; whether that was looked away or slept makes no difference to what looking
-    /// would have earned.
+    /// There was nothing to do for `gap`; whether that was looked away or slept makes no difference to what
+    /// looking would have earned.
     fn found(&mut self, gap: Duration) {
         let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         let window = nanos(self.window);
@@ -126,7 +128,8 @@ impl IdlePolicy {
 
     fn look_at(&mut self, waits: bool, clock: impl Fn() -> Instant) -> Look {
         if self.poll == Poll::Always {
-            // What it would learn from the clock decides nothing, and at depth 1 the clock is a part of every command.
+            // What it would learn from the clock decides nothing, and at depth 1 the clock is a part of every
+            // command.
             return match std::mem::replace(&mut self.idle, true) {
                 false => Look::First,
                 true if waits => Look::GiveWay,

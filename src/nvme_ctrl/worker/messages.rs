@@ -14,9 +14,9 @@ pub type Token = u64;
 
 /// Control thread to worker.
 ///
-/// Who makes the control thread send the same again and again does not fill the mailbox of a worker that is late: of
-/// Fence, Reset and Flush the next one is sent when the last one is acknowledged, and the others answer an admin command
-/// or come after a Reset that is acknowledged.
+/// Who makes the control thread send the same again and again does not fill the mailbox of a worker that is
+/// late: of Fence, Reset and Flush the next one is sent when the last one is acknowledged, and the others
+/// answer an admin command or come after a Reset that is acknowledged.
 #[derive(Debug)]
 pub enum ToWorker {
     /// Queues that are created from now on, until the next Reset, belong to this epoch.
@@ -33,8 +33,8 @@ pub enum ToWorker {
     Abort(u16, u16, Token),
     /// Go by this from now on; acknowledge at once.
     Fence(Token, Fence),
-    /// Forget all queues; acknowledge when no command is in flight. Nothing is posted, and no guest memory found, from now
-    /// on.
+    /// Forget all queues; acknowledge when no command is in flight. Nothing is posted, and no guest memory
+    /// found, from now on.
     Reset(Token),
     /// Make everything completed durable; acknowledge with whether that succeeded.
     Flush(Token),
@@ -49,8 +49,8 @@ pub enum ToWorker {
 /// What a worker is to know as soon as it can; what it knew before is over when it acknowledges.
 #[derive(Clone, Copy, Debug)]
 pub struct Fence {
-    /// The device may read and write guest memory and raise interrupts. Commands in flight go on in any case; while it is
-    /// false, none is fetched and none completes.
+    /// The device may read and write guest memory and raise interrupts. Commands in flight go on in any case;
+    /// while it is false, none is fetched and none completes.
     ///
     /// And always: look at the DMA table anew. No new transfer uses an older one.
     pub bus_master: bool,
@@ -87,8 +87,8 @@ impl Messages {
             return None;
         }
         self.queue.try_recv().ok().or_else(|| {
-            // An exchange, so that what was sent before the flag was raised is seen by the last look; and there may be
-            // more where that came from.
+            // An exchange, so that what was sent before the flag was raised is seen by the last look; and
+            // there may be more where that came from.
             self.mail.swap(false, Ordering::AcqRel);
             let last = self.queue.try_recv().ok()?;
             self.mail.store(true, Ordering::Relaxed);

@@ -1,7 +1,8 @@
-//! A worker: the thread that owns some completion queues, all submission queues that post to them, and a lane.
+//! A worker: the thread that owns some completion queues, all submission queues that post to them, and a
+//! lane.
 //!
-//! [`Core`] is its state and [`turn`] its round, a state machine; this file is the thread around it. A worker never waits
-//! for anything but its lane, and takes no lock.
+//! [`Core`] is its state and [`turn`] its round, a state machine; this file is the thread around it. A worker
+//! never waits for anything but its lane, and takes no lock.
 
 mod aborts;
 mod asked;
@@ -144,7 +145,8 @@ impl Worker {
         }
     }
 
-    /// Ends a system call in which the thread waits, if it does. It never should, but a client's eventfd can make it.
+    /// Ends a system call in which the thread waits, if it does. It never should, but a client's eventfd can
+    /// make it.
     pub fn unblock(&self) {
         if let Some(thread) = &self.thread {
             memory::unblock(thread);
@@ -178,8 +180,8 @@ impl Drop for Worker {
 
 fn run(mut core: Core, mut idle: IdlePolicy, messages: &Messages, sleeper: &Sleeper, out: &Mailbox) {
     while catch_unwind(AssertUnwindSafe(|| live(&mut core, &mut idle, messages, sleeper))).is_err() {
-        // The panic message is in the log already. The controller goes to CFS; what the kernel still does for this
-        // worker must end before its memory may, so go on answering without touching any queue.
+        // The panic message is in the log already. The controller goes to CFS; what the kernel still does for
+        // this worker must end before its memory may, so go on answering without touching any queue.
         out.send(FromWorker::Fatal("a worker failed".into()));
         if core.has_failed() {
             // It failed at doing next to nothing, and would do so again and again.

@@ -1,21 +1,23 @@
-//! How many commands a host sends in a row: as long as more are to come it is at work, and an interrupt would only stop it.
+//! How many commands a host sends in a row: as long as more are to come it is at work, and an interrupt would
+//! only stop it.
 //!
-//! A host with many commands in flight takes what is complete, sends as many new ones, and only then has nothing to do.
-//! Interrupted after the first of them it takes one completion and sends one command: from then on there is an interrupt
-//! for each. So the completions of a row are announced together.
+//! A host with many commands in flight takes what is complete, sends as many new ones, and only then has
+//! nothing to do. Interrupted after the first of them it takes one completion and sends one command: from
+//! then on there is an interrupt for each. So the completions of a row are announced together.
 //!
-//! That a host sends before it takes what it was told of is how rows are known, so one that has one command in flight
-//! has none and never waits. They are as long as the host has shown, [`LONGEST`] at most, and over when the next command
-//! does not come at the pace of those before.
+//! That a host sends before it takes what it was told of is how rows are known, so one that has one command
+//! in flight has none and never waits. They are as long as the host has shown, [`LONGEST`] at most, and over
+//! when the next command does not come at the pace of those before.
 
 use std::time::{Duration, Instant};
 
-/// Completions that are worth an interrupt, however many follow: half a queue of 32, so that the host is told before it
-/// has nothing left to do.
+/// Completions that are worth an interrupt, however many follow: half a queue of 32, so that the host is told
+/// before it has nothing left to do.
 const LONGEST: u32 = 16;
 /// Times the usual pace after which the next command does not belong to the row.
 const SILENCE: u32 = 3;
-/// What is believed of a pace. By translation a command takes a guest about 25 us to send, else a tenth of that.
+/// What is believed of a pace. By translation a command takes a guest about 25 us to send, else a tenth of
+/// that.
 const PACES: (Duration, Duration) = (Duration::from_micros(4), Duration::from_micros(50));
 /// The last pace counts for one of so many.
 const WEIGHT: u32 = 8;

@@ -41,7 +41,8 @@ impl Core {
                 None => {}
             }
         }
-        // Between these, commands are fetched and all others go on: nothing waits for more than a poll and a little.
+        // Between these, commands are fetched and all others go on: nothing waits for more than a poll and a
+        // little.
         let most = self.work.done() + Work::MOVES;
         while self.work.done() < most
             && let Some(index) = self.moving.pop_front()
@@ -50,8 +51,8 @@ impl Core {
         }
     }
 
-    /// Polls a command that moves memory. What that did is done: if it was all, the command ends now, so that the host
-    /// hears of it while the next one is under way.
+    /// Polls a command that moves memory. What that did is done: if it was all, the command ends now, so that
+    /// the host hears of it while the next one is under way.
     fn poll_moving(&mut self, index: u32) {
         self.poll(index);
         let mut done = std::mem::take(&mut self.done);

@@ -1,7 +1,8 @@
 //! Which submission queue is asked next: the one that has gone without for longest.
 //!
-//! To begin elsewhere in each turn is not enough: where a queue has room for its completions in every second turn only,
-//! two queues that share it would be asked in the same order whenever there is some, and the second one never served.
+//! To begin elsewhere in each turn is not enough: where a queue has room for its completions in every second
+//! turn only, two queues that share it would be asked in the same order whenever there is some, and the
+//! second one never served.
 
 /// Commands taken from one queue before the next one has its turn.
 pub(super) const BURST: usize = 32;

@@ -1,9 +1,10 @@
 //! How a worker goes to sleep without losing a wake-up.
 //!
-//! Two threads each store one thing and look at another: the worker stores "I sleep" (and, with shadow doorbells, the
-//! event indices that ask the host to ring) and looks at the doorbells; who rings stores a doorbell and looks at "I
-//! sleep" (the host: at the event index). With a full fence between store and look on both sides, at least one sees
-//! the other. Acquire and release are not enough: they let a load overtake the store before it.
+//! Two threads each store one thing and look at another: the worker stores "I sleep" (and, with shadow
+//! doorbells, the event indices that ask the host to ring) and looks at the doorbells; who rings stores a
+//! doorbell and looks at "I sleep" (the host: at the event index). With a full fence between store and look
+//! on both sides, at least one sees the other. Acquire and release are not enough: they let a load overtake
+//! the store before it.
 //!
 //! `tests/sleeper.rs` compiles this file against loom's atomics and tries all interleavings.
 
@@ -29,8 +30,8 @@ impl Sleeper {
         Self { sleeping: AtomicBool::new(false) }
     }
 
-    /// Worker: announces sleep. True when it may sleep until it is woken; after that, or at once when false, it
-    /// calls [`Self::awake`].
+    /// Worker: announces sleep. True when it may sleep until it is woken; after that, or at once when false,
+    /// it calls [`Self::awake`].
     pub fn may_sleep(&self, doorbells: &mut impl Watched) -> bool {
         doorbells.arm();
         self.sleeping.store(true, Ordering::Relaxed);
@@ -46,8 +47,8 @@ impl Sleeper {
     /// Who rings, after it has stored the doorbell: must the worker be woken?
     pub fn ring(&self) -> bool {
         fence(Ordering::SeqCst);
-        // Of several ringers one does the waking. (An exchange that writes only on success: a swap could put its
-        // false behind a later announcement in the order that loom grants.)
+        // Of several ringers one does the waking. (An exchange that writes only on success: a swap could put
+        // its false behind a later announcement in the order that loom grants.)
         self.sleeping.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }

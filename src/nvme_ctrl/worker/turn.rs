@@ -12,9 +12,9 @@ use super::{fetch, sleeper};
 const GLANCES: usize = 8;
 
 impl Core {
-    /// One round: completions in, commands on, new commands in, completions out, interrupts.
-    /// True when anything happened, that is, when another round should follow before sleeping. How long it may
-    /// be: see [`crate::block::work`].
+    /// One round: completions in, commands on, new commands in, completions out, interrupts. True when
+    /// anything happened, that is, when another round should follow before sleeping. How long it may be: see
+    /// [`crate::block::work`].
     pub fn turn(&mut self) -> bool {
         self.work.reset();
         self.lane.reap(&mut self.done);
@@ -69,8 +69,9 @@ impl Core {
             let now = || *clock.get_or_insert_with(Instant::now);
             match owed.decide(ring.head(), ring.all_seen(), coalescing, asleep, now) {
                 Decision::Nothing => {}
-                // A worker that is late raises none for a host that has reset the device. (That was answered without the
-                // worker only after seconds: nobody counts on what happens between this look and the next call.)
+                // A worker that is late raises none for a host that has reset the device. (That was answered
+                // without the worker only after seconds: nobody counts on what happens between this look and
+                // the next call.)
                 Decision::Raise if self.memory.load().has_ended() => {}
                 Decision::Raise => self.shared.interrupts.raise(vector),
                 Decision::Later(wait) => rest = Some(rest.map_or(wait, |rest| rest.min(wait))),

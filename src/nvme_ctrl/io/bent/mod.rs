@@ -1,5 +1,5 @@
-//! A command that meets a laboratory's [`Script`]: it is held, its data bent, its end another. A state machine around the
-//! one that carries the command out, of which that one knows nothing.
+//! A command that meets a laboratory's [`Script`]: it is held, its data bent, its end another. A state
+//! machine around the one that carries the command out, of which that one knows nothing.
 
 mod kind;
 mod pieces;

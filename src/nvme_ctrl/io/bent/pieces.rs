@@ -1,4 +1,5 @@
-//! Operations on images that are left out, cut, delayed or changed on their way, and their ends put together again.
+//! Operations on images that are left out, cut, delayed or changed on their way, and their ends put together
+//! again.
 
 use std::collections::VecDeque;
 use std::io;
