@@ -85,6 +85,7 @@ impl Owed {
     }
 
     /// `all_seen`: the head has reached the tail. `asleep`: nobody will look again before something happens.
+    #[inline]
     pub(super) fn decide(
         &mut self,
         head: u16,
