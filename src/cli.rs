@@ -77,6 +77,10 @@ struct Serve {
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 
+    /// A fault that commands are to meet, such as "op=copy nth=3 status=write-fault"; may be repeated (docs/faults.md)
+    #[arg(long, value_name = "RULE")]
+    fault: Vec<OsString>,
+
     /// What to log, to standard error
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level())]
     log: LevelFilter,
@@ -158,7 +162,7 @@ where
             let (socket, listen) = given.check()?;
             let config = Config::new(socket, serve.nvme.as_deref(), &serve.nvme_ns, serve.log)?;
             let config = config.with_listen(listen).with_further_sockets(sockets.collect());
-            Run::Serve(Box::new(config.with_control(serve.control)))
+            Run::Serve(Box::new(config.with_control(serve.control).with_faults(&serve.fault)?))
         }
         Command::Bench(bench) => Run::Bench(Box::new(bench.plan()?)),
         Command::Ctl(ctl) => Run::Ctl(ctl),

@@ -18,9 +18,11 @@ use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use smallvec::SmallVec;
 
-use crate::config::{Config, start_line};
+use crate::config::{Config, ConfigError, start_line};
 use crate::copy;
 use crate::device::NvmeDevice;
+use crate::laboratory::Laboratory;
+use crate::laboratory::faults::Faults;
 use crate::logging;
 use crate::nvme_ctrl::WorkerParts;
 use crate::subsystem::{Subsystem, Wake};
@@ -45,9 +47,11 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let lanes = workers::factory(&config.nvme, kind)?;
     let signals = Signals::install().context("cannot install signal handlers")?;
     let subsystem = Subsystem::new(namespaces, !config.further_sockets.is_empty());
-    let mut server = Server::new(&config, &subsystem, &lanes.into())?;
+    let parts = WorkerParts { lanes, laboratory: Arc::default() };
+    let faults = faults(&config, &parts.laboratory)?;
+    let mut server = Server::new(&config, &subsystem, &parts)?;
     if let Some(path) = &config.control {
-        server.attendant = Some(Attendant::open(path, &subsystem, &server.waker)?);
+        server.attendant = Some(Attendant::open(path, &subsystem, &faults, &server.waker)?);
         log::info!("control socket: {}", path.display());
     }
     for socket in config.sockets() {
@@ -60,6 +64,15 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     logging::begin();
     server.serve(&signals);
     Ok(server.farewell())
+}
+
+/// The fault rules of the configuration, in force before there is a worker.
+fn faults(config: &Config, laboratory: &Arc<Laboratory>) -> Result<Arc<Faults>, ConfigError> {
+    let faults = Faults::new(Arc::clone(laboratory));
+    for rule in &config.faults {
+        faults.add(rule.clone(), Duration::ZERO).map_err(|error| ConfigError::bad_rule(&error))?;
+    }
+    Ok(faults)
 }
 
 /// For whoever started us. That standard output is closed or full is no reason to end.

@@ -1,5 +1,7 @@
 //! What is wrong with the set-up, for the person who typed it: one line with option, value and remedy.
 
+use crate::laboratory::faults::RuleError;
+
 /// A set-up error. Its text is always one line; the exit code is 2 ([`ConfigError::EXIT_CODE`]).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -131,6 +133,12 @@ impl ConfigError {
         }
     }
 
+    /// A fault rule that cannot be.
+    pub fn bad_rule(error: &RuleError) -> Self {
+        let (word, problem, remedy) = error.parts();
+        Self::bad_option("--fault", word, problem, remedy)
+    }
+
     /// A value of a plain option that turned out unusable when it was used (a socket in use, say).
     pub fn bad_option(
         option: &'static str,
@@ -225,6 +233,15 @@ mod tests {
         assert_eq!(
             ConfigError::TooManyNamespaces { given: 300, max: 256 }.to_string(),
             "--nvme-ns: 300 namespaces, at most 256 are possible; leave some out"
+        );
+    }
+
+    #[test]
+    fn a_rule_is_told_of_as_an_option_is() {
+        let error = crate::laboratory::faults::Rule::parse("op=read statsu=IOERR").unwrap_err();
+        assert_eq!(
+            ConfigError::bad_rule(&error).to_string(),
+            "--fault statsu: is no word of a rule; did you mean status?"
         );
     }
 

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use log::LevelFilter;
 
+use crate::laboratory::faults::Rule;
+
 pub use error::ConfigError;
 pub use ns::{Drive, NSID_MAX, NsConfig};
 pub use nvme::NvmeConfig;
@@ -35,6 +37,8 @@ pub struct Config {
     pub further_sockets: Vec<PathBuf>,
     /// The control socket, if there is to be one.
     pub control: Option<PathBuf>,
+    /// Fault rules.
+    pub faults: Vec<Rule>,
     /// The controller.
     pub nvme: NvmeConfig,
     /// The namespaces in the order of their ids; at least one.
@@ -144,6 +148,7 @@ impl Config {
             listen,
             further_sockets: Vec::new(),
             control: None,
+            faults: Vec::new(),
             namespaces: number(drafts, &nvme)?,
             nvme,
             log,
@@ -163,6 +168,21 @@ impl Config {
     /// The same with a control socket, or without one.
     pub fn with_control(self, control: Option<PathBuf>) -> Self {
         Self { control, ..self }
+    }
+
+    /// The same with these fault rules.
+    ///
+    /// # Errors
+    /// The first that cannot be.
+    pub fn with_faults(self, rules: &[OsString]) -> Result<Self, ConfigError> {
+        let rule = |text: &OsString| {
+            let text = text.to_str().ok_or_else(|| {
+                ConfigError::bad_option("--fault", text, "is not UTF-8 text", "write it in UTF-8")
+            })?;
+            Rule::parse(text).map_err(|error| ConfigError::bad_rule(&error))
+        };
+        let faults = rules.iter().map(rule).collect::<Result<_, _>>()?;
+        Ok(Self { faults, ..self })
     }
 
     /// The sockets of all controllers; the first may be inherited.

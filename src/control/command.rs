@@ -34,6 +34,8 @@ pub struct Arg {
     pub required: bool,
     /// `ctl` takes it without its name.
     pub positional: bool,
+    /// `ctl` takes all words from there on for it.
+    pub rest: bool,
 }
 
 /// Which values an argument takes, and what they are when its command sees them.
@@ -101,7 +103,7 @@ fn integer(text: &str) -> Option<u64> {
 impl Arg {
     /// An argument that may be left out.
     pub const fn new(name: &'static str, kind: Kind, about: &'static str) -> Self {
-        Self { name, kind, about, required: false, positional: false }
+        Self { name, kind, about, required: false, positional: false, rest: false }
     }
 
     /// The same, to be there.
@@ -112,6 +114,11 @@ impl Arg {
     /// The same, also without its name.
     pub const fn positional(self) -> Self {
         Self { positional: true, ..self }
+    }
+
+    /// The same, without its name, and with all words that follow.
+    pub const fn rest(self) -> Self {
+        Self { positional: true, rest: true, ..self }
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::wire::Refusal;
+use crate::laboratory::faults::Faults;
 use crate::nvme_ctrl::Controller;
 use crate::subsystem::{Subsystem, Wake};
 
@@ -19,6 +20,8 @@ pub struct Context {
     pub subsystem: Arc<Subsystem>,
     /// The thread that has the controllers.
     pub thread: Asks,
+    /// The fault rules.
+    pub faults: Arc<Faults>,
     /// When the device began.
     pub started: Instant,
 }

@@ -117,7 +117,13 @@ fn refuse_strangers(hello: &Value) -> Result<(), String> {
 fn arguments(command: &Command, words: &[String]) -> Result<Map<String, Value>, Refusal> {
     let mut args = Map::new();
     let mut places = command.args.iter().filter(|arg| arg.positional);
-    for word in words {
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if let Some(rest) = places.clone().next().filter(|arg| arg.rest) {
+            let all: Vec<&str> = std::iter::once(word).chain(words).map(String::as_str).collect();
+            args.insert(rest.name.to_owned(), all.join(" ").into());
+            break;
+        }
         let flag = word.strip_prefix("--");
         let (name, value) = match (flag, flag.unwrap_or(word).split_once('=')) {
             (Some(flag), None) => (command.arg(flag)?.name, "on"),
@@ -242,6 +248,19 @@ mod tests {
         ] {
             assert_eq!(words(given), Err(text.into()));
         }
+    }
+
+    #[test]
+    fn what_takes_the_rest_takes_it_as_it_is() {
+        const ARGS: &[Arg] = &[
+            Arg::new("action", Kind::Text("what"), "").positional(),
+            Arg::new("rule", Kind::Text("how"), "").rest(),
+        ];
+        let command = Command { args: ARGS, ..COMMAND };
+        let words = ["add", "op=copy", "--action", "action=x y"].map(str::to_owned);
+        let taken = arguments(&command, &words).map(Value::Object);
+        assert_eq!(taken, Ok(json!({ "action": "add", "rule": "op=copy --action action=x y" })));
+        assert_eq!(arguments(&command, &words[..1]).map(Value::Object), Ok(json!({ "action": "add" })));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::command::{Command, Kind};
-use super::commands::{set, status};
+use super::commands::{fault, set, status};
 use super::wire::Refusal;
 
 /// All commands, in the order of help.
@@ -16,6 +16,7 @@ pub const TABLE: &[Command] = &[
     },
     status::COMMAND,
     set::COMMAND,
+    fault::COMMAND,
 ];
 
 /// The command of this name.

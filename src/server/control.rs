@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::port::Port;
 use crate::config::ConfigError;
 use crate::control::{Asks, Context, Control, ControlThread, Job, PortMut};
+use crate::laboratory::faults::Faults;
 use crate::subsystem::{Subsystem, Wake};
 use crate::vfio_user::ListenError;
 
@@ -43,11 +44,17 @@ impl Attendant {
     ///
     /// # Errors
     /// The socket cannot be made, or its thread.
-    pub fn open(path: &Path, subsystem: &Arc<Subsystem>, wake: &Wake) -> anyhow::Result<Self> {
+    pub fn open(
+        path: &Path,
+        subsystem: &Arc<Subsystem>,
+        faults: &Arc<Faults>,
+        wake: &Wake,
+    ) -> anyhow::Result<Self> {
         let (sender, jobs) = sync_channel(JOBS);
         let context = Context {
             subsystem: Arc::clone(subsystem),
             thread: Asks::new(sender, Arc::clone(wake)),
+            faults: Arc::clone(faults),
             started: Instant::now(),
         };
         let socket = Control::open(path, context).map_err(|error| match error.downcast::<ListenError>() {

@@ -12,6 +12,7 @@ mod copy_methods;
 mod copying;
 mod doorbells;
 mod dulbe;
+mod faults;
 mod health;
 mod host_errors;
 mod interrupts;

@@ -1,4 +1,5 @@
 //! The commands, a file each.
 
+pub mod fault;
 pub mod set;
 pub mod status;

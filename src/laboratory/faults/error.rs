@@ -16,6 +16,11 @@ pub struct RuleError {
 const ECHO_MAX: usize = 120;
 
 impl RuleError {
+    /// The word, what is wrong with it, and what to do.
+    pub fn parts(&self) -> (&str, &str, &str) {
+        (&self.word, &self.problem, &self.remedy)
+    }
+
     /// About one word, or what stands for the whole rule.
     pub(super) fn new(word: &str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { word: printable(word), problem: problem.into(), remedy: remedy.into() }

@@ -9,7 +9,7 @@ use crate::laboratory::lands::Lands;
 use crate::laboratory::script::{Edit, Ending, Post};
 
 /// See the module docs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// As it was given, for lists.
     pub(super) text: String,
@@ -21,7 +21,7 @@ pub struct Rule {
 }
 
 /// What a command meets for which a rule fires.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Act {
     /// It does nothing of what it says.
     pub idle: bool,

@@ -11,7 +11,7 @@ use crate::laboratory::gate::Barrier;
 use crate::laboratory::lands::mix;
 
 /// Conditions beside what the command is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct When {
     /// It fires so often at most.
     pub limit: Option<u64>,
