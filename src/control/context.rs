@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::wire::Refusal;
@@ -24,6 +24,8 @@ pub struct Context {
     pub faults: Arc<Faults>,
     /// When the device began.
     pub started: Instant,
+    /// Held by whoever drains the device.
+    pub draining: Mutex<()>,
 }
 
 /// The control thread as a job on it sees it.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::command::{Command, Kind};
-use super::commands::{fault, set, status};
+use super::commands::{drain, fault, inspect, set, stats, status};
 use super::wire::Refusal;
 
 /// All commands, in the order of help.
@@ -17,6 +17,11 @@ pub const TABLE: &[Command] = &[
     status::COMMAND,
     set::COMMAND,
     fault::COMMAND,
+    stats::COMMAND,
+    inspect::COMMAND,
+    drain::DRAIN,
+    drain::RESUME,
+    drain::QUIT,
 ];
 
 /// The command of this name.

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use super::{CachedRead, DiskError, How, IoBuf, Lane, Pieces, Tag, Ways};
+use super::{CachedRead, DiskError, How, IoBuf, Lane, Pieces, ResizeError, Tag, Ways};
 use crate::memory::Transient;
 
 /// One operation on one image. Offsets and lengths in bytes, of any alignment; a range that does not lie
@@ -154,7 +154,7 @@ impl<'a> Handle<'a> {
 /// with. A disk never blocks the thread that submits: what may block it gives to [`Lane::block`]. Several threads submit
 /// to one disk at once, each with its own lane. Flush covers what was completed before, on any lane.
 pub trait Disk: Send + Sync + Debug {
-    /// Length in bytes.
+    /// Length in bytes. Only [`Self::resize`] changes it.
     fn len(&self) -> u64;
     /// No byte at all? (No disk here is.)
     fn is_empty(&self) -> bool {
@@ -199,6 +199,23 @@ pub trait Disk: Send + Sync + Debug {
     fn ways_from(&self, source: &Handle<'_>) -> Ways {
         let _ = source;
         Ways::default()
+    }
+    /// Gives it another length in bytes, a positive multiple of 512, in the caller's time, which it may take. What is added
+    /// reads as zeroes. What is cut off is lost: whoever asks sees to it that no operation is under way there, and that none
+    /// follows. One resize at a time.
+    ///
+    /// # Errors
+    /// Why its length stays what it is.
+    fn resize(&self, len: u64) -> Result<(), ResizeError> {
+        let _ = len;
+        Err(ResizeError::Fixed)
+    }
+    /// Makes all durable that was completed before, as [`Op::Flush`], but in the caller's time, which it may take.
+    ///
+    /// # Errors
+    /// Something may not be.
+    fn sync(&self) -> Result<(), DiskError> {
+        Ok(())
     }
     /// For people: path or kind, as errors and logs name it.
     fn name(&self) -> &str;

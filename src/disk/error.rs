@@ -1,4 +1,4 @@
-//! Why an operation on an image failed.
+//! Why an operation on an image failed, or its length stays what it is.
 
 /// The NVMe status is chosen elsewhere, in one place.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,24 @@ pub enum DiskError {
     /// Write to a read-only image.
     #[error("the image is read-only")]
     ReadOnly,
+}
+
+/// Why an image keeps its length, for people: what is wrong and what to do.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ResizeError {
+    #[error("an image of this kind keeps its length; give it a file or memory")]
+    Fixed,
+    #[error("it was opened for reading only; open it with readonly=off")]
+    ReadOnly,
+    #[error("it has room for {0} bytes at most; make it larger from the start")]
+    NoRoom(u64),
+    #[error("it is a device of {0} bytes; resize that first, then say its new size here")]
+    Device(u64),
+    #[error("direct access asks for a multiple of {0} bytes; give one")]
+    Uneven(u64),
+    #[error("{0}; make room, or allow larger files (ulimit -f)")]
+    Io(#[from] std::io::Error),
 }
 
 impl DiskError {

@@ -24,7 +24,7 @@ mod tests;
 pub use buf::{Buffer, IoBuf, Part, Slab, SplitBuffer};
 pub use contract::{Cached, Disk, Handle, Immediate, Inline, Op, SharedDisk};
 pub use done::{Done, How, Moved, Pieces, Tag, Ways};
-pub use error::DiskError;
+pub use error::{DiskError, ResizeError};
 pub use file::{CacheMode, FileDisk, FileOptions, OpenError, is_same_image};
 pub use lane::{CachedRead, Inbox, Lane, LaneKind, Stop, Work, probe};
 #[cfg(any(test, feature = "testing"))]

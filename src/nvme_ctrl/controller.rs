@@ -19,7 +19,6 @@ use super::gates::Gates;
 use super::queue_table::QueueTable;
 use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
-use super::view::ControllerView;
 use super::worker::WorkerParts;
 use super::workers::{News, Workers};
 use crate::laboratory::{Gate, Laboratory, RegisterEvent, RegisterFate};
@@ -30,6 +29,8 @@ use crate::subsystem::Seat;
 /// See the module docs.
 pub struct Controller {
     config: ControllerConfig,
+    /// MDTS from the next enable on.
+    next_mdts: u8,
     /// Its place in the subsystem, until it goes.
     seat: Seat,
     regs: Registers,
@@ -91,7 +92,8 @@ impl Controller {
             invalid_doorbell: AtomicBool::new(false),
             counters: Counters::default(),
             errors: ErrorLog::default(),
-            limits: Limits { max_transfer: 4096 << config.mdts, ocfs: config.ocfs & crate::copy::OCFS },
+            limits: Limits::new(config.mdts, config.ocfs),
+            paused: AtomicBool::new(false),
         });
         let laboratory = Arc::clone(&parts.laboratory);
         laboratory.watch(Arc::clone(&wake));
@@ -104,6 +106,7 @@ impl Controller {
             admin: Admin::new(&config),
             doorbell_file,
             seat,
+            next_mdts: config.mdts,
             config,
             shared,
             workers,
@@ -377,16 +380,6 @@ impl Controller {
         self.workers.dump();
     }
 
-    /// What it is at, in short.
-    pub fn view(&self) -> ControllerView {
-        ControllerView {
-            cntlid: self.seat.cntlid().get(),
-            enabled: self.regs.cc.en(),
-            ready: self.regs.csts & csts::RDY != 0,
-            fatal: self.regs.csts & csts::CFS != 0,
-        }
-    }
-
     /// Runs something of the admin queue over what it may see of this.
     fn admin(&mut self, run: impl FnOnce(&mut Ctl<'_>)) {
         let memory = self.memory.load_full();
@@ -419,7 +412,10 @@ impl Controller {
         // A namespace that is new here has not been told what the host set for its NSID.
         self.admin.features.apply(&self.shared, self.config.cdfe);
         self.admin.changed.extend(nsids);
-        self.admin(|ctl| admin::report(ctl, Event::NAMESPACE_CHANGED));
+        self.admin(|ctl| {
+            admin::report(ctl, Event::NAMESPACE_CHANGED);
+            admin::report_new_warnings(ctl);
+        });
     }
 
     fn flushed_for(&mut self, asker: Asker, success: bool) {
@@ -438,6 +434,8 @@ impl Controller {
                 }
             }
             Asker::Farewell => self.final_flush = Some(success),
+            // Who asked may have given up.
+            Asker::Outside(answer) => drop(answer.send(success)),
             Asker::Admin(pending) => self.admin(|ctl| admin::acknowledged(ctl, pending, success)),
         }
     }
@@ -495,7 +493,11 @@ impl Controller {
                 self.shared.mps.store(self.regs.cc.mps().into(), Ordering::Relaxed);
                 // Not while a worker still had queues: it would have taken a zero for a tail.
                 self.clear_doorbells();
+                // Whoever enables it has not identified it yet, or does so anew.
+                self.config.mdts = self.next_mdts;
+                self.shared.limits.set_mdts(self.next_mdts);
                 self.begun = true;
+                self.admin.counts.enabled();
                 self.workers.begin(&self.memory);
                 self.admin.queue.start(&queues, &self.shared.doorbells);
                 // EN went from 0 to 1: what was fatal before is over.
@@ -545,5 +547,6 @@ impl Controller {
     }
 }
 
+mod outside;
 #[cfg(test)]
 mod tests;

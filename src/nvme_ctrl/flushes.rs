@@ -3,6 +3,8 @@
 //! A flush answers those who asked before it began; who asks while it is under way waits for the next one,
 //! which all who wait share. So there is one under way and one to come at most, however often a host asks.
 
+use std::sync::mpsc::Sender;
+
 use super::pending::Pending;
 
 /// Who asks for a flush.
@@ -14,6 +16,8 @@ pub enum Asker {
     Farewell,
     /// An admin command.
     Admin(Pending),
+    /// Somebody beside the host, who wants to know whether it succeeded. A later one takes its place too.
+    Outside(Sender<bool>),
 }
 
 /// See the module docs.

@@ -38,7 +38,8 @@ pub(super) fn shared(namespaces: Namespaces, queues: usize) -> Arc<Shared> {
         invalid_doorbell: AtomicBool::new(false),
         counters: Counters::default(),
         errors: ErrorLog::default(),
-        limits: Limits { max_transfer: 4096 << 7, ocfs: crate::copy::OCFS },
+        limits: Limits::new(7, crate::copy::OCFS),
+        paused: AtomicBool::new(false),
     })
 }
 

@@ -18,6 +18,7 @@ mod pending;
 mod queue;
 mod queue_table;
 mod registers;
+mod settings;
 mod shared;
 mod transfer;
 mod view;
@@ -29,6 +30,7 @@ pub use controller::Controller;
 #[cfg(any(test, feature = "testing"))]
 pub use lone::Lone;
 pub use queue::{CompletionQueue, Post, SubmissionQueue};
+pub use settings::Settings;
 pub use shared::InterruptSink;
-pub use view::ControllerView;
-pub use worker::{LaneFactory, Poll, WorkerParts};
+pub use view::{ControllerState, ControllerStats, ControllerView, Counted, WorkerState};
+pub use worker::{Answer, LaneFactory, Poll, WorkerParts};

@@ -155,6 +155,11 @@ impl CompletionQueue {
         self.head
     }
 
+    /// Where the next completion goes.
+    pub fn tail(&self) -> u16 {
+        self.tail
+    }
+
     /// Can another entry be set aside?
     pub fn has_room(&self) -> bool {
         self.reserved < self.size - 1 - self.used()

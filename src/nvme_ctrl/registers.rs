@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use super::view::RegisterState;
 use crate::spec::registers::{Cc, MPSMAX, READY_TIMEOUT, VERSION, cap, csts, offset};
 
 /// What a write to CC asks for. Several may come in one write.
@@ -78,6 +79,21 @@ impl Registers {
     /// Back to power-on values (function level reset).
     pub fn reset(&mut self) {
         *self = Self { cap: self.cap, ..Self::new(0) };
+    }
+
+    /// Their values, for people.
+    pub fn state(&self) -> RegisterState {
+        let Self { cap, cc, csts, aqa, asq, acq, intm } = self;
+        RegisterState {
+            cap: format!("{cap:#018x}"),
+            vs: format!("{VERSION:#010x}"),
+            intm: format!("{intm:#010x}"),
+            cc: format!("{:#010x}", cc.0),
+            csts: format!("{csts:#010x}"),
+            aqa: format!("{aqa:#010x}"),
+            asq: format!("{asq:#018x}"),
+            acq: format!("{acq:#018x}"),
+        }
     }
 
     /// Reads any bytes; what is no register reads as 0.

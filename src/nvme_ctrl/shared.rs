@@ -49,17 +49,61 @@ pub struct Shared {
     pub counters: Counters,
     /// The Error Information log.
     pub errors: ErrorLog,
-    /// Fixed limits.
+    /// What it offers.
     pub limits: Limits,
+    /// No command is fetched until this is over: whoever runs the device wants it drained.
+    pub paused: AtomicBool,
 }
 
-/// Limits that do not change while the device runs.
-#[derive(Clone, Copy, Debug)]
+/// What a controller offers, as Identify Controller says it. Whoever runs the device may change it: commands that are
+/// fetched afterwards are judged by it.
+#[derive(Debug)]
 pub struct Limits {
+    max_transfer: AtomicU64,
+    ocfs: AtomicU16,
+    copy: AtomicBool,
+}
+
+impl Limits {
+    /// `mdts` as in Identify Controller, at least 1; of `ocfs` the formats that there are. Copy is offered.
+    pub fn new(mdts: u8, ocfs: u16) -> Self {
+        let limits =
+            Self { max_transfer: AtomicU64::new(0), ocfs: AtomicU16::new(0), copy: AtomicBool::new(true) };
+        limits.set_mdts(mdts);
+        limits.set_ocfs(ocfs);
+        limits
+    }
+
     /// Largest transfer in bytes (MDTS).
-    pub max_transfer: u64,
+    #[inline]
+    pub fn max_transfer(&self) -> u64 {
+        self.max_transfer.load(Ordering::Relaxed)
+    }
+
+    /// For [`Self::max_transfer`]: 2^mdts pages of 4 KiB.
+    pub fn set_mdts(&self, mdts: u8) {
+        self.max_transfer.store(4096 << mdts.min(20), Ordering::Relaxed);
+    }
+
     /// Copy descriptor formats offered (OCFS).
-    pub ocfs: u16,
+    pub fn ocfs(&self) -> u16 {
+        self.ocfs.load(Ordering::Relaxed)
+    }
+
+    /// For [`Self::ocfs`]; formats that there are not are left out.
+    pub fn set_ocfs(&self, ocfs: u16) {
+        self.ocfs.store(ocfs & crate::copy::OCFS, Ordering::Relaxed);
+    }
+
+    /// Is Copy among the commands (ONCS)?
+    pub fn has_copy(&self) -> bool {
+        self.copy.load(Ordering::Relaxed)
+    }
+
+    /// For [`Self::has_copy`].
+    pub fn set_copy(&self, on: bool) {
+        self.copy.store(on, Ordering::Relaxed);
+    }
 }
 
 impl Shared {
@@ -127,6 +171,10 @@ pub struct Tally {
     pub bytes_written: AtomicU64,
     /// Commands that failed for the medium.
     pub media_errors: AtomicU64,
+    /// Copies, which are counted above too.
+    pub copies: AtomicU64,
+    /// Bytes that they copied.
+    pub bytes_copied: AtomicU64,
 }
 
 impl Tally {
@@ -169,6 +217,8 @@ impl Tally {
     pub fn copied(&self, bytes: u64) {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.wrote(bytes);
+        self.copies.fetch_add(1, Ordering::Relaxed);
+        self.bytes_copied.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 

@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::config::ControllerConfig;
@@ -15,7 +15,8 @@ use super::doorbell_buffers::BufferConfig;
 use super::flushes::{Asker, Flushes};
 use super::pending::Pending;
 use super::shared::Shared;
-use super::worker::{Fence, FromWorker, Mailbox, ToWorker, Token, Worker, WorkerParts};
+use super::view::WorkerState;
+use super::worker::{Answer, Fence, FromWorker, Mailbox, Reply, ToWorker, Token, Worker, WorkerParts};
 use crate::memory::Epoch;
 
 /// Why an acknowledgement is awaited.
@@ -50,12 +51,16 @@ pub enum News {
 const FENCE_TIME: Duration = Duration::from_millis(100);
 
 /// What a worker was sent and has not acknowledged.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Unanswered {
     reset: bool,
     fence: bool,
     /// There was reason for another fence since.
     fence_again: bool,
+    /// A question about what it has in hand that lies in its mailbox.
+    inspect: Weak<()>,
+    /// A question whether it is drained, likewise.
+    drained: Weak<()>,
 }
 
 /// See the module docs.
@@ -237,6 +242,50 @@ impl Workers {
         }
     }
 
+    /// Has each worker tell `to` what it has in hand, unless it has not taken that question since it was asked last. How
+    /// many there are.
+    pub fn inspect(&mut self, to: &Sender<Answer<WorkerState>>) -> usize {
+        let cntlid = self.shared.cntlid.get();
+        for (index, worker) in self.workers.iter().enumerate() {
+            if let Some(unanswered) = self.unanswered.get_mut(index)
+                && unanswered.inspect.strong_count() == 0
+            {
+                let (reply, in_mailbox) = Reply::new(to.clone(), cntlid, index);
+                unanswered.inspect = in_mailbox;
+                worker.send(ToWorker::Inspect(reply));
+            }
+        }
+        self.workers.len()
+    }
+
+    /// No command is fetched until [`Self::resume`]. Each worker tells `to` when it has none in flight, unless it has
+    /// not taken that question since it was asked last. How many there are.
+    pub fn pause(&mut self, to: &Sender<Answer<()>>) -> usize {
+        self.shared.paused.store(true, Ordering::SeqCst);
+        let cntlid = self.shared.cntlid.get();
+        for (index, worker) in self.workers.iter().enumerate() {
+            if let Some(unanswered) = self.unanswered.get_mut(index)
+                && unanswered.drained.strong_count() == 0
+            {
+                let (reply, in_mailbox) = Reply::new(to.clone(), cntlid, index);
+                unanswered.drained = in_mailbox;
+                worker.send(ToWorker::Drained(reply));
+            }
+        }
+        self.workers.len()
+    }
+
+    /// Commands are fetched again.
+    pub fn resume(&self) {
+        self.shared.paused.store(false, Ordering::SeqCst);
+        self.workers.iter().for_each(Worker::wake);
+    }
+
+    /// What acknowledgements are awaited for, in words; not all of many.
+    pub fn owed(&self) -> Vec<String> {
+        self.awaited.values().take(64).map(|awaited| format!("{awaited:?}")).collect()
+    }
+
     /// Writes what is owed, queues and commands in flight to the log.
     pub fn dump(&self) {
         log::info!("unanswered {:?}, awaited {:?}; {:?}", self.unanswered, self.awaited, self.flushes);
@@ -283,7 +332,7 @@ impl Workers {
     fn fence_one(&mut self, worker: usize) {
         self.unblock_at.get_or_insert_with(|| Instant::now() + FENCE_TIME);
         let Some(unanswered) = self.unanswered.get_mut(worker) else { return };
-        *unanswered = Unanswered { fence: true, fence_again: false, ..*unanswered };
+        (unanswered.fence, unanswered.fence_again) = (true, false);
         let order = self.order;
         let token = self.token(Awaited::Fence(worker));
         self.send_to(worker, ToWorker::Fence(token, order));

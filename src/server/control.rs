@@ -2,8 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::port::Port;
@@ -56,6 +56,7 @@ impl Attendant {
             thread: Asks::new(sender, Arc::clone(wake)),
             faults: Arc::clone(faults),
             started: Instant::now(),
+            draining: Mutex::default(),
         };
         let socket = Control::open(path, context).map_err(|error| match error.downcast::<ListenError>() {
             Ok(error) => ConfigError::Unusable { prefix: "--control: ", text: error.to_string() }.into(),

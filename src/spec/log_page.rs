@@ -19,6 +19,20 @@ pub mod lid {
     pub const EFFECTS: u8 = 0x05;
     /// Feature Identifiers Supported and Effects.
     pub const FEATURE_EFFECTS: u8 = 0x12;
+
+    /// For people: the name of a log page.
+    pub const fn name(lid: u8) -> &'static str {
+        match lid {
+            SUPPORTED => "Supported Log Pages",
+            ERROR => "Error Information",
+            SMART => "SMART / Health Information",
+            FIRMWARE => "Firmware Slot Information",
+            CHANGED_NS => "Changed Attached Namespace List",
+            EFFECTS => "Commands Supported and Effects",
+            FEATURE_EFFECTS => "Feature Identifiers Supported and Effects",
+            _ => "unknown",
+        }
+    }
 }
 
 /// One entry of the Error Information log.
@@ -60,10 +74,18 @@ const _: () = assert!(size_of::<ErrorEntry>() == 64);
 
 /// Bits of Critical Warning, which are also those of Async Event Config that ask for their events.
 pub mod warning {
+    /// Available spare is below its threshold.
+    pub const SPARE: u8 = 1;
     /// The temperature is at or beyond one of its thresholds.
     pub const TEMPERATURE: u8 = 1 << 1;
+    /// The reliability of the subsystem is degraded.
+    pub const RELIABILITY: u8 = 1 << 2;
     /// All media is read-only.
     pub const READ_ONLY: u8 = 1 << 3;
+    /// The backup of volatile memory has failed.
+    pub const BACKUP: u8 = 1 << 4;
+    /// The Persistent Memory Region is read-only or unreliable.
+    pub const PMR: u8 = 1 << 5;
 }
 
 /// SMART / Health Information.

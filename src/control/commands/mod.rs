@@ -1,5 +1,8 @@
 //! The commands, a file each.
 
 pub mod fault;
+pub mod drain;
+pub mod inspect;
 pub mod set;
+pub mod stats;
 pub mod status;

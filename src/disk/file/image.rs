@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "system calls on iovecs; a tap is shown what they point at")]
 
 use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use super::range_locks::{Guard, RangeLocks};
 use super::sync::{SyncTicket, Syncs};
 use super::ways::{self, FileFacts, ImageId, Refusals, Way};
 use crate::disk::sys::{Call, Tap, call};
-use crate::disk::{DiskError, How, Ways};
+use crate::disk::{DiskError, How, ResizeError, Ways};
 
 /// A file that answers EAGAIN or EINTR this often in a row is not going to change its mind.
 pub(in crate::disk) const MAX_AGAIN: u32 = 1000;
@@ -42,8 +43,8 @@ pub(in crate::disk) struct Direct {
 #[derive(Debug)]
 pub(in crate::disk) struct ImageFile {
     file: File,
-    /// Bytes that it had when it was opened.
-    len: u64,
+    /// Bytes that it had when it was opened, or was given since.
+    len: AtomicU64,
     /// Bytes that it has, as far as is known, and at most `len`.
     intact: AtomicU64,
     failures: Failures,
@@ -85,7 +86,7 @@ impl ImageFile {
         ImageFile {
             facts: FileFacts::of(&file),
             writes_wait: OnceLock::new(),
-            len,
+            len: AtomicU64::new(len),
             intact: AtomicU64::new(len),
             failures: Failures::of("an image".into()),
             page_cache,
@@ -127,6 +128,39 @@ impl ImageFile {
 
     pub(in crate::disk) fn id(&self) -> ImageId {
         self.facts.image()
+    }
+
+    /// Bytes that it is to have.
+    pub(in crate::disk) fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Gives the file another length, durably. One that is longer has it before anybody may use it, one that is shorter loses
+    /// nothing that somebody may still use.
+    pub(super) fn resize(&self, len: u64) -> Result<(), ResizeError> {
+        if let Some(align) = self.alignment().filter(|align| !len.is_multiple_of(align.block)) {
+            return Err(ResizeError::Uneven(align.block));
+        }
+        let old = self.len();
+        if self.file.metadata()?.file_type().is_file() {
+            if len < old {
+                self.len.store(len, Ordering::Relaxed);
+            }
+            if let Err(error) = self.file.set_len(len).and_then(|()| self.file.sync_all()) {
+                self.len.store(old, Ordering::Relaxed);
+                return Err(error.into());
+            }
+        } else {
+            // A device has the length that it has.
+            let has = (&self.file).seek(SeekFrom::End(0))?;
+            if len > has {
+                return Err(ResizeError::Device(has));
+            }
+            self.intact.store(len, Ordering::Relaxed);
+        }
+        self.len.store(len, Ordering::Relaxed);
+        self.measure();
+        Ok(())
     }
 
     pub(in crate::disk) fn page_cache(&self) -> &PageCache {
@@ -191,7 +225,7 @@ impl ImageFile {
             How::MemMove | How::ReadWrite { .. } => false,
             How::Offload => ways.offload,
             How::Reflink => ways.reflink.is_some_and(|block| {
-                let to_both_ends = from + len == source.len && at + len == self.len;
+                let to_both_ends = from + len == source.len() && at + len == self.len();
                 let aligned = |n: u64| n.is_multiple_of(block);
                 aligned(from) && aligned(at) && (aligned(len) || to_both_ends)
             }),
@@ -221,7 +255,7 @@ impl ImageFile {
         if let Ok(stat) = statx(&self.file, "", flags, StatxFlags::TYPE | StatxFlags::SIZE)
             && FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile
         {
-            self.intact.store(stat.stx_size.min(self.len), Ordering::Relaxed);
+            self.intact.store(stat.stx_size.min(self.len()), Ordering::Relaxed);
         }
     }
 
@@ -240,7 +274,7 @@ impl ImageFile {
             }
             DiskError::Truncated => {
                 self.measure();
-                let (has, had) = (self.intact(), self.len);
+                let (has, had) = (self.intact(), self.len());
                 let cut = format!(
                     "somebody cut it to {has} of {had} bytes; restore it, what lies behind them is lost"
                 );

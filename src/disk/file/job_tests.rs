@@ -52,7 +52,6 @@ fn image_of(direct: Option<Direct>) -> Image {
     let file = Arc::new(ImageFile::new(file, len, Some(tap.clone()), cache, direct));
     let disk = FileDisk {
         name: "test".to_owned(),
-        len,
         read_only: false,
         unit: Some(512),
         unmaps: true,

@@ -35,14 +35,15 @@ use self::job::FileJob;
 use self::open::Opened;
 use self::unaligned::{Unaligned, fits_memory};
 use super::lane::{Class, Work};
-use super::{Cached, CachedRead, Disk, DiskError, Done, Handle, How, Inline, Lane, Moved, Op, Tag, Ways};
+use super::{
+    Cached, CachedRead, Disk, DiskError, Done, Handle, How, Inline, Lane, Moved, Op, ResizeError, Tag, Ways,
+};
 use crate::memory::Transient;
 
 /// See the module docs.
 #[derive(Debug)]
 pub struct FileDisk {
     name: String,
-    len: u64,
     read_only: bool,
     unit: Option<u64>,
     unmaps: bool,
@@ -67,7 +68,6 @@ impl FileDisk {
         Ok(FileDisk {
             unmaps: options.unmap,
             name,
-            len,
             read_only: options.read_only,
             unit,
             file: Arc::new(image),
@@ -93,7 +93,7 @@ impl FileDisk {
     /// The range of `op`, if it may be done. A file that somebody cut is noticed by what fails and where durability is
     /// promised; from then on no write lengthens it again, which would make zeroes of what is lost.
     fn check(&self, op: &Op) -> Result<(u64, u64), DiskError> {
-        let (offset, len) = op.check(self.len, self.read_only)?;
+        let (offset, len) = op.check(self.file.len(), self.read_only)?;
         let durable = match op {
             Op::Flush => !self.read_only,
             Op::Write { fua: true, .. }
@@ -105,7 +105,7 @@ impl FileDisk {
             self.file.measure();
         }
         // A Flush promises something of all that was written.
-        let end = if durable && matches!(op, Op::Flush) { self.len } else { offset + len };
+        let end = if durable && matches!(op, Op::Flush) { self.file.len() } else { offset + len };
         let fits = || end <= self.file.intact();
         if !fits() {
             // It may have its length again.
@@ -220,7 +220,7 @@ impl FileDisk {
 
 impl Disk for FileDisk {
     fn len(&self) -> u64 {
-        self.len
+        self.file.len()
     }
 
     fn read_only(&self) -> bool {
@@ -278,6 +278,21 @@ impl Disk for FileDisk {
             Some(source) if !self.read_only => self.file.ways_from(source),
             _ => Ways::default(),
         }
+    }
+
+    fn resize(&self, len: u64) -> Result<(), ResizeError> {
+        if self.read_only {
+            return Err(ResizeError::ReadOnly);
+        }
+        self.file.resize(len)
+    }
+
+    fn sync(&self) -> Result<(), DiskError> {
+        if self.read_only || self.file.cache().is_unsafe() {
+            return Ok(());
+        }
+        self.file.syncs().check()?;
+        self.file.sync(self.file.syncs().ticket())
     }
 
     fn name(&self) -> &str {

@@ -10,16 +10,33 @@ mod page_map;
 mod tests;
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::mm::{MprotectFlags, mprotect};
 use vm_memory::VolatileMemory;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::volatile_memory::VolatileSlice;
 
-use super::{Disk, DiskError, Done, Handle, How, Immediate, Inline, IoBuf, Lane, Moved, Op, Tag, Ways};
+use super::{
+    Disk, DiskError, Done, Handle, How, Immediate, Inline, IoBuf, Lane, Moved, Op, ResizeError, Tag, Ways,
+};
 use crate::memory::{LINE, Transient, prefetch};
 use huge_pages::HUGE;
 pub use huge_pages::HugePages;
 use page_map::{GRANULE, PageMap};
+
+/// How many times the length that it began with an image can have.
+const GROWTH: usize = 8;
+
+/// Address space for an image of so many bytes, which may not be used yet, with room to start where a huge page can.
+fn reserve(room: usize) -> io::Result<MmapRegion> {
+    let mapped = if room >= HUGE { room.checked_add(HUGE) } else { Some(room) };
+    let mapped = mapped.ok_or(io::ErrorKind::OutOfMemory)?;
+    // Private, anonymous: reading an untouched page maps the kernel's page of zeroes.
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    MmapRegion::build(None, mapped, libc::PROT_NONE, flags)
+        .map_err(|e| io::Error::other(format!("cannot map {room} bytes of memory: {e}")))
+}
 
 /// Bytes of a read to come that are fetched ahead.
 const AHEAD: usize = 4 * LINE;
@@ -30,7 +47,9 @@ pub struct MemoryDisk {
     region: MmapRegion,
     /// Where in the region the image starts: a huge page could, too.
     start: usize,
-    len: usize,
+    /// Bytes that the image can have. Beyond those that it has, the region is address space alone.
+    room: usize,
+    len: AtomicUsize,
     page: usize,
     /// What has been stored to. Elsewhere the image is all zero, and nobody need look.
     written: PageMap,
@@ -51,26 +70,42 @@ impl MemoryDisk {
     /// # Errors
     /// As there.
     pub fn with_huge_pages(len: u64, huge_pages: HugePages) -> io::Result<Self> {
-        let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
-        let len = usize::try_from(len).map_err(|_| too_large())?;
-        // Room to start where a huge page can.
-        let mapped = if len >= HUGE { len.checked_add(HUGE).ok_or_else(too_large)? } else { len };
-        // Private, anonymous, MAP_NORESERVE: reading an untouched page maps the kernel's page of zeroes.
-        let region = MmapRegion::new(mapped)
-            .map_err(|e| io::Error::other(format!("cannot map {len} bytes of memory: {e}")))?;
+        let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let (region, room) = match len.checked_mul(GROWTH).map(|room| (reserve(room), room)) {
+            Some((Ok(region), room)) => (region, room),
+            // Then it keeps its length, or a smaller one.
+            _ => (reserve(len)?, len),
+        };
         let first = region.as_ptr().addr();
-        let start = if len >= HUGE { first.next_multiple_of(HUGE) - first } else { 0 };
-        huge_pages::advise(region.as_ptr(), mapped, huge_pages);
-        Ok(MemoryDisk {
+        let start = if room >= HUGE { first.next_multiple_of(HUGE) - first } else { 0 };
+        huge_pages::advise(region.as_ptr(), region.size(), huge_pages);
+        let disk = MemoryDisk {
             region,
-            written: PageMap::new(len)?,
-            zeroed: PageMap::new(len)?,
+            written: PageMap::new(room)?,
+            zeroed: PageMap::new(room)?,
             start,
-            len,
+            room,
+            len: AtomicUsize::new(0),
             // SAFETY: no pointer is passed. Linux knows this name on every machine.
             page: unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize,
             read_only: false,
-        })
+        };
+        disk.grow(len)
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot map {len} bytes of memory: {e}")))?;
+        Ok(disk)
+    }
+
+    /// Lends the image memory up to this length, and lets it be used. What it had before it keeps.
+    fn grow(&self, len: usize) -> io::Result<()> {
+        // Whole huge pages, so that the last of them can be one.
+        let unit = if self.room >= HUGE { HUGE } else { self.page };
+        let end = len.next_multiple_of(unit).min(self.region.size() - self.start);
+        let image = self.region.get_slice(self.start, end).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let flags = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: memory of our own mapping gets more rights than it had.
+        unsafe { mprotect(image.ptr_guard_mut().as_ptr().cast(), end, flags)? };
+        self.len.store(len, Ordering::Release);
+        Ok(())
     }
 
     /// The same, refusing writes if `read_only`: it stays all zero.
@@ -78,9 +113,15 @@ impl MemoryDisk {
         MemoryDisk { read_only, ..self }
     }
 
+    /// Acquire: memory that was lent for a new length can be used by whoever has seen that.
+    #[inline]
+    fn image_len(&self) -> usize {
+        self.len.load(Ordering::Acquire)
+    }
+
     /// The bytes `offset..offset + len` of the image.
     fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DiskError> {
-        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+        if offset.checked_add(len).is_none_or(|end| end > self.image_len()) {
             return Err(DiskError::Truncated);
         }
         self.region.get_slice(self.start + offset, len).map_err(|_| DiskError::Truncated)
@@ -242,7 +283,7 @@ impl MemoryDisk {
 
 impl Disk for MemoryDisk {
     fn len(&self) -> u64 {
-        self.len as u64
+        self.image_len() as u64
     }
 
     fn read_only(&self) -> bool {
@@ -268,6 +309,22 @@ impl Disk for MemoryDisk {
 
     fn ways_from(&self, source: &Handle<'_>) -> Ways {
         Ways { memmove: source.get::<MemoryDisk>().is_some(), ..Ways::default() }
+    }
+
+    fn resize(&self, len: u64) -> Result<(), ResizeError> {
+        if self.read_only {
+            return Err(ResizeError::ReadOnly);
+        }
+        let no_room = || ResizeError::NoRoom(self.room as u64);
+        let len = usize::try_from(len).ok().filter(|len| *len <= self.room).ok_or_else(no_room)?;
+        let old = self.image_len();
+        if len >= old {
+            return Ok(self.grow(len)?);
+        }
+        // Should it grow again, it reads as zeroes there: while it can still be reached.
+        let given_back = self.give_back(len, old - len);
+        self.len.store(len, Ordering::Release);
+        given_back.map_err(|error| io::Error::other(error).into())
     }
 
     fn name(&self) -> &str {

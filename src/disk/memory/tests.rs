@@ -29,7 +29,7 @@ fn mapped_pages(disk: &MemoryDisk) -> usize {
 /// Pages of `disk` with these bits in the kernel's page map.
 fn pages_with(disk: &MemoryDisk, bits: u64) -> usize {
     use std::os::unix::fs::FileExt;
-    let pages = disk.len / disk.page;
+    let pages = disk.image_len() / disk.page;
     let map = std::fs::File::open("/proc/self/pagemap").expect("the page map opens");
     let mut bytes = vec![0; pages * 8];
     let first = (disk.region.as_ptr().addr() + disk.start) / disk.page;

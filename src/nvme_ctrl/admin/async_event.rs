@@ -18,5 +18,6 @@ pub(super) fn deliver(ctl: &mut Ctl<'_>) {
             return;
         }
         ctl.admin.events.delivered(event);
+        ctl.admin.counts.event(event);
     }
 }

@@ -26,6 +26,11 @@ impl ChangedNamespaces {
         self.0.extend(nsids);
     }
 
+    /// What it holds, ascending.
+    pub fn nsids(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().copied()
+    }
+
     /// The host has read the log, or is about to look at all namespaces anew, as after a reset.
     pub fn clear(&mut self) {
         self.0.clear();

@@ -11,7 +11,7 @@ use crate::nvme_ctrl::queue_table::QueueTable;
 use crate::nvme_ctrl::shared::{InterruptSink, Shared};
 use crate::nvme_ctrl::transfer;
 use crate::nvme_ctrl::workers::Workers;
-use crate::spec::commands::AdminCommand;
+use crate::spec::commands::{AdminCommand, NvmCommand};
 use crate::spec::registers::Cc;
 use crate::spec::{Outcome, Sqe, Status};
 
@@ -64,6 +64,11 @@ impl Ctl<'_> {
         // Not with mapped doorbells: what would have to be trapped there, to wake a worker, is a plain store.
         command != AdminCommand::DoorbellBuffer
             || (self.config.doorbell_buffers && self.shared.doorbells.page().is_none())
+    }
+
+    /// Has it the I/O command, as it is now?
+    pub fn offers_nvm(&self, command: NvmCommand) -> bool {
+        command != NvmCommand::Copy || self.shared.limits.has_copy()
     }
 
     /// Sends `data` to the host through the command's data pointer.

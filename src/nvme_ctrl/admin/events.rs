@@ -32,15 +32,34 @@ impl Event {
     pub const INVALID_DOORBELL: Self = Self { kind: Kind::Error, info: 0, log: lid::ERROR, asked: 0 };
     /// Invalid Doorbell Write Value.
     pub const INVALID_DOORBELL_VALUE: Self = Self { kind: Kind::Error, info: 1, log: lid::ERROR, asked: 0 };
-    /// NVM Subsystem Reliability: all media is read-only.
-    pub const READ_ONLY: Self =
-        Self { kind: Kind::Smart, info: 0, log: lid::SMART, asked: warning::READ_ONLY as u32 };
-    /// Temperature Threshold.
-    pub const TEMPERATURE: Self =
-        Self { kind: Kind::Smart, info: 1, log: lid::SMART, asked: warning::TEMPERATURE as u32 };
+    /// One for each bit of Critical Warning: NVM Subsystem Reliability, but for the first two, which have their own.
+    pub const WARNINGS: [Self; 6] = [
+        Self::warning(2, warning::SPARE),
+        Self::warning(1, warning::TEMPERATURE),
+        Self::warning(0, warning::RELIABILITY),
+        Self::warning(0, warning::READ_ONLY),
+        Self::warning(0, warning::BACKUP),
+        Self::warning(0, warning::PMR),
+    ];
     /// Attached Namespace Attribute Changed.
     pub const NAMESPACE_CHANGED: Self =
         Self { kind: Kind::Notice, info: 0, log: lid::CHANGED_NS, asked: notice::NAMESPACE };
+
+    const fn warning(info: u8, bit: u8) -> Self {
+        Self { kind: Kind::Smart, info, log: lid::SMART, asked: bit as u32 }
+    }
+
+    /// For people: what it is called.
+    pub const fn name(self) -> &'static str {
+        match (self.kind, self.info) {
+            (Kind::Error, 0) => "Write to Invalid Doorbell Register",
+            (Kind::Error, _) => "Invalid Doorbell Write Value",
+            (Kind::Smart, 0) => "NVM Subsystem Reliability",
+            (Kind::Smart, 1) => "Temperature Threshold",
+            (Kind::Smart, _) => "Spare Below Threshold",
+            (Kind::Notice, _) => "Attached Namespace Attribute Changed",
+        }
+    }
 
     /// DW0 of the completion that reports it.
     pub fn dw0(self) -> u32 {
@@ -68,6 +87,21 @@ impl Events {
             queued: VecDeque::new(),
             masked: Vec::new(),
         }
+    }
+
+    /// Requests outstanding.
+    pub fn requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// What waits for a request, or for a log to be read.
+    pub fn waiting(&self) -> impl Iterator<Item = Event> {
+        self.queued.iter().copied()
+    }
+
+    /// Logs that are to be read before their events are reported again.
+    pub fn unread(&self) -> &[u8] {
+        &self.masked
     }
 
     /// Takes a request back (Abort).
@@ -121,6 +155,8 @@ impl Events {
 mod tests {
     use super::*;
 
+    const TEMPERATURE: Event = Event::WARNINGS[1];
+
     #[test]
     fn events_are_masked_until_their_log_is_read() {
         let mut events = Events::new(3);
@@ -139,9 +175,9 @@ mod tests {
         assert_eq!(events.deliverable(), Some((8, Event::INVALID_DOORBELL_VALUE)));
         events.delivered(Event::INVALID_DOORBELL_VALUE);
         assert!(events.request(9));
-        events.push(Event::TEMPERATURE, !Event::TEMPERATURE.asked);
+        events.push(TEMPERATURE, !TEMPERATURE.asked);
         assert_eq!(events.deliverable(), None, "not asked for");
-        events.push(Event::TEMPERATURE, Event::TEMPERATURE.asked);
-        assert_eq!(events.deliverable(), Some((9, Event::TEMPERATURE)), "another log's");
+        events.push(TEMPERATURE, TEMPERATURE.asked);
+        assert_eq!(events.deliverable(), Some((9, TEMPERATURE)), "another log's");
     }
 }

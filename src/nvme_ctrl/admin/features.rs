@@ -8,8 +8,6 @@ use crate::nvme_ctrl::config::ControllerConfig;
 use crate::nvme_ctrl::shared::Shared;
 use crate::spec::feature as fid;
 
-/// Composite temperature in kelvin, as SMART reports it: a drive at 37 degrees.
-pub(super) const TEMPERATURE: u16 = 310;
 /// WCTEMP in kelvin, the default of the over-temperature threshold.
 pub(super) const WCTEMP: u16 = 343;
 
@@ -108,9 +106,14 @@ impl Features {
         }
     }
 
-    /// Is the temperature at or beyond one of its thresholds?
-    pub(super) fn temperature_warns(&self) -> bool {
-        TEMPERATURE >= self.threshold_over || TEMPERATURE <= self.threshold_under
+    /// Is the temperature, in kelvin, at or beyond one of its thresholds?
+    pub(super) fn temperature_warns(&self, temperature: u16) -> bool {
+        temperature >= self.threshold_over || temperature <= self.threshold_under
+    }
+
+    /// Asynchronous Event Configuration.
+    pub fn async_event(&self) -> u32 {
+        self.async_event
     }
 
     pub(super) fn host_cdfe(&self) -> u16 {

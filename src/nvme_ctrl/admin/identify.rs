@@ -104,10 +104,11 @@ fn identify_controller(ctl: &Ctl<'_>) -> IdentifyController {
     id.nn = ctl.shared.namespaces.load().nn().into();
     // NVMCSA: with AWUN 0 that is nothing: no write of more than one block is atomic.
     let others = oncs::SAVE_SELECT | oncs::TIMESTAMP | oncs::COPY_SINGLE_ATOMICITY;
-    id.oncs = NvmCommand::ALL.iter().fold(others, |bits, command| bits | command.bit()).into();
+    let offered = NvmCommand::ALL.iter().filter(|command| ctl.offers_nvm(**command));
+    id.oncs = offered.fold(others, |bits, command| bits | command.bit()).into();
     // A cache, where there is one; and Flush takes the broadcast NSID.
     id.vwc = u8::from(ctl.shared.has_volatile_cache()) | 3 << 1;
-    id.ocfs = ctl.shared.limits.ocfs.into();
+    id.ocfs = ctl.shared.limits.ocfs().into();
     // SGLs of any alignment, bit bucket, more length than needed.
     id.sgls = (1 | 1 << 16 | 1 << 18).into();
     for (to, from) in id.subnqn.iter_mut().take(223).zip(config.subnqn.bytes()) {

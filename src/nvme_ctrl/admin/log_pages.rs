@@ -17,7 +17,7 @@ pub(super) fn get_log_page(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status
     let len = (numd + 1) * 4;
     let offset = u64::from(sqe.cdw13.get()) << 32 | u64::from(sqe.cdw12.get());
     let csi = (sqe.cdw14.get() >> 24) as u8;
-    if len > ctl.shared.limits.max_transfer || offset % 4 != 0 {
+    if len > ctl.shared.limits.max_transfer() || offset % 4 != 0 {
         return Err(Status::INVALID_FIELD.dnr());
     }
     let data = match log {
@@ -35,6 +35,7 @@ pub(super) fn get_log_page(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status
     let rest = usize::try_from(offset).ok().filter(|offset| *offset < data.len()).map(|at| &data[at..]);
     let rest = rest.ok_or(Status::INVALID_FIELD.dnr())?;
     let reply = ctl.send_data(sqe, &rest[..rest.len().min(len as usize)])?;
+    ctl.admin.counts.log_read(log);
     if sqe.cdw10.get() & RAE == 0 {
         ctl.admin.events.clear(log);
         if log == lid::CHANGED_NS {
@@ -48,7 +49,8 @@ pub(super) fn get_log_page(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status
 fn effects(ctl: &Ctl<'_>) -> Vec<u8> {
     let admin = AdminCommand::ALL.iter().filter(|command| ctl.offers(**command));
     let admin = admin.map(|command| (usize::from(command.opcode()), command.effects()));
-    let nvm = NvmCommand::ALL.iter().map(|command| (256 + usize::from(command.opcode()), command.effects()));
+    let nvm = NvmCommand::ALL.iter().filter(|command| ctl.offers_nvm(**command));
+    let nvm = nvm.map(|command| (256 + usize::from(command.opcode()), command.effects()));
     dwords(1024, admin.chain(nvm))
 }
 

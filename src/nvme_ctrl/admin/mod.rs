@@ -6,6 +6,7 @@
 mod abort;
 mod async_event;
 mod changed;
+mod counts;
 mod ctl;
 mod doorbell_buffer;
 mod events;
@@ -31,6 +32,7 @@ use crate::spec::{Outcome, Sqe, Status};
 pub use ctl::Ctl;
 use ctl::Reply;
 pub use events::Event;
+pub use health::{critical_warning, report_new_warnings};
 pub use keep_alive::KeepAlive;
 use scripted::Held;
 pub use state::Admin;
@@ -220,6 +222,7 @@ fn command(ctl: &mut Ctl<'_>, sqe: &Sqe) -> Result<Reply, Status> {
         return Err(Status::INVALID_FIELD.dnr());
     }
     ctl.admin.keep_alive.touch();
+    ctl.admin.counts.command(sqe.opc);
     let command = AdminCommand::of(sqe.opc).filter(|command| ctl.offers(*command));
     match command.ok_or(Status::INVALID_OPCODE.dnr())? {
         AdminCommand::DeleteSq => queues::delete_sq(ctl, sqe),

@@ -10,6 +10,7 @@ use crate::nvme_ctrl::doorbells::{DoorbellValue, Doorbells, Tick};
 use crate::nvme_ctrl::queue::{CompletionQueue, Post, SubmissionQueue};
 use crate::nvme_ctrl::registers::AdminQueues;
 use crate::nvme_ctrl::shared::InterruptSink;
+use crate::nvme_ctrl::view::AdminQueueState;
 use crate::spec::{Outcome, Sqe};
 
 /// A doorbell has a value that its queue cannot have.
@@ -98,6 +99,19 @@ impl QueuePair {
         let good = tail.take(doorbells.tail(0), |tail| u32::from(tail) < size).is_ok()
             & head.take(doorbells.head(0), |head| cq.set_head(head).is_ok()).is_ok();
         if good { Ok(()) } else { Err(InvalidValue) }
+    }
+
+    /// Where its rings are, while they exist.
+    pub fn state(&self) -> Option<AdminQueueState> {
+        let Rings { sq, cq, tail, head: _ } = self.rings.as_ref()?;
+        Some(AdminQueueState {
+            sq_size: sq.size(),
+            sq_head: sq.head(),
+            sq_tail: tail.value(),
+            cq_size: cq.size(),
+            cq_head: cq.head(),
+            cq_tail: cq.tail(),
+        })
     }
 
     /// When to look at the doorbells without having been told.

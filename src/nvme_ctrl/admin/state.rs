@@ -4,12 +4,14 @@ use std::fmt;
 use std::time::Instant;
 
 use super::changed::ChangedNamespaces;
+use super::counts::Counts;
 use super::events::Events;
 use super::features::Features;
 use super::keep_alive::KeepAlive;
 use super::queue_pair::QueuePair;
 use super::scripted::Scripted;
 use crate::nvme_ctrl::config::ControllerConfig;
+use crate::nvme_ctrl::settings::Health;
 
 /// See the module docs.
 #[derive(Debug)]
@@ -30,6 +32,12 @@ pub struct Admin {
     pub aborts: u8,
     /// Commands that laboratories bend.
     pub scripted: Scripted,
+    /// What the device says of its state.
+    pub health: Health,
+    /// Bits of Critical Warning at the last look: what is new is reported.
+    pub warned: u8,
+    /// What was asked for.
+    pub counts: Counts,
 }
 
 /// For the log: queues and what the host waits for.
@@ -51,11 +59,15 @@ impl Admin {
             started: Instant::now(),
             aborts: 0,
             scripted: Scripted::default(),
+            health: Health::default(),
+            warned: 0,
+            counts: Counts::default(),
         }
     }
 
     /// Controller reset: queues, events and current feature values go.
     pub fn reset(&mut self, config: &ControllerConfig) {
-        *self = Self { started: self.started, ..Self::new(config) };
+        let counts = std::mem::take(&mut self.counts);
+        *self = Self { started: self.started, health: self.health, counts, ..Self::new(config) };
     }
 }

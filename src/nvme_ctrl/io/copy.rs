@@ -14,12 +14,15 @@ use crate::spec::{Outcome, Status};
 
 pub(super) fn copy(cmd: &Submission<'_>) -> Result<Task, Status> {
     let (shared, sqe) = (cmd.shared, cmd.sqe);
+    if !shared.limits.has_copy() {
+        return Err(Status::INVALID_OPCODE.dnr());
+    }
     let command = CopyCommand {
         nsid: sqe.nsid.get(),
         cdw: [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15].map(|dword| dword.get()),
     };
     let capabilities = Capabilities {
-        ocfs: shared.limits.ocfs,
+        ocfs: shared.limits.ocfs(),
         cdfe: shared.cdfe.load(Ordering::SeqCst),
         cntlid: shared.cntlid,
     };

@@ -52,7 +52,7 @@ pub fn now<'a>(context: Context<'a>, sqe: &Sqe, may_try: bool) -> Option<Now<'a>
     };
     let lbas = Lbas { slba: sqe.slba(), nlb: sqe.nlb().count().into() };
     let Extent { data: range, if_allocated } = admit(ns, access, lbas, shared.cntlid).ok()?;
-    if sqe.fuse() != 0 || if_allocated || range.len > shared.limits.max_transfer {
+    if sqe.fuse() != 0 || if_allocated || range.len > shared.limits.max_transfer() {
         return None;
     }
     let len = usize::try_from(range.len).ok()?;

@@ -50,7 +50,7 @@ impl Submission<'_> {
     /// NLB in bytes must not exceed MDTS.
     pub fn check_transfer(&self, ns: &Namespace) -> Result<(), Status> {
         let bytes = u64::from(self.sqe.nlb().count()) << ns.facts.lbads;
-        if bytes > self.shared.limits.max_transfer {
+        if bytes > self.shared.limits.max_transfer() {
             return Err(Status::INVALID_FIELD.dnr());
         }
         Ok(())

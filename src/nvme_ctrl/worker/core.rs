@@ -9,7 +9,7 @@ use arc_swap::Cache;
 
 use super::asked::{Aborting, Flushing};
 use super::by_id::ById;
-use super::messages::{FromWorker, Mailbox, Token};
+use super::messages::{FromWorker, Mailbox, Reply, Token};
 use super::rings::{Cq, Sq};
 use super::rotation::Rotation;
 use super::shadow::Shadow;
@@ -65,6 +65,8 @@ pub struct Core {
     pub(super) told: Vec<(u32, Token)>,
     /// The reset to acknowledge.
     pub(super) resetting: Option<Token>,
+    /// Who wants to know when no command is in flight.
+    pub(super) draining: Option<Reply<()>>,
     pub(super) flushing: Option<Flushing>,
     /// Begun up to now, modulo their number.
     pub(super) flushes: u32,
@@ -106,6 +108,7 @@ impl Core {
             bounce: Bounce::default(),
             work: Work::default(),
             resetting: None,
+            draining: None,
             flushing: None,
             flushes: 0,
             off_bus: false,
@@ -139,7 +142,7 @@ impl Core {
 
     /// May it look at its submission queues?
     pub(super) fn may_fetch(&self) -> bool {
-        !self.failed && !self.off_bus
+        !self.failed && !self.off_bus && !self.shared.paused.load(Ordering::Relaxed)
     }
 
     /// After a panic: no queue is touched until a reset, which ends when the lane has done all that it was
@@ -161,6 +164,7 @@ impl Core {
         if let Some(flushing) = self.flushing.take() {
             self.ack(flushing.token, false);
         }
+        self.end_drain();
     }
 
     /// Has the command polled in this turn or the next: once, however many of its operations have ended.
@@ -280,6 +284,7 @@ impl Core {
             labs.over(command.id(), &outcome, None);
         }
         self.end_reset();
+        self.end_drain();
     }
 
     /// The command in slot `index` is over: was it aborted?
@@ -301,6 +306,15 @@ impl Core {
             self.sqs.remove(qid);
             self.rotation.remove(qid);
             self.ack(token, true);
+        }
+    }
+
+    pub(super) fn end_drain(&mut self) {
+        if self.draining.is_some()
+            && self.slots.len() == 0
+            && let Some(reply) = self.draining.take()
+        {
+            reply.send(());
         }
     }
 

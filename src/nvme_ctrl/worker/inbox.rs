@@ -68,6 +68,11 @@ impl Core {
             ToWorker::Flush(token) => self.flush(token),
             ToWorker::Laboratory(change) => change.apply(&mut self.labs),
             ToWorker::Dump => self.dump(),
+            ToWorker::Inspect(reply) => reply.send(self.state()),
+            ToWorker::Drained(reply) => {
+                self.draining = Some(reply.taken());
+                self.end_drain();
+            }
             ToWorker::Stop => self.stopping = true,
         }
     }
@@ -75,6 +80,8 @@ impl Core {
     #[cold]
     fn fence(&mut self, fence: Fence) {
         self.memory.load();
+        // Whoever waits for the end of an older table waits for no doorbell.
+        self.namespaces.load();
         self.shadow.configure(fence.buffers);
         if !fence.bus_master {
             self.off_bus = true;

@@ -1,22 +1,23 @@
 //! What the control thread and its workers tell each other.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Weak};
 
 use crate::laboratory::Change;
 use crate::memory::Epoch;
 use crate::nvme_ctrl::doorbell_buffers::BufferConfig;
 use crate::nvme_ctrl::queue::{CompletionQueue, SubmissionQueue};
+use crate::nvme_ctrl::view::WorkerState;
 
 /// Names a message that wants an acknowledgement.
 pub type Token = u64;
 
 /// Control thread to worker.
 ///
-/// Who makes the control thread send the same again and again does not fill the mailbox of a worker that is
-/// late: of Fence, Reset and Flush the next one is sent when the last one is acknowledged, and the others
-/// answer an admin command or come after a Reset that is acknowledged.
+/// Who makes the control thread send the same again and again does not fill the mailbox of a worker that is late: of
+/// Fence, Reset and Flush the next one is sent when the last one is acknowledged, of Inspect and Drained when the last one
+/// is taken, and the others answer an admin command or come after a Reset that is acknowledged.
 #[derive(Debug)]
 pub enum ToWorker {
     /// Queues that are created from now on, until the next Reset, belong to this epoch.
@@ -42,6 +43,10 @@ pub enum ToWorker {
     Laboratory(Change),
     /// Describe queues and commands in flight in the log.
     Dump,
+    /// Describe them to whoever asks.
+    Inspect(Reply<WorkerState>),
+    /// Answer when no command is in flight. One that was to be answered before is dropped.
+    Drained(Reply<()>),
     /// End the thread once nothing is in flight.
     Stop,
 }
@@ -56,6 +61,46 @@ pub struct Fence {
     pub bus_master: bool,
     /// Doorbell Buffer Config: queues use these buffers, if they can be found in guest memory.
     pub buffers: Option<BufferConfig>,
+}
+
+/// What a worker answers.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// CNTLID of its controller.
+    pub cntlid: u16,
+    /// Which of its workers, from 0.
+    pub worker: usize,
+    /// The answer.
+    pub what: T,
+}
+
+/// The way of an answer to whoever asked, past the control thread. Who asked waits for it no longer than they like.
+#[derive(Debug)]
+pub struct Reply<T> {
+    to: Sender<Answer<T>>,
+    cntlid: u16,
+    worker: usize,
+    /// As long as this lives the question lies in the mailbox, and there is no other of its kind.
+    _question: Option<Arc<()>>,
+}
+
+impl<T> Reply<T> {
+    /// For the answer of this worker. Also what lives as long as the worker has not taken the question.
+    pub fn new(to: Sender<Answer<T>>, cntlid: u16, worker: usize) -> (Self, Weak<()>) {
+        let question = Arc::new(());
+        let in_mailbox = Arc::downgrade(&question);
+        (Self { to, cntlid, worker, _question: Some(question) }, in_mailbox)
+    }
+
+    /// The worker has taken the question, and answers later.
+    pub fn taken(self) -> Self {
+        Self { _question: None, ..self }
+    }
+
+    /// Sends the answer. Who asked may have given up.
+    pub fn send(self, what: T) {
+        let _ = self.to.send(Answer { cntlid: self.cntlid, worker: self.worker, what });
+    }
 }
 
 /// Worker to control thread.

@@ -15,6 +15,7 @@ mod flushing;
 mod held;
 mod idle;
 mod inbox;
+mod inspect;
 mod interrupt;
 mod messages;
 mod moderation;
@@ -46,7 +47,7 @@ use crate::memory;
 pub use self::core::Core;
 pub use self::idle::{IdlePolicy, Look, Poll};
 use self::messages::Messages;
-pub use self::messages::{Fence, FromWorker, Mailbox, ToWorker, Token};
+pub use self::messages::{Answer, Fence, FromWorker, Mailbox, Reply, ToWorker, Token};
 use self::sleeper::Sleeper;
 
 /// Makes a lane; called on the worker's own thread, which is the only one that may use it.
@@ -145,8 +146,12 @@ impl Worker {
         }
     }
 
-    /// Ends a system call in which the thread waits, if it does. It never should, but a client's eventfd can
-    /// make it.
+    /// Has the thread look at all there is, whether it sleeps or not.
+    pub fn wake(&self) {
+        self.inbox.waker.wake();
+    }
+
+    /// Ends a system call in which the thread waits, if it does. It never should, but a client's eventfd can make it.
     pub fn unblock(&self) {
         if let Some(thread) = &self.thread {
             memory::unblock(thread);

@@ -1,34 +1,17 @@
-//! `set`: other limits and another policy for a namespace, while it is used.
-//!
-//! All of a request happens, or nothing. Hosts that asked for it (feature 0Bh) get the event Attached
-//! Namespace Attribute Changed and find the namespace in log 04h; commands that were fetched before end under
-//! the old values.
+//! What can be set of a namespace. Hosts that asked for it (feature 0Bh) get the event Attached Namespace Attribute Changed
+//! and find the namespace in log 04h; commands that were fetched before end under the old values.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::control::command::{Arg, Command, Kind};
+use super::broken;
 use crate::control::context::Context;
 use crate::control::views::NamespaceView;
 use crate::control::wire::{Refusal, Request};
 use crate::namespace::{Method, Namespace, Namespaces, Overlap};
 
-/// The row of the table.
-pub const COMMAND: Command = Command {
-    name: "set",
-    about: "Change limits and policy of a namespace",
-    args: &[
-        Arg::new("nsid", Kind::Number(1, 0xffff_fffe), "The namespace").required(),
-        Arg::new("mssrl", Kind::Number(0, 0xffff), "Copy: most blocks in one source range; 0 if broken"),
-        Arg::new("mcl", Kind::Number(0, 0xffff_ffff), "Copy: most blocks in one command; 0 if broken"),
-        Arg::new("msrc", Kind::Number(0, 0xff), "Copy: most source ranges in one command, 0-based"),
-        Arg::new("copy_overlap", Kind::Word(&Overlap::WORDS), "Copy onto its own sources, formats 0h and 1h"),
-        Arg::new("copy_method", Kind::Word(&Method::WORDS), "The best way that a Copy may take"),
-        Arg::new("readonly", Kind::Switch, "Writes are refused"),
-        Arg::new("allow", Kind::Word(&["broken"]), "Take values that no device may have"),
-    ],
-    run: |context, request, _| set(context, request),
-};
+/// The arguments.
+pub(super) const NAMES: &[&str] = &["mssrl", "mcl", "msrc", "copy_overlap", "copy_method", "readonly"];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,9 +26,14 @@ struct Args {
     allow: Option<String>,
 }
 
-fn set(context: &Context, request: &Request) -> Result<Value, Refusal> {
+pub(super) fn set(context: &Context, request: &Request) -> Result<Value, Refusal> {
     let args: Args = request.args()?;
-    args.check()?;
+    let allow = args.allow.as_deref();
+    for (name, zero) in [("mssrl", args.mssrl == Some(0)), ("mcl", args.mcl == Some(0))] {
+        if zero {
+            broken(allow, name, "0", "1 or more")?;
+        }
+    }
     let mut changed = None;
     context.subsystem.change(|namespaces| {
         let ns = args.apply(find(namespaces, args.nsid)?)?;
@@ -56,27 +44,6 @@ fn set(context: &Context, request: &Request) -> Result<Value, Refusal> {
 }
 
 impl Args {
-    fn check(&self) -> Result<(), Refusal> {
-        let nothing = self.mssrl.is_none()
-            && self.mcl.is_none()
-            && self.msrc.is_none()
-            && self.copy_overlap.is_none()
-            && self.copy_method.is_none()
-            && self.readonly.is_none();
-        if nothing {
-            let names: Vec<_> = COMMAND.args.iter().map(|arg| arg.name).collect();
-            return Err(Refusal::new("nothing is to be set", names.join(", ")));
-        }
-        let zero = [("mssrl", self.mssrl == Some(0)), ("mcl", self.mcl == Some(0))];
-        match zero.iter().find(|(_, zero)| *zero && self.allow.is_none()) {
-            Some((name, _)) => Err(Refusal::new(
-                format!("{name} cannot be 0: no device may have that limit"),
-                format!("{name}: 1 or more; or allow=broken, for hosts that must survive it"),
-            )),
-            None => Ok(()),
-        }
-    }
-
     /// `ns` with these values.
     fn apply(&self, ns: &Namespace) -> Result<Namespace, Refusal> {
         let mut ns = ns.clone();
