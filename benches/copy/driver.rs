@@ -2,16 +2,17 @@
 //!
 //! It comes in two kinds. Where the time of Copies is measured, host and worker are one thread which is now the one, now
 //! the other: whom their wake-ups of each other would cost more than a short Copy, and how much, depends on the host and
-//! is not what is asked (`vfio-user-nvme bench --rw copy` measures that). Where reads run beside a Copy the worker has
+//! is not what is asked (`vfio-user-nvme-bench --rw copy` measures that). Where reads run beside a Copy the worker has
 //! its own thread, and the host sleeps until it is interrupted.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use nvme_host::ctrl::{ADMIN_ENTRIES, CC_EN, CC_LINUX, reg};
+use nvme_host::nvme::{self, Range, io};
+use nvme_host::ring::{CqRing, SqRing};
+use nvme_host::{Memory, Rng, Sqe};
 use rustix::event::EventfdFlags;
 use vfio_user_nvme::disk::SharedDisk;
 use vfio_user_nvme::disk::{Lane, LaneKind};
@@ -20,7 +21,7 @@ use vfio_user_nvme::namespace::{CopyLimits, CopyPolicy, Identity, Method, Namesp
 use vfio_user_nvme::nvme_ctrl::{Controller, ControllerConfig, InterruptSink, Lone, Poll};
 use vfio_user_nvme::subsystem::Subsystem;
 
-const RAM: u64 = 16 << 20;
+const RAM: usize = 16 << 20;
 const ASQ: u64 = 0;
 const ACQ: u64 = 0x1000;
 /// Of queue pair 1; the second's is the page behind.
@@ -51,12 +52,11 @@ impl InterruptSink for Bell {
 /// Two queue pairs: one for Copies, one for reads beside them. One worker serves both.
 pub struct Driver {
     device: Device,
-    ram: File,
-    /// The memfd mapped: completions are seen here as a guest would see them.
-    map: *mut u8,
+    /// Guest memory, at guest address 0.
+    memory: Memory,
     _space: DmaSpace,
-    admin: (u16, u16),
     pairs: [Pair; 2],
+    dice: Rng,
 }
 
 /// What the host is connected to.
@@ -77,28 +77,17 @@ pub enum Host {
 }
 
 struct Pair {
-    qid: u16,
-    tail: u16,
-    head: u16,
-    phase: bool,
+    /// Register of the submission queue's doorbell; the completion queue's is 4 bytes on.
+    doorbell: u64,
+    sq: SqRing,
+    cq: CqRing,
 }
 
 impl Pair {
     fn new(qid: u16) -> Self {
-        Self { qid, tail: 0, head: 0, phase: true }
-    }
-
-    fn sq(&self) -> u64 {
-        SQ + PAGE * u64::from(self.qid - 1)
-    }
-
-    fn cq(&self) -> u64 {
-        CQ + PAGE * u64::from(self.qid - 1)
-    }
-
-    /// The register of the submission queue's doorbell; the completion queue's is 4 bytes on.
-    fn doorbell(&self) -> u64 {
-        0x1000 + 8 * u64::from(self.qid)
+        let page = PAGE * u64::from(qid - 1);
+        let (sq, cq) = (SqRing::new(SQ + page, ENTRIES), CqRing::new(CQ + page, ENTRIES));
+        Self { doorbell: reg::DOORBELLS + 8 * u64::from(qid), sq, cq }
     }
 }
 
@@ -125,11 +114,9 @@ pub struct Copy {
 impl Driver {
     /// A device whose namespace 1 is `disk`.
     pub fn new(disk: SharedDisk, lbads: u8, engine: LaneKind, method: Method, host: Host) -> Self {
-        let ram = File::from(memfd());
-        ram.set_len(RAM).expect("size of guest memory");
-        let map = map(&ram);
+        let (memory, file) = Memory::shared(RAM, false).expect("guest memory");
         let mut space = DmaSpace::new(DmaLimits::default(), Arc::new(|| {}));
-        space.map(0, RAM, Rights::READ_WRITE, 0, Some(ram.as_fd())).expect("DMA map");
+        space.map(0, RAM as u64, Rights::READ_WRITE, 0, Some(file.as_fd())).expect("DMA map");
         let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };
         let ns = Namespace::new(1, disk, lbads, limits, Identity::default())
             .with_policy(CopyPolicy { method, ..CopyPolicy::default() });
@@ -138,13 +125,13 @@ impl Driver {
         let device = match host {
             Host::Lone => {
                 let engine = Lane::new(engine).expect("engine");
-                let lone =
-                    Lone::new(namespaces, space.epoch(), engine, pairs[0].sq(), pairs[0].cq(), ENTRIES);
+                let [Pair { sq, cq, .. }, _] = &pairs;
+                let lone = Lone::new(namespaces, space.epoch(), engine, sq.base, cq.base, ENTRIES);
                 Device::Lone(Box::new(lone))
             }
             Host::Threaded => threaded(namespaces, &space, engine),
         };
-        let mut this = Self { device, ram, map, _space: space, admin: (0, 0), pairs };
+        let mut this = Self { device, memory, _space: space, pairs, dice: Rng::numbered(0) };
         if host == Host::Threaded {
             this.enable();
         }
@@ -152,14 +139,18 @@ impl Driver {
     }
 
     fn enable(&mut self) {
-        self.register(0x24, &0x001f_001f_u32.to_le_bytes());
-        self.register(0x28, &ASQ.to_le_bytes());
-        self.register(0x30, &ACQ.to_le_bytes());
-        self.register(0x14, &0x0046_0001_u32.to_le_bytes());
-        for (qid, page) in [(1, 0), (2, PAGE)] {
-            let size = u32::from(ENTRIES - 1) << 16 | qid;
-            self.admin_command(0x05, CQ + page, size, 1 << 16 | 3); // contiguous, interrupt vector 1
-            self.admin_command(0x01, SQ + page, size, qid << 16 | 1);
+        let last = u32::from(ADMIN_ENTRIES - 1);
+        self.register(reg::AQA, &(last << 16 | last).to_le_bytes());
+        self.register(reg::ASQ, &ASQ.to_le_bytes());
+        self.register(reg::ACQ, &ACQ.to_le_bytes());
+        self.register(reg::CC, &(CC_LINUX | CC_EN).to_le_bytes());
+        let mut admin = (SqRing::new(ASQ, ADMIN_ENTRIES), CqRing::new(ACQ, ADMIN_ENTRIES));
+        for qid in [1, 2] {
+            let Pair { sq, cq, .. } = &self.pairs[usize::from(qid) - 1];
+            let create_cq = nvme_host::Host::create_cq_sqe(qid, ENTRIES, cq.base, Some(1));
+            let create_sq = nvme_host::Host::create_sq_sqe(qid, ENTRIES, sq.base, qid);
+            self.admin_command(&mut admin, create_cq);
+            self.admin_command(&mut admin, create_sq);
         }
     }
 
@@ -174,21 +165,13 @@ impl Driver {
         self.controller().bar_write(offset, bytes);
     }
 
-    fn admin_command(&mut self, opc: u8, prp1: u64, cdw10: u32, cdw11: u32) {
-        let mut sqe = [0; 64];
-        sqe[0] = opc;
-        sqe[24..32].copy_from_slice(&prp1.to_le_bytes());
-        sqe[40..44].copy_from_slice(&cdw10.to_le_bytes());
-        sqe[44..48].copy_from_slice(&cdw11.to_le_bytes());
-        let (tail, head) = self.admin;
-        self.ram.write_all_at(&sqe, ASQ + 64 * u64::from(tail)).expect("admin command");
-        self.admin = (tail + 1, head + 1);
-        self.register(0x1000, &u32::from(tail + 1).to_le_bytes());
+    fn admin_command(&mut self, (sq, cq): &mut (SqRing, CqRing), sqe: Sqe) {
+        sq.push(&self.memory, &sqe.0);
+        self.register(reg::DOORBELLS, &u32::from(sq.tail).to_le_bytes());
         loop {
             self.controller().on_messages();
-            let status = self.status(ACQ, head);
-            if status & 1 == 1 {
-                assert_eq!(status >> 1, 0, "admin command {opc:#x}");
+            if let Some(done) = cq.take(&self.memory) {
+                assert_eq!(done.status(), 0, "an admin command failed");
                 return;
             }
         }
@@ -243,7 +226,6 @@ impl Driver {
         let mut sent = vec![start; usize::from(depth)];
         let mut latencies = Vec::new();
         let mut over = None;
-        let mut dice = 0x9e37_79b9_7f4a_7c15_u64;
         loop {
             if over.is_none() && !copying && start.elapsed() >= span {
                 over = Some(start.elapsed());
@@ -252,9 +234,9 @@ impl Driver {
                 Some(elapsed) if free.len() == usize::from(depth) => return Reads { latencies, elapsed },
                 None if !free.is_empty() => {
                     while let Some(slot) = free.pop() {
-                        dice = dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                        let slba = self.dice.below(blocks);
                         sent[usize::from(slot)] = Instant::now();
-                        self.submit_read(slot, (dice >> 24) % blocks);
+                        self.submit_read(slot, slba);
                     }
                     self.ring(READS);
                 }
@@ -289,9 +271,9 @@ impl Driver {
     fn ring(&mut self, pair: usize) {
         let pair = &self.pairs[pair];
         match &mut self.device {
-            Device::Lone(lone) => lone.ring(pair.tail),
+            Device::Lone(lone) => lone.ring(pair.sq.tail),
             Device::Threaded(controller, _) => {
-                controller.bar_write(pair.doorbell(), &u32::from(pair.tail).to_le_bytes());
+                controller.bar_write(pair.doorbell, &u32::from(pair.sq.tail).to_le_bytes());
             }
         }
     }
@@ -299,9 +281,9 @@ impl Driver {
     fn acknowledge(&mut self, pair: usize) {
         let pair = &self.pairs[pair];
         match &mut self.device {
-            Device::Lone(lone) => lone.acknowledge(pair.head),
+            Device::Lone(lone) => lone.acknowledge(pair.cq.head),
             Device::Threaded(controller, _) => {
-                controller.bar_write(pair.doorbell() + 4, &u32::from(pair.head).to_le_bytes());
+                controller.bar_write(pair.doorbell + 4, &u32::from(pair.cq.head).to_le_bytes());
             }
         }
     }
@@ -318,66 +300,25 @@ impl Driver {
 
     fn submit(&mut self, slot: u16, copy: &Copy) {
         let list = LISTS + u64::from(slot) * LIST;
-        let mut bytes = vec![0; copy.ranges.len() * 32];
-        for (entry, (slba, nlb)) in bytes.chunks_exact_mut(32).zip(&copy.ranges) {
-            entry[8..16].copy_from_slice(&slba.to_le_bytes());
-            entry[16..18].copy_from_slice(&((nlb - 1) as u16).to_le_bytes());
+        let ranges = copy.ranges.iter().map(|(slba, blocks)| Range::new(*slba, *blocks).bytes(0));
+        for (at, range) in (list as usize..).step_by(32).zip(ranges) {
+            self.memory.write_array(at, &range);
         }
-        self.put(list, &bytes);
-        let mut sqe = [0; 64];
-        sqe[0] = 0x19;
-        sqe[2..4].copy_from_slice(&slot.to_le_bytes());
-        sqe[4] = 1;
-        sqe[24..32].copy_from_slice(&list.to_le_bytes());
         // 256 ranges are two pages, which PRP2 names as the second page.
-        sqe[32..40].copy_from_slice(&(list + 4096).to_le_bytes());
-        sqe[40..48].copy_from_slice(&copy.sdlba.to_le_bytes());
-        sqe[48..52].copy_from_slice(&(copy.ranges.len() as u32 - 1).to_le_bytes());
-        self.push(COPIES, &sqe);
+        let sqe = nvme::copy(1, copy.sdlba, copy.ranges.len(), 0).cid(slot).prp(list, list + PAGE);
+        self.pairs[COPIES].sq.push(&self.memory, &sqe.0);
     }
 
     fn submit_read(&mut self, slot: u16, slba: u64) {
-        let mut sqe = [0; 64];
-        sqe[0] = 0x02;
-        sqe[2..4].copy_from_slice(&slot.to_le_bytes());
-        sqe[4] = 1;
-        sqe[24..32].copy_from_slice(&(PAGES + PAGE * u64::from(slot)).to_le_bytes());
-        sqe[40..48].copy_from_slice(&slba.to_le_bytes());
-        self.push(READS, &sqe);
-    }
-
-    fn push(&mut self, pair: usize, sqe: &[u8; 64]) {
-        let (sq, tail) = (self.pairs[pair].sq(), self.pairs[pair].tail);
-        self.put(sq + 64 * u64::from(tail), sqe);
-        self.pairs[pair].tail = (tail + 1) % ENTRIES;
+        let data = PAGES + PAGE * u64::from(slot);
+        let sqe = Sqe::new(io::READ).cid(slot).nsid(1).lba(slba, 1).prp(data, 0);
+        self.pairs[READS].sq.push(&self.memory, &sqe.0);
     }
 
     fn take(&mut self, pair: usize) -> Option<u16> {
-        let (cq, head) = (self.pairs[pair].cq(), self.pairs[pair].head);
-        let status = self.status(cq, head);
-        let pair = &mut self.pairs[pair];
-        if (status & 1 == 1) != pair.phase {
-            return None;
-        }
-        assert_eq!(status >> 1, 0, "a command failed");
-        pair.head = (head + 1) % ENTRIES;
-        pair.phase ^= pair.head == 0;
-        Some(self.half(cq + 16 * u64::from(head) + 12))
-    }
-
-    fn status(&self, cq: u64, index: u16) -> u16 {
-        self.half(cq + 16 * u64::from(index) + 14)
-    }
-
-    fn half(&self, at: u64) -> u16 {
-        // SAFETY: inside the mapping of RAM bytes, aligned to 2; the worker writes it atomically as part of a dword.
-        unsafe { AtomicU16::from_ptr(self.map.add(at as usize).cast()) }.load(Ordering::Acquire)
-    }
-
-    fn put(&self, at: u64, bytes: &[u8]) {
-        assert!(at + bytes.len() as u64 <= RAM);
-        // SAFETY: inside the mapping; the worker reads it only after the doorbell.
-        unsafe { self.map.add(at as usize).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        let done = self.pairs[pair].cq.take(&self.memory)?;
+        assert_eq!(done.status(), 0, "a command failed");
+        Some(done.cid())
     }
 }
 
@@ -427,25 +368,4 @@ pub fn method() -> Method {
         Ok("bounce") => Method::Bounce,
         _ => Method::Auto,
     }
-}
-
-fn memfd() -> OwnedFd {
-    rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd")
-}
-
-fn map(file: &File) -> *mut u8 {
-    use rustix::mm::{MapFlags, ProtFlags, mmap};
-    // SAFETY: a fresh mapping of our own file, kept until the process ends.
-    unsafe {
-        mmap(
-            std::ptr::null_mut(),
-            RAM as usize,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED,
-            file,
-            0,
-        )
-    }
-    .expect("mmap")
-    .cast()
 }

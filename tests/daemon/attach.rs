@@ -259,10 +259,10 @@ fn accesses_outside_a_region_harm_nobody() {
         b.resize(16 + body, 0);
         let a = c.ask(cmd::REGION_WRITE, &b, &[]);
         assert!(a.not_done(), "write of {count} with {body} bytes: {a:?}");
-        c = Client::attach_when_free_after(a, c, &d);
+        c = Client::attach_when_free_after(a, c, &d.socket());
         let a = c.region_read(BAR0, 0, count.max(2 << 20));
         assert!(a.not_done(), "read of {count}: {a:?}");
-        c = Client::attach_when_free_after(a, c, &d);
+        c = Client::attach_when_free_after(a, c, &d.socket());
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::host::client::BAR0;
-use crate::host::ctrl::{Bells, CFS, reg};
+use crate::host::ctrl::{CFS, reg};
 use crate::host::le::{u16_at, u32_at};
 use crate::host::nvme::{self, admin, io, st};
 use crate::host::storm::Storm;
@@ -98,8 +98,8 @@ fn queues_before_and_after() {
         h.admin(config(shadow, events)).ok();
         let now = h.ram.read(shadow, 4096);
         for q in 1..=2u16 {
-            assert_eq!(u32_at(&now, 8 * usize::from(q)), u32::from(h.sqs[&q].tail), "SQ {q}");
-            assert_eq!(u32_at(&now, 8 * usize::from(q) + 4), u32::from(h.cqs[&q].head), "CQ {q}");
+            assert_eq!(u32_at(&now, 8 * usize::from(q)), u32::from(h.sqs[&q].ring.tail), "SQ {q}");
+            assert_eq!(u32_at(&now, 8 * usize::from(q) + 4), u32::from(h.cqs[&q].ring.head), "CQ {q}");
         }
         h.bells = Bells::Shadow(h.ram.page(shadow), h.ram.page(events));
         storm::run(&mut h, &mut nss, &storm(&[1, 2], 600), &mut rng);
@@ -147,7 +147,7 @@ fn the_shadow_is_the_truth() {
     h.use_shadow_doorbells();
     flush(&mut h, 1);
     let cid = h.queue(1, Sqe::new(io::FLUSH).nsid(1));
-    let tail = h.sqs[&1].tail;
+    let tail = h.sqs[&1].ring.tail;
     for value in [tail, tail + 1, 0] {
         h.client.post(BAR0, reg::DOORBELLS + 8, &u32::from(value).to_le_bytes());
         std::thread::sleep(SOON);
@@ -157,7 +157,7 @@ fn the_shadow_is_the_truth() {
     h.wait(1, cid).ok();
     // 31:16 are reserved.
     let cid = h.queue(1, Sqe::new(io::FLUSH).nsid(1));
-    let tail = u32::from(h.sqs[&1].tail);
+    let tail = u32::from(h.sqs[&1].ring.tail);
     let Bells::Shadow(shadow, _) = &h.bells else { unreachable!() };
     shadow.word(2).store(0xabcd_0000 | tail, Ordering::Release);
     h.client.post(BAR0, reg::DOORBELLS + 8, &tail.to_le_bytes());
@@ -187,8 +187,8 @@ fn hostile_values() {
     let mut aer = h.submit(0, Sqe::new(admin::AER));
     flush(&mut h, 1);
     for (word, bad) in [(2, 16), (2, 0xffff), (2, 0x1234_ffff), (3, 16), (3, 9), (3, 0xffff_ffff)] {
-        let tail = u32::from(h.sqs[&1].tail);
-        let head = u32::from(h.cqs[&1].head);
+        let tail = u32::from(h.sqs[&1].ring.tail);
+        let head = u32::from(h.cqs[&1].ring.head);
         let Bells::Shadow(shadow, _) = &h.bells else { unreachable!() };
         let good = shadow.word(word).swap(bad, Ordering::AcqRel);
         // A head is looked at when there is something to fetch.
@@ -217,7 +217,7 @@ fn hostile_values() {
     let before = d.resident();
     let stop = AtomicBool::new(false);
     let Bells::Shadow(shadow, _) = std::mem::replace(&mut h.bells, Bells::Registers) else { unreachable!() };
-    let (sq, cq) = (u32::from(h.sqs[&1].tail), u32::from(h.cqs[&1].head));
+    let (sq, cq) = (u32::from(h.sqs[&1].ring.tail), u32::from(h.cqs[&1].ring.head));
     std::thread::scope(|s| {
         s.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -272,10 +272,13 @@ fn memory_of_the_buffers_goes() {
             h.bells = Bells::Registers;
             storm::run(&mut h, &mut nss, &storm(&[1, 2], 60), &mut rng);
             for (q, sq) in &h.sqs {
-                other.page(p.iova).word(2 * usize::from(*q)).store(sq.tail.into(), Ordering::Release);
+                other.page(p.iova).word(2 * usize::from(*q)).store(sq.ring.tail.into(), Ordering::Release);
             }
             for (q, cq) in &h.cqs {
-                other.page(p.iova).word(2 * usize::from(*q) + 1).store(cq.head.into(), Ordering::Release);
+                other
+                    .page(p.iova)
+                    .word(2 * usize::from(*q) + 1)
+                    .store(cq.ring.head.into(), Ordering::Release);
             }
             map(&mut h);
         }
@@ -424,7 +427,7 @@ fn mapped_doorbells() {
         assert_eq!(h.rung, 0, "not one message");
         // Messages go to the same memory, both ways.
         let at = |index: u64| reg::DOORBELLS + 4 * index;
-        let tail = u32::from(h.sqs[&2].tail);
+        let tail = u32::from(h.sqs[&2].ring.tail);
         assert_eq!(h.client.r32(at(4)), tail);
         let cid = h.queue(2, Sqe::new(io::FLUSH).nsid(1));
         h.client.w32(at(4), (tail + 1) % 16);

@@ -24,7 +24,7 @@ fn told(d: &Daemon, words: &[&str]) -> String {
 fn memory_that_is_not_shared_is_named() {
     let d = Daemon::start("");
     let mut h = Host::attach(&d);
-    h.ram.write(h.sqs[&0].base, &[0; 64]);
+    h.ram.write(h.sqs[&0].ring.base, &[0; 64]);
     h.doorbell(0, 1);
     let line = told(&d, &["WARN", "share=on"]);
     assert!(line.contains("shared=on"), "cloud-hypervisor's word: {line}");

@@ -160,7 +160,7 @@ fn full_completion_queue_holds_back() {
         let mut ns = Ns::identify(&mut h, 1);
         h.fill(1, &mut ns, 9);
         for (cq, sqs) in [(1u16, vec![1u16]), (2, vec![2, 3])] {
-            let room = usize::from(h.cqs[&cq].size) - 1;
+            let room = usize::from(h.cqs[&cq].ring.size) - 1;
             let mut want = Vec::new();
             for i in 0..60u64 {
                 let sq = sqs[i as usize % sqs.len()];
@@ -423,7 +423,7 @@ fn a_fence_at_any_moment_is_answered() {
             assert!(matches!(a, Answer::Done(..)));
             let cid = h.queue(1, Host::rw(io::READ, &ns, 0, 1).data(&data));
             let mut body = access(BAR0, reg::DOORBELLS + 8, 4).to_vec();
-            body.extend(u32::from(h.sqs[&1].tail).to_le_bytes());
+            body.extend(u32::from(h.sqs[&1].ring.tail).to_le_bytes());
             let mut packet = message(0, cmd::REGION_WRITE, NO_REPLY, &body);
             let reads = rng.below(30);
             for _ in 0..reads {

@@ -292,7 +292,7 @@ fn reset_while_io_is_in_flight() {
         }
         h.ring_sq(1);
         h.ring_sq(2);
-        let cq = [h.cqs[&1].base, h.cqs[&2].base];
+        let cq = [h.cqs[&1].ring.base, h.cqs[&2].ring.base];
         if round % 2 == 0 {
             h.disable();
         } else {

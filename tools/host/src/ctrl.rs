@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::client::{BAR0, CONFIG, irq};
-use super::le::{u16_at, u32_at};
-use super::nvme::{admin, io};
+use super::le::u32_at;
+use super::nvme::admin;
 use super::ram::PAGE;
-use super::{Answer, Client, Cqe, DEADLINE, Daemon, Data, Ns, Page, Ram, Sqe};
+use super::ring::{CqRing, SqRing};
+use super::{Answer, Bells, Client, Cqe, DEADLINE, Daemon, Ram, Sqe};
 
 pub mod reg {
     pub const CAP: u64 = 0x00;
@@ -37,37 +37,28 @@ pub const CFS: u32 = 2;
 pub const ADMIN_ENTRIES: u16 = 32;
 
 pub struct Cq {
-    pub base: u64,
-    pub size: u16,
-    pub head: u16,
-    phase: bool,
+    pub ring: CqRing,
     /// Interrupt vector, or polled.
     pub vector: Option<u16>,
 }
 
 pub struct Sq {
-    pub base: u64,
-    pub size: u16,
-    pub tail: u16,
+    pub ring: SqRing,
     /// As the controller last reported it.
     pub head: u16,
     pub cqid: u16,
 }
 
-/// How doorbells are rung.
-pub enum Bells {
-    /// By messages.
-    Registers,
-    /// Doorbell Buffer Config: shadow doorbells, event indices. The admin queue goes by messages.
-    Shadow(Page, Page),
-    /// By plain stores to the mapped registers.
-    Mapped(Page),
+impl Cq {
+    fn new(base: u64, size: u16, vector: Option<u16>) -> Cq {
+        Cq { ring: CqRing::new(base, size), vector }
+    }
 }
 
-/// Does a doorbell that goes from `old` to `new` have to be rung in BAR0? As the specification's hosts decide it.
-pub fn must_ring(new: u32, old: u32, event: u32) -> bool {
-    let (new, old, event) = (new as u16, old as u16, event as u16);
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+impl Sq {
+    fn new(base: u64, size: u16, cqid: u16) -> Sq {
+        Sq { ring: SqRing::new(base, size), head: 0, cqid }
+    }
 }
 
 pub struct Host {
@@ -212,8 +203,8 @@ impl Host {
         self.client.w32(reg::AQA, n << 16 | n);
         self.client.w64(reg::ASQ, sq);
         self.client.w64(reg::ACQ, cq);
-        self.cqs.insert(0, new_cq(cq, ADMIN_ENTRIES, Some(0)));
-        self.sqs.insert(0, new_sq(sq, ADMIN_ENTRIES, 0));
+        self.cqs.insert(0, Cq::new(cq, ADMIN_ENTRIES, Some(0)));
+        self.sqs.insert(0, Sq::new(sq, ADMIN_ENTRIES, 0));
     }
 
     // Queues.
@@ -255,7 +246,7 @@ impl Host {
 
     pub fn create_cq_at(&mut self, qid: u16, size: u16, vector: Option<u16>, base: u64) {
         self.admin(Host::create_cq_sqe(qid, size, base, vector)).ok();
-        self.cqs.insert(qid, new_cq(base, size, vector));
+        self.cqs.insert(qid, Cq::new(base, size, vector));
     }
 
     pub fn create_sq(&mut self, qid: u16, size: u16, cqid: u16) {
@@ -265,7 +256,7 @@ impl Host {
 
     pub fn create_sq_at(&mut self, qid: u16, size: u16, cqid: u16, base: u64) {
         self.admin(Host::create_sq_sqe(qid, size, base, cqid)).ok();
-        self.sqs.insert(qid, new_sq(base, size, cqid));
+        self.sqs.insert(qid, Sq::new(base, size, cqid));
     }
 
     pub fn delete_sq(&mut self, qid: u16) -> Cqe {
@@ -286,17 +277,9 @@ impl Host {
     }
 
     pub fn doorbell(&mut self, index: u64, value: u32) {
-        match &self.bells {
-            Bells::Mapped(page) => return page.word(index as usize).store(value, Ordering::Release),
-            Bells::Shadow(shadow, events) if index >= 2 => {
-                let old = shadow.word(index as usize).swap(value, Ordering::AcqRel);
-                fence(Ordering::SeqCst);
-                let event = events.word(index as usize).load(Ordering::Relaxed);
-                if !must_ring(value, old, event) {
-                    return;
-                }
-            }
-            _ => {}
+        let of_admin = index < 2 && matches!(self.bells, Bells::Shadow(..));
+        if !of_admin && !self.bells.ring(index as usize, value) {
+            return;
         }
         self.rung += 1;
         let at = reg::DOORBELLS + 4 * index;
@@ -308,18 +291,18 @@ impl Host {
     }
 
     pub fn ring_sq(&mut self, qid: u16) {
-        let tail = self.sqs[&qid].tail;
+        let tail = self.sqs[&qid].ring.tail;
         self.doorbell(2 * u64::from(qid), u32::from(tail));
     }
 
     pub fn ring_cq(&mut self, qid: u16) {
-        let head = self.cqs[&qid].head;
+        let head = self.cqs[&qid].ring.head;
         self.doorbell(2 * u64::from(qid) + 1, u32::from(head));
     }
 
     pub fn room(&self, qid: u16) -> bool {
         let q = &self.sqs[&qid];
-        (q.tail + 1) % q.size != q.head
+        (q.ring.tail + 1) % q.ring.size != q.head
     }
 
     /// Puts an entry into the queue without ringing; returns its CID.
@@ -334,8 +317,7 @@ impl Host {
         let cid = self.next_cid;
         assert!(self.room(qid), "SQ {qid} is full");
         let q = self.sqs.get_mut(&qid).unwrap();
-        self.ram.write(q.base + 64 * u64::from(q.tail), &sqe.cid(cid).0);
-        q.tail = (q.tail + 1) % q.size;
+        q.ring.push(&self.ram, &sqe.cid(cid).0);
         self.in_flight.insert((qid, cid));
         cid
     }
@@ -350,25 +332,12 @@ impl Host {
 
     /// Is there an entry the host has not taken? Changes nothing.
     pub fn pending(&self, cqid: u16) -> bool {
-        let q = &self.cqs[&cqid];
-        let at = q.base + 16 * u64::from(q.head);
-        (u16_at(&self.ram.read(at + 14, 2), 0) & 1 != 0) == q.phase
+        self.cqs[&cqid].ring.pending(&self.ram)
     }
 
     /// Takes the next entry of a CQ, without ringing its doorbell, whatever it says.
     pub fn take_entry(&mut self, cqid: u16) -> Option<Cqe> {
-        if !self.pending(cqid) {
-            return None;
-        }
-        let q = self.cqs.get_mut(&cqid).unwrap();
-        // A second look for the rest: the phase bit was read alone, first.
-        let c = Cqe::parse(&self.ram.read(q.base + 16 * u64::from(q.head), 16));
-        q.head += 1;
-        if q.head == q.size {
-            q.head = 0;
-            q.phase = !q.phase;
-        }
-        Some(c)
+        Some(self.cqs.get_mut(&cqid).unwrap().ring.take(&self.ram)?.cqe(&self.ram))
     }
 
     /// Takes the next entry of a CQ, without ringing its doorbell.
@@ -378,9 +347,9 @@ impl Host {
         assert!(self.in_flight.remove(&key), "a completion nobody waits for: {c:?}");
         let s = self.sqs.get_mut(&c.sqid).unwrap();
         assert_eq!(s.cqid, cqid, "{c:?} in the wrong CQ");
-        assert!(c.sqhd < s.size, "{c:?}");
-        let (old, new, tail) = (s.head, c.sqhd, s.tail);
-        let step = |to: u16| (to + s.size - old) % s.size;
+        let (old, new, tail, size) = (s.head, c.sqhd, s.ring.tail, s.ring.size);
+        assert!(new < size, "{c:?}");
+        let step = |to: u16| (to + size - old) % size;
         assert!(step(new) <= step(tail), "SQHD {new} is not between {old} and {tail}: {c:?}");
         s.head = new;
         assert!(self.done.insert(key, c).is_none());
@@ -475,9 +444,10 @@ impl Host {
                 return self.done.remove(&k).unwrap();
             }
             if start.elapsed() > DEADLINE {
-                let held: Vec<_> = cqids.iter().map(|q| (q, self.pending(*q), &self.cqs[q].head)).collect();
+                let held: Vec<_> =
+                    cqids.iter().map(|q| (q, self.pending(*q), self.cqs[q].ring.head)).collect();
                 let sqs: Vec<_> =
-                    self.sqs.iter().map(|(k, q)| (k, q.head, q.tail, self.outstanding(*k))).collect();
+                    self.sqs.iter().map(|(k, q)| (k, q.head, q.ring.tail, self.outstanding(*k))).collect();
                 panic!("nothing completes any more: CQs {held:?}, SQs (head, tail, outstanding) {sqs:?}");
             }
             if n == 0 {
@@ -511,158 +481,6 @@ impl Host {
     pub fn admin(&mut self, sqe: Sqe) -> Cqe {
         self.exec(0, sqe)
     }
-
-    // Admin commands.
-
-    /// Doorbell Buffer Config with fresh pages, used from now on. As Linux: zeroed first.
-    pub fn use_shadow_doorbells(&mut self) -> (u64, u64) {
-        let (shadow, events) = (self.ram.pages(1), self.ram.pages(1));
-        self.admin(Sqe::new(admin::DOORBELL_BUFFER).prp(shadow, events)).ok();
-        self.bells = Bells::Shadow(self.ram.page(shadow), self.ram.page(events));
-        (shadow, events)
-    }
-
-    pub fn identify_sqe(&mut self, cns: u8, nsid: u32) -> (Sqe, Data) {
-        let d = Data::prp(&mut self.ram, 4096);
-        d.put(&self.ram, &[0xee; 4096]);
-        let s = Sqe::new(admin::IDENTIFY).nsid(nsid).cdw(10, u32::from(cns)).data(&d);
-        (s, d)
-    }
-
-    #[track_caller]
-    pub fn identify(&mut self, cns: u8, nsid: u32) -> Vec<u8> {
-        let mark = self.ram.mark();
-        let (s, d) = self.identify_sqe(cns, nsid);
-        self.admin(s).is(0, &format!("Identify {cns:#x} of {nsid}"));
-        let v = d.get(&self.ram);
-        self.ram.release(mark);
-        v
-    }
-
-    pub fn identify_status(&mut self, cns: u8, nsid: u32) -> u16 {
-        let mark = self.ram.mark();
-        let (s, _) = self.identify_sqe(cns, nsid);
-        let c = self.admin(s);
-        self.ram.release(mark);
-        c.status
-    }
-
-    pub fn log_sqe(lid: u8, nsid: u32, offset: u64, data: &Data) -> Sqe {
-        let dwords = data.len() as u32 / 4 - 1;
-        Sqe::new(admin::GET_LOG)
-            .nsid(nsid)
-            .cdw(10, (dwords & 0xffff) << 16 | u32::from(lid))
-            .cdw(11, dwords >> 16)
-            .cdw(12, offset as u32)
-            .cdw(13, (offset >> 32) as u32)
-            .data(data)
-    }
-
-    pub fn log(&mut self, lid: u8, nsid: u32, offset: u64, len: usize) -> (Cqe, Vec<u8>) {
-        let mark = self.ram.mark();
-        let d = Data::prp(&mut self.ram, len);
-        d.put(&self.ram, &vec![0xee; len]);
-        let c = self.admin(Host::log_sqe(lid, nsid, offset, &d));
-        let v = d.get(&self.ram);
-        self.ram.release(mark);
-        (c, v)
-    }
-
-    #[track_caller]
-    pub fn set_feature(&mut self, fid: u8, cdw11: u32) -> Cqe {
-        self.admin(Sqe::new(admin::SET_FEATURES).cdw(10, u32::from(fid)).cdw(11, cdw11))
-    }
-
-    #[track_caller]
-    pub fn get_feature(&mut self, fid: u8) -> Cqe {
-        self.admin(Sqe::new(admin::GET_FEATURES).cdw(10, u32::from(fid)))
-    }
-
-    /// Host Behavior Support: the 512 bytes.
-    pub fn host_behavior(&mut self) -> Vec<u8> {
-        let mark = self.ram.mark();
-        let d = Data::prp(&mut self.ram, 512);
-        self.admin(Sqe::new(admin::GET_FEATURES).cdw(10, 0x16).data(&d)).ok();
-        let v = d.get(&self.ram);
-        self.ram.release(mark);
-        v
-    }
-
-    /// Enables Copy descriptor formats (bit n = format n) through Set Features 16h.
-    pub fn set_cdfe(&mut self, mask: u16) -> Cqe {
-        let mut b = [0; 512];
-        b[4..6].copy_from_slice(&mask.to_le_bytes());
-        let mark = self.ram.mark();
-        let d = Data::prp(&mut self.ram, 512);
-        d.put(&self.ram, &b);
-        let c = self.admin(Sqe::new(admin::SET_FEATURES).cdw(10, 0x16).data(&d));
-        self.ram.release(mark);
-        c
-    }
-
-    pub fn cdfe(&mut self) -> u16 {
-        u16_at(&self.host_behavior(), 4)
-    }
-
-    // I/O commands.
-
-    /// Runs a command that moves `bytes` to the device.
-    #[track_caller]
-    pub fn send(&mut self, qid: u16, sqe: Sqe, bytes: &[u8]) -> Cqe {
-        let mark = self.ram.mark();
-        let d = Data::prp(&mut self.ram, bytes.len());
-        d.put(&self.ram, bytes);
-        let c = self.exec(qid, sqe.data(&d));
-        self.ram.release(mark);
-        c
-    }
-
-    pub fn rw(opcode: u8, ns: &Ns, slba: u64, blocks: u32) -> Sqe {
-        Sqe::new(opcode).nsid(ns.nsid).lba(slba, blocks)
-    }
-
-    /// Writes a pattern and notes it in the shadow.
-    #[track_caller]
-    pub fn write(&mut self, qid: u16, ns: &mut Ns, slba: u64, blocks: u32, salt: u64) {
-        let bytes = ns.pattern(slba, blocks, salt);
-        self.send(qid, Host::rw(io::WRITE, ns, slba, blocks), &bytes)
-            .is(0, &format!("write {slba}+{blocks}"));
-        if !ns.shadow.is_empty() {
-            ns.set(slba, &bytes);
-        }
-    }
-
-    /// Fills the whole namespace.
-    #[track_caller]
-    pub fn fill(&mut self, qid: u16, ns: &mut Ns, salt: u64) {
-        let step = (128 * 1024 / ns.lba) as u64;
-        let mut at = 0;
-        while at < ns.nsze {
-            let n = step.min(ns.nsze - at);
-            self.write(qid, ns, at, n as u32, salt);
-            at += n;
-        }
-    }
-
-    #[track_caller]
-    pub fn read(&mut self, qid: u16, ns: &Ns, slba: u64, blocks: u32) -> Vec<u8> {
-        let mark = self.ram.mark();
-        let len = ns.lba * blocks as usize;
-        let d = Data::prp(&mut self.ram, len);
-        d.put(&self.ram, &vec![0xee; len]);
-        self.exec(qid, Host::rw(io::READ, ns, slba, blocks).data(&d)).is(0, &format!("read {slba}+{blocks}"));
-        let v = d.get(&self.ram);
-        self.ram.release(mark);
-        v
-    }
-}
-
-fn new_cq(base: u64, size: u16, vector: Option<u16>) -> Cq {
-    Cq { base, size, head: 0, phase: true, vector }
-}
-
-fn new_sq(base: u64, size: u16, cqid: u16) -> Sq {
-    Sq { base, size, tail: 0, head: 0, cqid }
 }
 
 /// Offset of a PCI capability. Fails on a list that runs in a circle.

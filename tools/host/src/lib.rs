@@ -5,26 +5,36 @@
 
 #![allow(missing_docs, reason = "a toolbox for tests: what a name does not say stands beside it")]
 
+mod admin;
+pub mod bells;
+mod blocks;
 pub mod client;
 pub mod control;
 pub mod ctrl;
 pub mod daemon;
 pub mod data;
+pub mod identify;
 pub mod le;
+pub mod link;
+pub mod memory;
 pub mod ns;
 pub mod nvme;
 pub mod page;
 pub mod place;
 pub mod program;
 pub mod ram;
+pub mod ring;
 pub mod rng;
 pub mod storm;
+pub mod wire;
 
+pub use bells::Bells;
 pub use client::{Answer, Client};
 pub use control::Control;
 pub use ctrl::Host;
 pub use daemon::Daemon;
 pub use data::{Data, Prp, Sgl};
+pub use memory::Memory;
 pub use ns::Ns;
 pub use nvme::{Cqe, Sqe};
 pub use page::Page;

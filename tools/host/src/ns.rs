@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use super::le::{u16_at, u32_at, u64_at};
-use super::{Host, Rng};
+use super::Rng;
+use super::identify::NsFacts;
 
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ns {
@@ -25,27 +25,16 @@ pub struct Ns {
 }
 
 impl Ns {
-    /// From Identify; the shadow is all zeroes, as a fresh namespace is.
-    pub fn identify(host: &mut Host, nsid: u32) -> Ns {
-        let mut ns = Ns::facts(host, nsid);
-        assert!(ns.nsze * ns.lba as u64 <= 64 << 20, "too large for a shadow of every block");
-        ns.shadow = vec![0; ns.nsze as usize * ns.lba];
-        ns
-    }
-
-    /// As [`Ns::identify`] without the shadow.
-    pub fn facts(host: &mut Host, nsid: u32) -> Ns {
-        let id = host.identify(0, nsid);
-        let format = usize::from(id[26] & 0xf);
-        let lbaf = u32_at(&id, 128 + 4 * format);
-        assert_eq!(lbaf & 0xffff, 0, "metadata");
+    /// Without a shadow.
+    pub fn new(nsid: u32, facts: &NsFacts) -> Ns {
+        assert_eq!(facts.ms, 0, "metadata");
         Ns {
             nsid,
-            lba: 1 << (lbaf >> 16 & 0xff),
-            nsze: u64_at(&id, 0),
-            mssrl: u32::from(u16_at(&id, 74)),
-            mcl: u32_at(&id, 76),
-            ranges: usize::from(id[80]) + 1,
+            lba: 1 << facts.lbads,
+            nsze: facts.nsze,
+            mssrl: u32::from(facts.mssrl),
+            mcl: facts.mcl,
+            ranges: usize::from(facts.msrc) + 1,
             shadow: Vec::new(),
             trimmed: BTreeSet::new(),
         }
@@ -109,19 +98,6 @@ impl Ns {
                 );
             }
             self.trimmed.remove(&b);
-        }
-    }
-
-    /// Reads every block through the device.
-    #[track_caller]
-    pub fn verify(&mut self, host: &mut Host, qid: u16) {
-        let step = (128 * 1024 / self.lba) as u64;
-        let mut at = 0;
-        while at < self.nsze {
-            let n = step.min(self.nsze - at) as u32;
-            let got = host.read(qid, self, at, n);
-            self.check(at, &got);
-            at += u64::from(n);
         }
     }
 

@@ -1,39 +1,39 @@
-//! A mapped page of doorbells, as a driver sees it: plain stores and loads, at full speed.
-#![allow(unsafe_code, reason = "maps a file and touches it through atomics, as a guest touches its memory")]
+//! A page of doorbells, as a driver sees it: plain stores and loads, at full speed.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use super::memory::{Memory, PAGE};
 
-const SIZE: usize = 4096;
-
-pub struct Page(*mut u8);
-
-// SAFETY: only atomics reach the mapping.
-unsafe impl Send for Page {}
-// SAFETY: as above.
-unsafe impl Sync for Page {}
-
-impl Page {
-    pub fn map(fd: BorrowedFd<'_>, offset: u64) -> Page {
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: the kernel chooses the address.
-        let base = unsafe { mmap(std::ptr::null_mut(), SIZE, prot, MapFlags::SHARED, fd, offset) };
-        Page(base.expect("map a page").cast())
-    }
-
-    /// Doorbell `index`: 2 q is the tail of SQ q, 2 q + 1 the head of CQ q.
-    pub fn word(&self, index: usize) -> &AtomicU32 {
-        assert!(index < SIZE / 4);
-        // SAFETY: inside the mapping, aligned.
-        unsafe { AtomicU32::from_ptr(self.0.add(4 * index).cast()) }
-    }
+/// Doorbells in mapped memory.
+#[derive(Clone, Debug)]
+pub struct Page {
+    memory: Arc<Memory>,
+    /// Offset of the first.
+    at: usize,
 }
 
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own.
-        unsafe { munmap(self.0.cast(), SIZE) }.expect("unmap");
+impl Page {
+    /// A mapping of its own of one page of a file.
+    pub fn map(fd: BorrowedFd<'_>, offset: u64) -> Page {
+        let memory = Memory::map(fd, offset, PAGE).expect("map a page");
+        Page::within(Arc::new(memory), 0)
+    }
+
+    /// What lies at `at` in a mapping that is there.
+    pub fn within(memory: Arc<Memory>, at: usize) -> Page {
+        Page { memory, at }
+    }
+
+    /// So many are mapped.
+    pub fn words(&self) -> usize {
+        (self.memory.size() - self.at) / 4
+    }
+
+    /// Doorbell `index`: where they lie side by side, 2 q is the tail of SQ q, 2 q + 1 the head of CQ q.
+    #[inline]
+    pub fn word(&self, index: usize) -> &AtomicU32 {
+        self.memory.word(self.at + 4 * index)
     }
 }

@@ -122,7 +122,18 @@ impl Ram {
     /// Bytes past a truncated end read as zeroes.
     pub fn read(&self, iova: u64, len: usize) -> Vec<u8> {
         let mut v = vec![0; len];
-        self.each(iova, len, |off, r| {
+        self.read_into(iova, &mut v);
+        v
+    }
+
+    pub fn read_array<const N: usize>(&self, iova: u64) -> [u8; N] {
+        let mut v = [0; N];
+        self.read_into(iova, &mut v);
+        v
+    }
+
+    fn read_into(&self, iova: u64, v: &mut [u8]) {
+        self.each(iova, v.len(), |off, r| {
             let mut part = &mut v[r];
             let mut off = off;
             while !part.is_empty() {
@@ -135,6 +146,5 @@ impl Ram {
                 }
             }
         });
-        v
     }
 }

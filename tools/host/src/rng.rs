@@ -14,6 +14,12 @@ impl Rng {
         Rng(1)
     }
 
+    /// The same series for the same number, whatever the environment says.
+    pub fn numbered(n: u64) -> Rng {
+        Rng(n)
+    }
+
+    #[inline]
     #[expect(clippy::should_implement_trait, reason = "it has no end, so it is no iterator")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -24,8 +30,9 @@ impl Rng {
     }
 
     /// A number in `0..n`; `n` must not be 0.
+    #[inline]
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
 
     /// A number in `low..=high`.
