@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use log::LevelFilter;
 
+use crate::disk::LaneKind;
 use crate::laboratory::faults::Rule;
 
 pub use error::ConfigError;
@@ -56,25 +57,12 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// How files are read and written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Aio {
-    /// `io_uring` where the kernel allows it, else `threads`.
-    #[default]
-    Auto,
-    /// `io_uring`, or refuse to start.
-    IoUring,
-    /// A pool of threads that block.
-    Threads,
-}
-
-impl Aio {
-    fn parse(given: &OsStr) -> Result<Self, value::Reject> {
-        match given.to_str() {
-            Some("auto") => Ok(Self::Auto),
-            Some("io_uring") => Ok(Self::IoUring),
-            Some("threads") => Ok(Self::Threads),
-            _ => Err(value::Reject::new("must be auto, io_uring or threads")),
-        }
+fn aio(given: &OsStr) -> Result<LaneKind, value::Reject> {
+    match given.to_str() {
+        Some("auto") => Ok(LaneKind::Auto),
+        Some("io_uring") => Ok(LaneKind::IoUring),
+        Some("threads") => Ok(LaneKind::Threads),
+        _ => Err(value::Reject::new("must be auto, io_uring or threads")),
     }
 }
 

@@ -9,8 +9,8 @@ use super::error::ConfigError;
 use super::nvme::{NOT_YET, NvmeConfig, THE_VMMS, properties};
 use super::table::{Default as Def, NotOurs, Property, Table};
 use super::value::{self, Reject};
-use super::{Aio, identity};
-use crate::disk::{CacheMode, HugePages};
+use super::{aio, identity};
+use crate::disk::{CacheMode, HugePages, LaneKind};
 use crate::namespace::{CopyPolicy, Method, Overlap};
 
 /// Largest nsid and most namespaces, as in QEMU.
@@ -62,7 +62,7 @@ pub struct NsConfig {
     /// The image is locked against other processes.
     pub locking: bool,
     /// The engine for this image.
-    pub aio: Aio,
+    pub aio: LaneKind,
     /// What pages memory may lie on; nothing to a file.
     pub hugepages: HugePages,
     /// How the image is cached; of no meaning for memory.
@@ -90,7 +90,7 @@ pub(super) struct NsDraft {
     eui64: Option<[u8; 8]>,
     readonly: bool,
     locking: bool,
-    aio: Option<Aio>,
+    aio: Option<LaneKind>,
     hugepages: Option<HugePages>,
     cache: CacheMode,
     discard: bool,
@@ -367,7 +367,7 @@ pub(super) const TABLE: Table<NsDraft> = Table {
             |d, v| { d.locking = value::switch(v)?; Ok(()) };
         "aio" = "auto|io_uring|threads", Def::Derived("that of --nvme"), "threads",
             "How this image is read and written",
-            |d, v| { d.aio = Some(Aio::parse(v)?); Ok(()) };
+            |d, v| { d.aio = Some(aio(v)?); Ok(()) };
         "hugepages" = "auto|off", Def::Derived("auto"), "off",
             "Memory: huge pages for each 2 MiB of which an eighth was written, or none",
             |d, v| { d.hugepages = Some(huge_pages(v)?); Ok(()) };
@@ -482,7 +482,7 @@ mod tests {
                 eui64: identity::eui64("S", 1),
                 readonly: false,
                 locking: true,
-                aio: Aio::Threads,
+                aio: LaneKind::Threads,
                 hugepages: HugePages::Auto,
                 cache: CacheMode::Writeback,
                 discard: true,
@@ -515,7 +515,7 @@ mod tests {
                 eui64: [0; 8],
                 readonly: true,
                 locking: false,
-                aio: Aio::IoUring,
+                aio: LaneKind::IoUring,
                 hugepages: HugePages::Auto,
                 cache: CacheMode::Directsync,
                 discard: false,

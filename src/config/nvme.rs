@@ -6,7 +6,8 @@ use std::path::Path;
 use super::error::ConfigError;
 use super::table::{Default as Def, NotOurs, Property, Table};
 use super::value::{self, Reject};
-use super::{Aio, Doorbells, Poll, identity};
+use super::{Doorbells, Poll, aio, identity};
+use crate::disk::LaneKind;
 
 /// The controller as configured. All values are checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +43,7 @@ pub struct NvmeConfig {
     /// The processor of each worker, beginning anew where the list ends; empty: any.
     pub iothread_cpus: Vec<u16>,
     /// Engine of namespaces that name none.
-    pub aio: Aio,
+    pub aio: LaneKind,
     /// Doorbell Buffer Config is offered. Without effect where doorbells are mapped.
     pub dbcs: bool,
     /// How doorbells get here.
@@ -69,7 +70,7 @@ pub(super) struct NvmeDraft {
     device_id: u16,
     iothreads: u16,
     iothread_cpus: Vec<u16>,
-    aio: Aio,
+    aio: LaneKind,
     dbcs: bool,
     doorbells: Doorbells,
     poll: Poll,
@@ -103,7 +104,7 @@ impl Default for NvmeDraft {
             device_id: 0x4e56,
             iothreads: 1,
             iothread_cpus: Vec::new(),
-            aio: Aio::Auto,
+            aio: LaneKind::Auto,
             dbcs: true,
             doorbells: Doorbells::Trap,
             poll: Poll::Adaptive,
@@ -242,7 +243,7 @@ pub(super) const TABLE: Table<NvmeDraft> = Table {
             |d, v| { d.iothread_cpus = value::processors(v)?; Ok(()) };
         "aio" = "auto|io_uring|threads", Def::Value("auto"), "threads",
             "How files are read and written. auto: io_uring if the kernel allows, else threads",
-            |d, v| { d.aio = Aio::parse(v)?; Ok(()) };
+            |d, v| { d.aio = aio(v)?; Ok(()) };
         "dbcs" = "on|off", Def::Value("on"), "off",
             "Offer shadow doorbells (Doorbell Buffer Config); never with doorbells=mmap",
             |d, v| { d.dbcs = value::switch(v)?; Ok(()) };
@@ -357,7 +358,7 @@ mod tests {
                 device_id: 0x11,
                 iothreads: 16,
                 iothread_cpus: vec![1, 4, 5],
-                aio: Aio::IoUring,
+                aio: LaneKind::IoUring,
                 dbcs: false,
                 doorbells: Doorbells::Mmap,
                 poll: Poll::Always,

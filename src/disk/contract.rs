@@ -8,70 +8,40 @@ use super::{CachedRead, DiskError, How, IoBuf, Lane, Pieces, ResizeError, Tag, W
 use crate::memory::Transient;
 
 /// One operation on one image. Offsets and lengths in bytes, of any alignment; a range that does not lie
-/// in the image fails with [`DiskError::Truncated`].
+/// in the image fails with [`DiskError::Truncated`]. With `fua` or `durable` what it changes is durable before completion.
 #[derive(Debug)]
+#[expect(
+    missing_docs,
+    reason = "`offset` and `len` are bytes in the image, `buf` the memory of the transfer"
+)]
 pub enum Op {
     /// Fills `buf` from `offset`.
-    Read {
-        /// Byte offset in the image.
-        offset: u64,
-        /// Destination.
-        buf: IoBuf,
-    },
-    /// Writes `buf` at `offset`; with `fua` it is durable before completion.
-    Write {
-        /// Byte offset in the image.
-        offset: u64,
-        /// Source.
-        buf: IoBuf,
-        /// Durable before completion (RWF_DSYNC).
-        fua: bool,
-    },
+    Read { offset: u64, buf: IoBuf },
+    /// Writes `buf` at `offset`.
+    Write { offset: u64, buf: IoBuf, fua: bool },
     /// All that was completed before is durable when this completes.
     Flush,
-    /// Makes the range read as zeroes. `unmap`: blocks may be given back.
-    WriteZeroes {
-        /// Byte offset.
-        offset: u64,
-        /// Bytes.
-        len: u64,
-        /// May punch a hole.
-        unmap: bool,
-        /// Durable before completion.
-        fua: bool,
-    },
+    /// Makes the range read as zeroes. `unmap`: blocks may be given back, as a hole.
+    WriteZeroes { offset: u64, len: u64, unmap: bool, fua: bool },
     /// Gives the range back; afterwards it reads as zeroes, or as before where the image cannot punch holes.
-    Discard {
-        /// Byte offset.
-        offset: u64,
-        /// Bytes.
-        len: u64,
-    },
+    Discard { offset: u64, len: u64 },
     /// Succeeds when every byte of the range is allocated; [`DiskError::Deallocated`] otherwise, but only where
     /// [`Disk::allocation_unit`] says that this is known. Changes nothing.
-    Probe {
-        /// Byte offset.
-        offset: u64,
-        /// Bytes.
-        len: u64,
-    },
-    /// Copies `pieces` of `from`, one behind the other, to `at`. [`DiskError::NoWay`] when `how` does not work here:
-    /// nothing has changed then, and where it is the pair of images that lacks the way for good and not these ranges
-    /// (unaligned, overlapping), [`Disk::ways_from`] leaves it out from now on. A failure on the reading side of
-    /// [`How::ReadWrite`] is [`DiskError::Source`].
+    Probe { offset: u64, len: u64 },
+    /// Copies `pieces` of `from`, one behind the other, to `at`. [`DiskError::NoWay`] when `how` does not work here: the
+    /// next way is to copy all of it, for some of it may have been copied. Where it is the pair of images that lacks the
+    /// way for good and not these ranges (unaligned, overlapping), [`Disk::ways_from`] leaves it out from now on. A
+    /// failure on the reading side of [`How::ReadWrite`] is [`DiskError::Source`].
     Copy {
         /// The image to copy from; may be this one, but then the ranges must not overlap, unless it is one piece and
         /// `how` is [`How::MemMove`].
         from: SharedDisk,
         /// What to copy: one piece alone by [`How::Reflink`] or [`How::Offload`].
         pieces: Pieces,
-        /// Byte offset in this image.
         at: u64,
-        /// By which way.
         how: How,
         /// Of [`How::ReadWrite`], as long as all pieces together.
         buf: Option<IoBuf>,
-        /// Durable before completion.
         durable: bool,
     },
 }

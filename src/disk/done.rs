@@ -1,5 +1,7 @@
 //! The end of an operation, and by what way bytes go from one image to another.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use smallvec::SmallVec;
 
 use super::{DiskError, IoBuf};
@@ -17,6 +19,21 @@ pub struct Done {
     pub result: Result<Moved, DiskError>,
     /// The buffer of a Read, Write or Copy.
     pub buf: Option<IoBuf>,
+}
+
+/// Is a lane given up? Then nobody will hear of the end of what its threads do.
+#[derive(Debug, Default)]
+pub struct Stop(AtomicBool);
+
+impl Stop {
+    /// To be asked between two calls that may take long.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// What an operation that succeeded did with its bytes.

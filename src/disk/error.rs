@@ -12,7 +12,7 @@ pub enum DiskError {
     /// The guest pages of the transfer are gone (EFAULT).
     #[error("guest memory of the transfer is gone")]
     GuestMemory,
-    /// A Copy by a way that does not lead from this source to this image. Nothing has changed.
+    /// A Copy by a way that does not lead from this source to this image.
     #[error("this way of copying does not lead from one image to the other")]
     NoWay,
     /// A Probe of a range with a byte that was never written, or has been given back.

@@ -23,10 +23,10 @@ mod tests;
 
 pub use buf::{Buffer, IoBuf, Part, Slab, SplitBuffer};
 pub use contract::{Cached, Disk, Handle, Immediate, Inline, Op, SharedDisk};
-pub use done::{Done, How, Moved, Pieces, Tag, Ways};
+pub use done::{Done, How, Moved, Pieces, Stop, Tag, Ways};
 pub use error::{DiskError, ResizeError};
-pub use file::{CacheMode, FileDisk, FileOptions, OpenError, is_same_image};
-pub use lane::{CachedRead, Inbox, Lane, LaneKind, Stop, Work, probe};
+pub use file::{CacheMode, FileDisk, FileOptions, OpenError, OpenFault, is_same_image};
+pub use lane::{CachedRead, Inbox, Lane, LaneKind, Work, probe};
 #[cfg(any(test, feature = "testing"))]
 pub use layers::{Delay, Gate, Stall, VolatileLog};
 pub use memory::{HugePages, MemoryDisk};

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{Aio, Config, ConfigError, Drive, NsConfig};
+use crate::config::{Config, ConfigError, Drive, NsConfig};
 use crate::copy;
 use crate::disk::LaneKind;
-use crate::disk::{FileDisk, FileOptions, MemoryDisk, OpenError, SharedDisk, is_same_image};
+use crate::disk::{FileDisk, FileOptions, MemoryDisk, OpenError, OpenFault, SharedDisk, is_same_image};
 use crate::namespace::{CopyLimits, Identity, Namespace, Namespaces};
 
 /// All namespaces of the configuration, and a line about each for the log.
@@ -30,23 +30,18 @@ pub fn open(config: &Config) -> Result<(Namespaces, Vec<String>), ConfigError> {
 /// # Errors
 /// Namespaces that ask for different ones.
 pub fn lane_kind(config: &Config) -> Result<LaneKind, ConfigError> {
-    let mut kinds = config.namespaces.iter().map(|ns| ns.aio).filter(|aio| *aio != Aio::Auto);
-    let first = kinds.next().unwrap_or(Aio::Auto);
+    let mut kinds = config.namespaces.iter().map(|ns| ns.aio).filter(|aio| *aio != LaneKind::Auto);
+    let first = kinds.next().unwrap_or_default();
     if let Some(other) = kinds.find(|aio| *aio != first) {
         return Err(ConfigError::bad_value(
             "--nvme-ns",
             "aio",
-            format!("{other:?}").to_lowercase(),
+            other.to_string(),
             "another namespace asks for another engine, and one engine serves all of them",
             "give every namespace the same aio, or --nvme aio alone",
         ));
     }
-    Ok(match first {
-        Aio::Auto => LaneKind::Auto,
-        Aio::IoUring => LaneKind::IoUring,
-        Aio::Threads => LaneKind::Threads,
-    }
-    .resolve())
+    Ok(first.resolve())
 }
 
 /// The image of a namespace, and whether it was made. `others` are those that are open.
@@ -116,8 +111,8 @@ fn unusable(error: &OpenError, path: &Path, others: &[NsConfig]) -> ConfigError 
         Drive::File { path: held, .. } if is_same_image(path, held) => Some((other.nsid, held)),
         _ => None,
     });
-    let text = match (error, twin) {
-        (OpenError::Locked { .. } | OpenError::DeviceBusy { .. }, Some((nsid, held))) => format!(
+    let text = match (&error.fault, twin) {
+        (OpenFault::Locked(_) | OpenFault::DeviceBusy, Some((nsid, held))) => format!(
             "{}: is the image of namespace {nsid} too (drive={}); name another one, or give both readonly=on",
             path.display(),
             held.display()

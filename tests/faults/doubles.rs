@@ -167,7 +167,7 @@ impl Bad {
 }
 
 impl Tap for Bad {
-    fn issued(&self, _: &Call, _: &[u8]) -> u64 {
+    fn issued(&self, _: &Call, _: &[u8], _: &std::fs::File) -> u64 {
         0
     }
 

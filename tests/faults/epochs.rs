@@ -432,7 +432,7 @@ impl Syncs {
 }
 
 impl Tap for Syncs {
-    fn issued(&self, call: &Call, _: &[u8]) -> u64 {
+    fn issued(&self, call: &Call, _: &[u8], _: &std::fs::File) -> u64 {
         if matches!(call, Call::Fdatasync) {
             let mut state = self.state.lock().expect("nobody panics");
             state.0 += 1;

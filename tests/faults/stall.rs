@@ -620,7 +620,7 @@ impl HangingReads {
 }
 
 impl Tap for HangingReads {
-    fn issued(&self, call: &Call, _: &[u8]) -> u64 {
+    fn issued(&self, call: &Call, _: &[u8], _: &std::fs::File) -> u64 {
         if *call == (Call::Preadv { offset: 0 }) {
             let mut state = self.state.lock().expect("nobody panics");
             state.0 += 1;

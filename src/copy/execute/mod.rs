@@ -47,7 +47,7 @@ pub use pace::ExecOptions;
 /// destination: then the order of [`order`](super::order) holds, only memory is moved directly, and there are no pool
 /// copies, because writes wait for the reads of segments before them.
 ///
-/// A shortcut that is refused changes nothing, and its stretch is copied by what is chosen next. One that fails
+/// The stretch of a shortcut that is refused is copied by what is chosen next, all of it. A shortcut that fails
 /// does not say whether its source or its destination is at fault: the stretch is bounced, which succeeds or tells.
 #[derive(Debug)]
 pub struct CopyTask {

@@ -52,6 +52,26 @@ impl IoBuf {
         }
     }
 
+    /// Copies what lies from byte `at` on to `bytes`.
+    pub(in crate::disk) fn load(&self, at: usize, bytes: &mut [u8]) -> Result<(), DiskError> {
+        if let IoBuf::Guest(buf) = self {
+            return buf.copy_out(at, bytes).map_err(|_| DiskError::GuestMemory);
+        }
+        let from = self.ours().and_then(|ours| ours.get(at..at + bytes.len())).ok_or(DiskError::Truncated)?;
+        bytes.copy_from_slice(from);
+        Ok(())
+    }
+
+    /// Copies `bytes` to where byte `at` lies.
+    pub(in crate::disk) fn store(&mut self, at: usize, bytes: &[u8]) -> Result<(), DiskError> {
+        if let IoBuf::Guest(buf) = self {
+            return buf.copy_in(at, bytes).map_err(|_| DiskError::GuestMemory);
+        }
+        let to = self.ours_mut().and_then(|ours| ours.get_mut(at..at + bytes.len()));
+        to.ok_or(DiskError::Truncated)?.copy_from_slice(bytes);
+        Ok(())
+    }
+
     /// Fails when the pages of guest memory were lost on the way: then the transfer went to or came from pages
     /// of ours that stand in for them. To be asked when the transfer is over.
     pub(in crate::disk) fn check(&self) -> Result<(), DiskError> {

@@ -19,7 +19,6 @@ const HUGE: usize = 2 << 20;
 /// Bytes of the smallest piece that is lent, and of what all of them are aligned to.
 const PAGE: usize = 4096;
 const PAGES: usize = HUGE / PAGE;
-const BITS: usize = u64::BITS as usize;
 
 /// 2 MiB that buffers are lent from. They begin with zeroes and are not cleared when they come back: a buffer may hold
 /// what the one before it left there.
@@ -30,9 +29,9 @@ pub struct Slab {
     lent: Mutex<Lent>,
 }
 
-/// Which pages are lent, one bit each.
-#[derive(Debug, Default)]
-struct Lent([u64; PAGES / BITS]);
+/// Which pages are lent.
+#[derive(Debug)]
+struct Lent([bool; PAGES]);
 
 impl Slab {
     /// Bytes of a slab: the longest buffer there can be.
@@ -45,7 +44,7 @@ impl Slab {
     /// The address space is used up.
     pub fn new() -> io::Result<Arc<Self>> {
         let mapping = MmapRegion::new(2 * HUGE).map_err(io::Error::other)?;
-        let slab = Self { mapping, lent: Mutex::default() };
+        let slab = Self { mapping, lent: Mutex::new(Lent([false; PAGES])) };
         // SAFETY: anonymous memory that is this mapping's, which nobody uses yet; the advice changes no byte of it. Where
         // it is not taken, pages of the usual size do the same.
         unsafe { libc::madvise(slab.start().as_ptr().cast(), HUGE, libc::MADV_HUGEPAGE) };
@@ -57,7 +56,7 @@ impl Slab {
         let pages = len.div_ceil(PAGE);
         let mut lent = self.lent();
         let first = lent.find(pages)?;
-        lent.flip(first, pages);
+        lent.mark(first, pages, true);
         // SAFETY: a run of whole pages within the mapping, initialised by the kernel, which is no other buffer's before
         // its bits are cleared again; the buffer clears them when nobody can reach its bytes any more.
         Some(unsafe { Buffer::lent(self.clone(), self.start().add(first * PAGE), len) })
@@ -65,7 +64,7 @@ impl Slab {
 
     /// Is nothing lent?
     pub fn is_idle(&self) -> bool {
-        self.lent().0.iter().all(|word| *word == 0)
+        !self.lent().0.contains(&true)
     }
 
     fn start(&self) -> NonNull<u8> {
@@ -84,46 +83,24 @@ impl Slab {
 impl Lender for Slab {
     fn give_back(&self, start: NonNull<u8>, len: usize) {
         let first = (start.addr().get() - self.start().addr().get()) / PAGE;
-        self.lent().flip(first, len.div_ceil(PAGE));
+        self.lent().mark(first, len.div_ceil(PAGE), false);
     }
 }
 
 impl Lent {
     /// The first run of `pages` that are free: those used last are the first again, and most likely in the cache.
     fn find(&self, pages: usize) -> Option<usize> {
-        let mut first = 0;
-        while pages > 0 && first + pages <= PAGES {
-            let end = self.next(first, true);
-            if end - first >= pages {
-                return Some(first);
-            }
-            first = self.next(end, false);
-        }
-        None
+        let mut free = 0;
+        let last = self.0.iter().position(|lent| {
+            free = if *lent { 0 } else { free + 1 };
+            free == pages && pages > 0
+        });
+        last.map(|last| last + 1 - pages)
     }
 
-    /// The first page from `from` on, which is within the slab or its end, that is lent or is not; the end if there is
-    /// none.
-    fn next(&self, from: usize, lent: bool) -> usize {
-        let mut mask = u64::MAX << (from % BITS);
-        for (word, bits) in self.0.iter().enumerate().skip(from / BITS) {
-            let found = if lent { *bits } else { !bits } & mask;
-            if found != 0 {
-                return word * BITS + found.trailing_zeros() as usize;
-            }
-            mask = u64::MAX;
-        }
-        PAGES
-    }
-
-    fn flip(&mut self, first: usize, pages: usize) {
-        let (mut at, end) = (first, first + pages);
-        while at < end {
-            let count = (end - at).min(BITS - at % BITS);
-            if let Some(word) = self.0.get_mut(at / BITS) {
-                *word ^= (u64::MAX >> (BITS - count)) << (at % BITS);
-            }
-            at += count;
+    fn mark(&mut self, first: usize, pages: usize, lent: bool) {
+        if let Some(run) = self.0.get_mut(first..first + pages) {
+            run.fill(lent);
         }
     }
 }

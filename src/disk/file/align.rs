@@ -1,4 +1,4 @@
-//! What O_DIRECT asks of offsets and memory, and which part of a transfer meets it.
+//! What O_DIRECT asks of offsets and memory.
 
 use std::fs::File;
 
@@ -8,8 +8,6 @@ use libc::iovec;
 const SAFE: u32 = 4096;
 /// An answer beyond this is not believed.
 const MAX: u32 = 1 << 16;
-/// A stretch of aligned memory shorter than this is bounced along with what is around it: a call costs more.
-const WORTH: usize = 4096;
 
 /// What a file asks of a direct transfer, in bytes; powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +34,7 @@ impl Alignment {
 
     fn sane(memory: u32, block: u32) -> Self {
         let sane = |n: u32| if n.is_power_of_two() && n <= MAX { n } else { SAFE };
-        // Cutting pieces at blocks wants blocks of a sector at least.
+        // Images come in sectors.
         Alignment { memory: sane(memory) as usize, block: u64::from(sane(block).max(512)) }
     }
 
@@ -47,50 +45,10 @@ impl Alignment {
 
     /// Can the kernel take all of this memory as it is?
     pub(super) fn fits_memory(self, iovecs: &[iovec]) -> bool {
-        iovecs.iter().all(|iov| self.fits_piece(iov.iov_base.addr(), iov.iov_len))
-    }
-
-    fn fits_piece(self, base: usize, len: usize) -> bool {
-        base.is_multiple_of(self.memory) && (len as u64).is_multiple_of(self.block)
-    }
-
-    /// What to do with the memory from byte `skip` of `iovecs` on: `left` bytes, of whole blocks and not 0, which
-    /// begin at a block of the file. A piece is of whole blocks, at least one and at most `left`; bounced ones are at
-    /// most `room`, which is a block at least.
-    pub(super) fn cut(self, iovecs: &[iovec], skip: usize, left: usize, room: usize) -> Piece {
-        let block = self.block as usize;
-        let mut cursor = Cursor::new(iovecs, skip);
-        let direct = self.direct(cursor.clone(), left);
-        if direct > 0 {
-            return Piece::Direct(direct);
-        }
-        let limit = left.min(room - room % block);
-        let mut len = block;
-        cursor.advance(block);
-        while len < limit && self.direct(cursor.clone(), (left - len).min(WORTH)) < (left - len).min(WORTH) {
-            len += block;
-            cursor.advance(block);
-        }
-        Piece::Bounce(len.min(limit))
-    }
-
-    /// Bytes from the cursor on, of whole blocks, that need no bounce; at most `limit`, which is of whole blocks or
-    /// rounded up to them.
-    fn direct(self, mut cursor: Cursor<'_>, limit: usize) -> usize {
-        let block = self.block as usize;
-        let mut sum = 0;
-        while sum < limit
-            && let Some((base, len)) = cursor.piece()
-            && base.is_multiple_of(self.memory)
-        {
-            let whole = len - len % block;
-            sum += whole;
-            if whole < len {
-                break;
-            }
-            cursor.advance(len);
-        }
-        sum.min(limit.next_multiple_of(block))
+        let fits = |iov: &iovec| {
+            iov.iov_base.addr().is_multiple_of(self.memory) && (iov.iov_len as u64).is_multiple_of(self.block)
+        };
+        iovecs.iter().all(fits)
     }
 }
 
@@ -103,75 +61,18 @@ fn told(file: &File) -> Option<(u32, u32)> {
     answered.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
 }
 
-/// The next part of a transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Piece {
-    /// So many bytes straight from or to the memory they are in.
-    Direct(usize),
-    /// So many by way of an aligned buffer.
-    Bounce(usize),
-}
-
-/// A place in a list of iovecs.
-#[derive(Clone, Debug)]
-struct Cursor<'a> {
-    iovecs: &'a [iovec],
-    /// In the first of them.
-    at: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn new(iovecs: &'a [iovec], skip: usize) -> Self {
-        let mut cursor = Cursor { iovecs, at: 0 };
-        cursor.advance(skip);
-        cursor
-    }
-
-    fn advance(&mut self, bytes: usize) {
-        self.at += bytes;
-        while let [first, rest @ ..] = self.iovecs
-            && self.at >= first.iov_len
-        {
-            self.at -= first.iov_len;
-            self.iovecs = rest;
-        }
-    }
-
-    /// Address and length of what is left of the first one.
-    fn piece(&self) -> Option<(usize, usize)> {
-        let first = self.iovecs.first()?;
-        Some((first.iov_base.addr().wrapping_add(self.at), first.iov_len - self.at))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    fn iov(base: usize, len: usize) -> iovec {
-        iovec { iov_base: std::ptr::without_provenance_mut(base), iov_len: len }
-    }
-
-    const A: Alignment = Alignment { memory: 512, block: 512 };
-
     #[test]
-    fn only_what_is_not_aligned_is_bounced() {
-        let room = 1 << 16;
-        let pages = [iov(0x10000, 8192), iov(0x20000, 4096)];
-        assert_eq!(A.cut(&pages, 0, 12288, room), Piece::Direct(12288));
-        assert_eq!(A.cut(&pages, 4096, 8192, room), Piece::Direct(8192));
-        let odd = [iov(0x10000, 8192), iov(0x20004, 4096), iov(0x30000, 8192)];
-        assert_eq!(A.cut(&odd, 0, 20480, room), Piece::Direct(8192));
-        assert_eq!(A.cut(&odd, 8192, 12288, room), Piece::Bounce(4096));
-        assert_eq!(A.cut(&odd, 12288, 8192, room), Piece::Direct(8192));
-        let all_odd = [iov(0x10004, 1 << 20)];
-        assert_eq!(A.cut(&all_odd, 0, 1 << 20, room), Piece::Bounce(room));
-        // A block that straddles two pieces.
-        let straddling = [iov(0x10000, 700), iov(0x20000, 9540)];
-        assert_eq!(A.cut(&straddling, 0, 10240, room), Piece::Direct(512));
-        assert_eq!(A.cut(&straddling, 512, 9728, room), Piece::Bounce(9728));
+    fn memory_that_fits() {
+        let iov = |base, len| iovec { iov_base: std::ptr::without_provenance_mut(base), iov_len: len };
+        let align = Alignment { memory: 4, block: 512 };
+        assert!(align.fits_memory(&[iov(0x10004, 512), iov(0x20000, 8192)]));
+        assert!(!align.fits_memory(&[iov(0x10000, 512), iov(0x20002, 512)]), "an odd address");
+        assert!(!align.fits_memory(&[iov(0x10000, 500), iov(0x20000, 524)]), "a block in two pieces");
+        assert!(align.fits(512, 1024) && !align.fits(0, 100) && !align.fits(100, 512));
     }
 
     #[test]
@@ -181,62 +82,5 @@ mod tests {
         assert!(align.memory.is_power_of_two() && align.block.is_power_of_two() && align.block >= 512);
         assert_eq!(Alignment::sane(3, 1 << 20), Alignment { memory: 4096, block: 4096 });
         assert_eq!(Alignment::sane(4, 1), Alignment { memory: 4, block: 512 });
-    }
-
-    proptest! {
-        /// Every byte is moved once, in whole blocks, and what goes straight is aligned.
-        #[test]
-        fn any_memory_is_cut_rightly(
-            memory in prop::sample::select(vec![1usize, 4, 512, 4096]),
-            block in prop::sample::select(vec![512u64, 4096]),
-            pieces in prop::collection::vec((0usize..3, 1usize..4, 0usize..3), 1..20),
-            room_blocks in 1usize..20,
-        ) {
-            let align = Alignment { memory, block };
-            let mut iovecs: Vec<iovec> = pieces
-                .iter()
-                .enumerate()
-                .map(|(n, (shift, pages, odd))| {
-                    let base = (n + 1) << 20 | [0, 4, 513][*shift];
-                    iov(base, pages * 4096 + [0, 512, 100][*odd])
-                })
-                .collect();
-            let total: usize = iovecs.iter().map(|iov| iov.iov_len).sum();
-            let missing = total.next_multiple_of(block as usize) - total;
-            if missing > 0 {
-                iovecs.push(iov(99 << 20, missing));
-            }
-            let total = total + missing;
-            let room = room_blocks * block as usize;
-            let mut at = 0;
-            let mut straight = 0;
-            while at < total {
-                match align.cut(&iovecs, at, total - at, room) {
-                    Piece::Direct(len) => {
-                        prop_assert!(len > 0 && len % block as usize == 0 && len <= total - at);
-                        let mut cursor = Cursor::new(&iovecs, at);
-                        let mut left = len;
-                        while left > 0 {
-                            let (base, piece) = cursor.piece().expect("there is more");
-                            let take = piece.min(left);
-                            prop_assert!(align.fits_piece(base, take));
-                            cursor.advance(take);
-                            left -= take;
-                        }
-                        straight += len;
-                        at += len;
-                    }
-                    Piece::Bounce(len) => {
-                        prop_assert!(len > 0 && len % block as usize == 0);
-                        prop_assert!(len <= room && len <= total - at);
-                        at += len;
-                    }
-                }
-            }
-            prop_assert_eq!(at, total);
-            if align.fits_memory(&iovecs) {
-                prop_assert_eq!(straight, total);
-            }
-        }
     }
 }

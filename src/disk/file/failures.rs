@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 /// Between two lines of one kind.
 const QUIET: Duration = Duration::from_secs(10);
-/// Kinds that are told apart; the one silent for longest makes room.
-const MAX_KINDS: usize = 32;
 
 /// Of one image.
 #[derive(Debug)]
 pub(super) struct Failures {
     /// As people call it.
     image: String,
+    /// No more than operations and errors of the kernel's.
     kinds: Mutex<Vec<Repeated>>,
 }
 
@@ -63,11 +62,6 @@ impl Failures {
             kind.said = now;
             unsaid = std::mem::take(&mut kind.unsaid);
         } else {
-            if kinds.len() == MAX_KINDS
-                && let Some((oldest, _)) = kinds.iter().enumerate().min_by_key(|(_, kind)| kind.said)
-            {
-                kinds.swap_remove(oldest);
-            }
             kinds.push(Repeated { what, errno: *errno, said: now, unsaid: 0 });
         }
         let place = if *len > 0 { format!(" of {len} bytes at byte {offset}") } else { String::new() };
@@ -130,17 +124,5 @@ mod tests {
         assert_eq!(failures.rest(), Vec::<String>::new());
         failures.line(&failure("read", 5), at(1001));
         assert_eq!(failures.rest(), ["a: read failed 1 more times: Input/output error (os error 5)"]);
-    }
-
-    #[test]
-    fn kinds_are_bounded() {
-        let failures = Failures::of("a".into());
-        let start = Instant::now();
-        for errno in 0..1000 {
-            let now = start + Duration::from_millis(errno as u64);
-            assert!(failures.line(&failure("write", errno), now).is_some());
-        }
-        assert_eq!(failures.kinds.lock().expect("no panic").len(), MAX_KINDS);
-        assert_eq!(failures.line(&failure("write", 999), start), None, "the newest is known");
     }
 }

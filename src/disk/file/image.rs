@@ -4,9 +4,8 @@
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use libc::iovec;
 
@@ -49,8 +48,6 @@ pub(in crate::disk) struct ImageFile {
     intact: AtomicU64,
     failures: Failures,
     facts: FileFacts,
-    /// A write has to wait, so a ring would hand it on to a thread. Asked when a Copy first wants to know.
-    writes_wait: OnceLock<bool>,
     page_cache: PageCache,
     refusals: Refusals,
     lacks: [AtomicBool; 3],
@@ -85,7 +82,6 @@ impl ImageFile {
         }
         ImageFile {
             facts: FileFacts::of(&file),
-            writes_wait: OnceLock::new(),
             len: AtomicU64::new(len),
             intact: AtomicU64::new(len),
             failures: Failures::of("an image".into()),
@@ -115,10 +111,8 @@ impl ImageFile {
 
     /// Said to be on a file system like this: sharing blocks, or with writes that wait.
     #[cfg(test)]
-    pub(in crate::disk) fn on(mut self, clones: Option<u64>, writes_wait: bool) -> Self {
-        self.facts = self.facts.sharing(clones);
-        self.writes_wait = writes_wait.into();
-        self
+    pub(in crate::disk) fn on(self, clones: Option<u64>, writes_wait: bool) -> Self {
+        ImageFile { facts: self.facts.said(clones, writes_wait), ..self }
     }
 
     #[cfg(test)]
@@ -198,15 +192,12 @@ impl ImageFile {
     pub(super) fn lock(&self, offset: u64, len: u64) -> Option<Guard<'_>> {
         let Direct { align, parts } = self.direct?;
         let end = (offset + len).next_multiple_of(align.block);
-        parts.then(|| self.locks.lock(offset - offset % align.block..end, !align.fits(offset, len)))
+        parts.then(|| self.locks.lock(offset - offset % align.block..end))
     }
 
     /// Ways from `source` to this file.
     pub(super) fn ways_from(&self, source: &ImageFile) -> Ways {
-        // O_DIRECT is for a ring anyway, and wants its reads aligned.
-        let read_write =
-            source.direct.is_none() && *self.writes_wait.get_or_init(|| ways::writes_wait(&self.file));
-        Ways { read_write, ..ways::between(&source.facts, &self.facts, &self.refusals) }
+        ways::between(&source.facts, &self.facts, &self.refusals)
     }
 
     /// Is a copy of these ranges, which lie in both files, one that the kernel may be asked for?
@@ -257,6 +248,12 @@ impl ImageFile {
         {
             self.intact.store(stat.stx_size.min(self.len()), Ordering::Relaxed);
         }
+    }
+
+    /// Does it end before byte `end` by now?
+    pub(super) fn is_cut(&self, end: u64) -> bool {
+        self.measure();
+        self.intact() < end
     }
 
     /// For the log: the host failed to do this with `len` bytes at `offset`. What only the guest can mend is left out.
@@ -320,27 +317,6 @@ impl ImageFile {
         unsafe { self.make(call, source, &[]) }
     }
 
-    /// Makes a range zero by fallocate: a hole, or zeroes. `false` where the file does not.
-    pub(super) fn fallocate(&self, ability: Ability, offset: u64, len: u64) -> Result<bool, DiskError> {
-        if !self.can(ability) {
-            return Ok(false);
-        }
-        let mode = match ability {
-            Ability::PunchHole => libc::FALLOC_FL_PUNCH_HOLE,
-            _ => libc::FALLOC_FL_ZERO_RANGE,
-        };
-        match self.call(Call::Fallocate { mode: mode | libc::FALLOC_FL_KEEP_SIZE, offset, len }) {
-            Ok(_) => Ok(true),
-            Err(libc::EOPNOTSUPP | libc::ENOSYS) => {
-                self.remember_lack(ability);
-                Ok(false)
-            }
-            // Only this range is refused (a block device wants whole blocks), so nothing is remembered.
-            Err(libc::EINVAL) => Ok(false),
-            Err(errno) => Err(DiskError::of_errno(errno)),
-        }
-    }
-
     /// Makes a call, again where it was interrupted: bytes, an offset or 0, or errno.
     ///
     /// # Safety
@@ -364,22 +340,15 @@ impl ImageFile {
     pub(super) fn issued(&self, call: &Call, source: &ImageFile, iovecs: &[iovec]) -> u64 {
         let Some(tap) = &self.tap else { return 0 };
         let mut data = Vec::new();
-        match call {
-            Call::CloneRange { from, len, .. } | Call::CopyRange { from, len, .. } => {
-                data = source.content(*from, *len);
-            }
-            Call::Pwritev { .. } => {
-                for iov in iovecs {
-                    let at = data.len();
-                    data.resize(at + iov.iov_len, 0);
-                    // SAFETY: the iovecs of a write lie in memory that is there as long as the call. The guest may write
-                    // there meanwhile, and the bytes are nobody's reference.
-                    unsafe { std::ptr::copy(iov.iov_base.cast(), data.as_mut_ptr().add(at), iov.iov_len) };
-                }
-            }
-            _ => {}
+        let written = if matches!(call, Call::Pwritev { .. }) { iovecs } else { &[] };
+        for iov in written {
+            let at = data.len();
+            data.resize(at + iov.iov_len, 0);
+            // SAFETY: the iovecs of a write lie in memory that is there as long as the call. The guest may write there
+            // meanwhile, and the bytes are nobody's reference.
+            unsafe { std::ptr::copy(iov.iov_base.cast(), data.as_mut_ptr().add(at), iov.iov_len) };
         }
-        tap.issued(call, &data)
+        tap.issued(call, &data, &source.file)
     }
 
     /// What the tap answers in the kernel's place.
@@ -396,21 +365,5 @@ impl ImageFile {
             tap.completed(ticket, call, result.map(|moved| u32::try_from(moved).unwrap_or(u32::MAX)));
         }
         result
-    }
-
-    /// What a copy of this range would move, for a tap.
-    fn content(&self, from: u64, len: u64) -> Vec<u8> {
-        // By another description where this one would want aligned memory.
-        let other = self.direct.and_then(|_| File::open(format!("/proc/self/fd/{}", self.fd())).ok());
-        let file = other.as_ref().unwrap_or(&self.file);
-        let mut data = vec![0; usize::try_from(len).unwrap_or(0)];
-        let mut got = 0;
-        while let Some(left) = data.get_mut(got..)
-            && let Ok(more @ 1..) = file.read_at(left, from + got as u64)
-        {
-            got += more;
-        }
-        data.truncate(got);
-        data
     }
 }

@@ -5,11 +5,11 @@
 //! opposite bytes; taking one's own first and testing then means that two who come together see each other.
 //! No byte of data is touched: the offsets are only names. OFD locks belong to the open file description,
 //! so two opens in one process exclude each other too, and the lock goes with the last descriptor.
-#![expect(unsafe_code, reason = "fcntl with a struct flock")]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+
+use nix::fcntl::{FcntlArg, fcntl};
 
 const PERM_BASE: i64 = 100;
 const SHARED_BASE: i64 = 200;
@@ -21,22 +21,12 @@ const RESIZE: u8 = 8;
 const GRAPH_MOD: u8 = 16;
 const BITS: i64 = 5;
 
-/// What one who serves an image does and lets others do: as a QEMU disk without share-rw.
-#[derive(Clone, Copy, Debug)]
-struct Permissions {
-    held: u8,
-    not_shared: u8,
-}
-
-impl Permissions {
-    /// `part`: others may write the rest of the file.
-    const fn of(read_only: bool, part: bool) -> Self {
-        let not_shared = RESIZE | GRAPH_MOD;
-        Permissions {
-            held: if read_only { CONSISTENT_READ } else { CONSISTENT_READ | WRITE },
-            not_shared: if part { not_shared } else { not_shared | WRITE },
-        }
-    }
+/// The permissions that one who serves an image holds, and those that he lets nobody else have: as a QEMU disk without
+/// share-rw. `part`: others may write the rest of the file.
+fn permissions(read_only: bool, part: bool) -> (u8, u8) {
+    let held = if read_only { CONSISTENT_READ } else { CONSISTENT_READ | WRITE };
+    let not_shared = RESIZE | GRAPH_MOD;
+    (held, if part { not_shared } else { not_shared | WRITE })
 }
 
 /// Why an image could not be locked.
@@ -50,29 +40,25 @@ pub(super) enum LockError {
 
 /// Locks an image, or the file that it is a `part` of, for serving it; the locks last as long as `file` is open.
 pub(super) fn lock(file: &File, read_only: bool, part: bool) -> Result<(), LockError> {
-    let permissions = Permissions::of(read_only, part);
-    take_and_test(file, permissions).inspect_err(|_| release(file))
+    take_and_test(file, permissions(read_only, part)).inspect_err(|_| release(file))
 }
 
-fn take_and_test(file: &File, Permissions { held, not_shared }: Permissions) -> Result<(), LockError> {
-    for bit in 0..BITS {
-        if held & (1 << bit) != 0 {
-            set(file, libc::F_RDLCK, PERM_BASE + bit).map_err(LockError::Io)?;
-        }
-        if not_shared & (1 << bit) != 0 {
-            set(file, libc::F_RDLCK, SHARED_BASE + bit).map_err(LockError::Io)?;
+fn take_and_test(file: &File, (held, not_shared): (u8, u8)) -> Result<(), LockError> {
+    let bits = |mask: u8| (0..BITS).filter(move |bit| mask & (1 << bit) != 0);
+    for (base, mask) in [(PERM_BASE, held), (SHARED_BASE, not_shared)] {
+        for bit in bits(mask) {
+            set(file, libc::F_RDLCK, base + bit).map_err(LockError::Io)?;
         }
     }
-    for bit in 0..BITS {
-        if held & (1 << bit) != 0 && taken(file, SHARED_BASE + bit).map_err(LockError::Io)? {
-            return Err(LockError::Conflict(if 1 << bit == WRITE {
-                "it lets nobody else write"
-            } else {
-                "it lets nobody else read"
-            }));
-        }
-        if not_shared & (1 << bit) != 0 && taken(file, PERM_BASE + bit).map_err(LockError::Io)? {
-            return Err(LockError::Conflict("it may write"));
+    for (base, mask) in [(SHARED_BASE, held), (PERM_BASE, not_shared)] {
+        for bit in bits(mask) {
+            if taken(file, base + bit).map_err(LockError::Io)? {
+                return Err(LockError::Conflict(match base {
+                    PERM_BASE => "it may write",
+                    _ if 1 << bit == WRITE => "it lets nobody else write",
+                    _ => "it lets nobody else read",
+                }));
+            }
         }
     }
     Ok(())
@@ -88,32 +74,19 @@ fn release(file: &File) {
 }
 
 fn byte(kind: libc::c_int, at: i64) -> libc::flock {
-    // SAFETY: flock is plain integers, for which zero is a value.
-    let mut flock: libc::flock = unsafe { std::mem::zeroed() };
-    flock.l_type = kind as libc::c_short;
-    flock.l_whence = libc::SEEK_SET as libc::c_short;
-    flock.l_start = at;
-    flock.l_len = 1;
-    flock
+    let (l_type, l_whence) = (kind as libc::c_short, libc::SEEK_SET as libc::c_short);
+    libc::flock { l_type, l_whence, l_start: at, l_len: 1, l_pid: 0 }
 }
 
 fn set(file: &File, kind: libc::c_int, at: i64) -> io::Result<()> {
-    let flock = byte(kind, at);
-    // SAFETY: the descriptor is open and `flock` outlives the call.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const flock) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Ok(fcntl(file, FcntlArg::F_OFD_SETLK(&byte(kind, at))).map(|_| ())?)
 }
 
 /// Does anybody else hold a lock on this byte?
 fn taken(file: &File, at: i64) -> io::Result<bool> {
     let mut flock = byte(libc::F_WRLCK, at);
-    // SAFETY: the descriptor is open and `flock` outlives the call.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut flock) } {
-        0 => Ok(flock.l_type != libc::F_UNLCK as libc::c_short),
-        _ => Err(io::Error::last_os_error()),
-    }
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut flock))?;
+    Ok(flock.l_type != libc::F_UNLCK as libc::c_short)
 }
 
 #[cfg(test)]
@@ -123,7 +96,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use crate::disk::tests::conformance::folder;
-    use crate::disk::{FileDisk, FileOptions, OpenError};
+    use crate::disk::{FileDisk, FileOptions, OpenError, OpenFault};
 
     fn open(path: &Path, read_only: bool, locking: bool) -> Result<FileDisk, OpenError> {
         FileDisk::open(FileOptions { read_only, locking, ..FileOptions::new(path) })
@@ -147,7 +120,7 @@ mod tests {
                 Ok(_) => assert!(both, "{first} {second}"),
                 Err(e) => {
                     assert!(!both, "{first} {second}: {e}");
-                    assert!(matches!(e, OpenError::Locked { .. }), "{e}");
+                    assert!(matches!(e.fault, OpenFault::Locked(_)), "{e}");
                     assert!(e.to_string().contains("locking=off"), "{e}");
                 }
             }
@@ -230,7 +203,7 @@ mod tests {
                 // Who only reads with qemu-io does not mind writers.
                 match refused {
                     None => assert!(reading),
-                    Some(e) => assert!(!reading && matches!(e, OpenError::Locked { .. }), "{e}"),
+                    Some(e) => assert!(!reading && matches!(e.fault, OpenFault::Locked(_)), "{e}"),
                 }
             }
             open(&path, false, true).expect("it is free again");

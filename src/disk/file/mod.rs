@@ -15,8 +15,10 @@ pub(super) mod page_cache;
 mod probe;
 mod range_locks;
 mod sync;
+mod transfer;
 mod unaligned;
 pub(super) mod ways;
+mod zero;
 
 #[cfg(test)]
 mod copy_tests;
@@ -27,16 +29,16 @@ use std::fs::File;
 use std::sync::Arc;
 
 pub use cache::CacheMode;
-pub use open::{FileOptions, OpenError, is_same_image};
+pub use open::{FileOptions, OpenError, OpenFault, is_same_image};
 
 use self::copy::{FileCopy, is_short};
-use self::image::{ImageFile, ignore_access_time};
+use self::image::{Direct, ImageFile, ignore_access_time};
 use self::job::FileJob;
 use self::open::Opened;
-use self::unaligned::{Unaligned, fits_memory};
+use self::unaligned::fits_memory;
 use super::lane::{Class, Work};
 use super::{
-    Cached, CachedRead, Disk, DiskError, Done, Handle, How, Inline, Lane, Moved, Op, ResizeError, Tag, Ways,
+    Cached, CachedRead, Disk, DiskError, Done, Handle, How, Inline, Lane, Moved, Op, ResizeError, Stop, Tag, Ways,
 };
 use crate::memory::Transient;
 
@@ -94,72 +96,73 @@ impl FileDisk {
     /// promised; from then on no write lengthens it again, which would make zeroes of what is lost.
     fn check(&self, op: &Op) -> Result<(u64, u64), DiskError> {
         let (offset, len) = op.check(self.file.len(), self.read_only)?;
-        let durable = match op {
-            Op::Flush => !self.read_only,
-            Op::Write { fua: true, .. }
-            | Op::WriteZeroes { fua: true, .. }
-            | Op::Copy { durable: true, .. } => true,
-            _ => op.is_write() && self.file.cache().is_write_through(),
-        };
-        if durable {
-            self.file.measure();
-        }
+        let durable = self.is_durable(op);
         // A Flush promises something of all that was written.
         let end = if durable && matches!(op, Op::Flush) { self.file.len() } else { offset + len };
-        let fits = || end <= self.file.intact();
-        if !fits() {
-            // It may have its length again.
-            self.file.measure();
-            if !fits() {
-                let what = match op {
-                    Op::Read { .. } => "read",
-                    Op::Write { .. } => "write",
-                    Op::Flush => "flush",
-                    Op::WriteZeroes { .. } => "zeroing",
-                    Op::Discard { .. } => "discard",
-                    Op::Probe { .. } => "search for blocks",
-                    Op::Copy { .. } => "copy",
-                };
-                self.file.failed(what, offset, len, &DiskError::Truncated);
-                return Err(DiskError::Truncated);
-            }
+        // What was found to be cut may have its length again.
+        let is_cut = (durable || end > self.file.intact()) && self.file.is_cut(end);
+        match () {
+            () if is_cut => Err(DiskError::Truncated),
+            () if durable => self.file.syncs().check(),
+            () => Ok(()),
         }
+        .inspect_err(|error| self.file.failed(name(op), offset, len, error))?;
         Ok((offset, len))
     }
 
-    /// Hands `op`, whose range was checked and is not empty, to the ring or to a thread.
-    fn begin(&self, tag: Tag, op: Op, (offset, len): (u64, u64), lane: &mut Lane) {
-        let file = Arc::clone(&self.file);
-        if let Op::Copy { from, pieces, at, how, buf, durable } = op {
-            let source =
-                from.handle().get::<Arc<ImageFile>>().filter(|source| self.leads(source, &pieces, at, how));
-            let Some(source) = source.cloned() else {
-                return lane.done(Done { tag, result: Err(DiskError::NoWay), buf });
-            };
-            let class = if is_short(how, len) { Class::ShortCopy } else { Class::LongCopy };
-            let copy = FileCopy { source, target: file, pieces, at, len, how, durable };
-            return lane
-                .block(tag, Work::new(self.file.id(), class, move |stop| copy.run(buf, &|| stop.is_set())));
-        }
-        if let Op::Probe { .. } = op {
-            let probe = move || {
-                let result = probe::probe(&file, offset, len);
-                result
-                    .inspect_err(|error| file.failed("search for blocks", offset, len, error))
-                    .map(|()| Moved::Plain)
-            };
-            return lane.block(tag, Work::new(self.file.id(), Class::Short, move |_| (probe(), None)));
-        }
-        if self.is_unaligned(&op, offset, len) {
-            return lane.block(tag, self.unaligned(op, offset, len));
-        }
-        let job = match op {
-            Op::Read { buf, .. } => FileJob::read(file, offset, buf),
-            Op::Write { buf, fua, .. } => FileJob::write(file, offset, buf, fua),
-            Op::WriteZeroes { unmap, fua, .. } => FileJob::zero(file, offset, len, unmap, fua),
-            _ => FileJob::discard(file, offset, len),
+    /// Is what was written durable when `op` is over?
+    fn is_durable(&self, op: &Op) -> bool {
+        let asked = match op {
+            Op::Flush => return !self.read_only && !self.file.cache().is_unsafe(),
+            Op::Write { fua, .. } | Op::WriteZeroes { fua, .. } | Op::Copy { durable: fua, .. } => *fua,
+            _ => false,
         };
-        lane.ring(tag, job);
+        op.is_write() && self.file.is_durable(asked)
+    }
+
+    /// Hands `op`, which was checked and is not empty, to the ring or to a thread.
+    fn begin(&self, tag: Tag, op: Op, (offset, len): (u64, u64), lane: &mut Lane) {
+        let (file, id) = (Arc::clone(&self.file), self.file.id());
+        let (writes, durable) = (op.is_write(), self.is_durable(&op));
+        let work = match op {
+            Op::Read { buf, .. } | Op::Write { buf, .. } => {
+                let direct = file.direct().filter(|Direct { align, parts }| {
+                    (writes && *parts) || !align.fits(offset, len) || !fits_memory(*align, &buf)
+                });
+                let job = FileJob::new(Arc::clone(&file), writes, offset, buf, durable);
+                let Some(direct) = direct else { return lane.ring(tag, job) };
+                Work::new(id, Class::Change, move |stop| {
+                    let _guard = writes.then(|| file.lock(offset, len));
+                    job.run_direct(direct, stop)
+                })
+            }
+            Op::Copy { from, pieces, at, how, buf, .. } => {
+                let source = from.handle().get::<Arc<ImageFile>>().cloned();
+                let Some(source) = source.filter(|source| self.leads(source, &pieces, at, how)) else {
+                    return lane.done(Done { tag, result: Err(DiskError::NoWay), buf });
+                };
+                let class = if is_short(how, len) { Class::ShortCopy } else { Class::LongCopy };
+                let copy = FileCopy { source, target: file, pieces, at, len, how, durable };
+                Work::new(id, class, move |stop| copy.run(buf, stop))
+            }
+            op => {
+                let class = match op {
+                    Op::Flush => Class::Sync,
+                    Op::Probe { .. } => Class::Short,
+                    _ => Class::Change,
+                };
+                // Flushes that wait for one under way share the next.
+                let flush = matches!(op, Op::Flush).then(|| file.syncs().ticket());
+                Work::new(id, class, move |stop| {
+                    let changed = run(&file, &op, (offset, len), stop);
+                    let result = changed.inspect_err(|error| file.failed(name(&op), offset, len, error));
+                    let ticket = flush.unwrap_or_else(|| file.syncs().ticket());
+                    let sync = || if durable { file.sync(ticket) } else { Ok(()) };
+                    (result.and_then(|()| sync()).map(|()| Moved::Plain), None)
+                })
+            }
+        };
+        lane.block(tag, work);
     }
 
     /// Does the way lead from there to here?
@@ -170,51 +173,29 @@ impl FileDisk {
             _ => false,
         }
     }
+}
 
-    /// Is it one that a ring cannot do: the kernel would refuse it, or others have to keep off its blocks?
-    fn is_unaligned(&self, op: &Op, offset: u64, len: u64) -> bool {
-        let Some(direct) = self.file.direct() else { return false };
-        let shared_blocks = direct.parts && op.is_write();
-        let fits = direct.align.fits(offset, len)
-            && match op {
-                Op::Read { buf, .. } | Op::Write { buf, .. } => fits_memory(direct.align, buf),
-                _ => true,
-            };
-        shared_blocks || !fits
+/// What is to be done for an operation without memory, on a thread that may block; but for its sync.
+fn run(file: &ImageFile, op: &Op, (offset, len): (u64, u64), stop: &Stop) -> Result<(), DiskError> {
+    let _guard = op.is_write().then(|| file.lock(offset, len));
+    match op {
+        Op::Probe { .. } => probe::probe(file, offset, len),
+        Op::WriteZeroes { unmap, .. } => zero::zero(file, offset, len, *unmap, stop),
+        Op::Discard { .. } => zero::discard(file, offset, len),
+        _ => Ok(()),
     }
+}
 
-    fn unaligned(&self, op: Op, offset: u64, len: u64) -> Work {
-        let file = Arc::clone(&self.file);
-        Work::new(self.file.id(), Class::Unaligned, move |stop| {
-            let is_stopped = || stop.is_set();
-            let (what, changes, fua) = match &op {
-                Op::Write { fua, .. } => ("write", true, *fua),
-                Op::WriteZeroes { fua, .. } => ("zeroing", true, *fua),
-                Op::Discard { .. } => ("discard", true, false),
-                _ => ("read", false, false),
-            };
-            let durable = changes && file.is_durable(fua);
-            let run = |op: &mut Op| match op {
-                Op::Read { buf, .. } => Unaligned::read(&file, offset, buf, &is_stopped),
-                Op::Write { buf, .. } => Unaligned::write(&file, offset, buf, &is_stopped),
-                Op::WriteZeroes { unmap, .. } => Unaligned::zero(&file, offset, len, *unmap, &is_stopped),
-                _ => Unaligned::discard(&file, offset, len),
-            };
-            let mut op = op;
-            let result = if durable { file.syncs().check() } else { Ok(()) }
-                .and_then(|()| run(&mut op).inspect_err(|error| file.failed(what, offset, len, error)))
-                .and_then(|()| if durable { file.sync(file.syncs().ticket()) } else { Ok(()) });
-            let buf = op.into_buf();
-            let lost = buf.as_ref().map_or(Ok(()), super::IoBuf::check);
-            (result.and(lost).map(|()| Moved::Plain), buf)
-        })
-    }
-
-    /// Flush: what was completed before is durable.
-    fn flush(&self, tag: Tag, lane: &mut Lane) {
-        let (file, ticket) = (Arc::clone(&self.file), self.file.syncs().ticket());
-        let sync = move || file.sync(ticket).map(|()| Moved::Plain);
-        lane.block(tag, Work::new(self.file.id(), Class::Sync, move |_| (sync(), None)));
+/// What `op` does, for the log.
+fn name(op: &Op) -> &'static str {
+    match op {
+        Op::Read { .. } => "read",
+        Op::Write { .. } => "write",
+        Op::Flush => "flush",
+        Op::WriteZeroes { .. } => "zeroing",
+        Op::Discard { .. } => "discard",
+        Op::Probe { .. } => "search for blocks",
+        Op::Copy { .. } => "copy",
     }
 }
 
@@ -229,18 +210,11 @@ impl Disk for FileDisk {
 
     fn submit(&self, tag: Tag, op: Op, lane: &mut Lane) {
         let result = match (self.check(&op), &op) {
-            (Ok(_), Op::Flush) if self.read_only || self.file.cache().is_unsafe() => Ok(Moved::Plain),
-            (Ok(_), Op::Flush) => match self.file.syncs().check() {
-                Ok(()) => return self.flush(tag, lane),
-                Err(error) => {
-                    self.file.failed("flush", 0, 0, &error);
-                    Err(error)
-                }
-            },
-            (Ok((_, 0)), _) => Ok(Moved::Plain),
-            (Ok(_), Op::Probe { .. }) if self.unit.is_none() => Ok(Moved::Plain),
-            (Ok(range), _) => return self.begin(tag, op, range, lane),
             (Err(error), _) => Err(error),
+            (Ok(_), Op::Flush) if !self.is_durable(&op) => Ok(Moved::Plain),
+            (Ok(_), Op::Probe { .. }) if self.unit.is_none() => Ok(Moved::Plain),
+            (Ok((_, 0)), op) if !matches!(op, Op::Flush) => Ok(Moved::Plain),
+            (Ok(range), _) => return self.begin(tag, op, range, lane),
         };
         lane.done(Done { tag, result, buf: op.into_buf() });
     }

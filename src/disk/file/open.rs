@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::align::Alignment;
 use super::backing::{self, Layer};
 use super::cache::CacheMode;
-use super::format::{self, Remedy};
+use super::format::{self, Format, Remedy};
 use super::image::Direct;
 use super::lock::{self, LockError};
 use crate::disk::Tap;
@@ -63,46 +63,67 @@ impl FileOptions {
 
 /// Why an image cannot be opened, for people: path, what is wrong, what to do.
 #[derive(Debug, thiserror::Error)]
+#[error("{}: {fault}", .path.display())]
+pub struct OpenError {
+    /// Of the image.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub fault: OpenFault,
+}
+
+/// What is wrong with an image.
+#[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
-pub enum OpenError {
-    #[error("{}: no such image; create it, or give size= and it is created", .path.display())]
-    Missing { path: PathBuf },
-    #[error("{}: no such image, and with readonly=on it is not created", .path.display())]
-    MissingReadOnly { path: PathBuf },
-    #[error("{}: the folder it should be created in does not exist; create it", .path.display())]
-    MissingFolder { path: PathBuf },
-    #[error("{}: is {what}; an image is a regular file or a block device", .path.display())]
-    NotAnImage { path: PathBuf, what: &'static str },
-    #[error("{}: not allowed to read and write it; change its mode or owner, or use readonly=on", .path.display())]
-    Denied { path: PathBuf },
-    #[error("{}: not allowed to read it; change its mode or owner", .path.display())]
-    DeniedReadOnly { path: PathBuf },
-    #[error("{}: the medium can only be read; use readonly=on", .path.display())]
-    ReadOnlyMedium { path: PathBuf },
-    #[error("{}: lies on a file system that takes no writes; move it, or use drive=memory or readonly=on", .path.display())]
-    NoWrites { path: PathBuf },
-    #[error("{}: the device is in use, mounted perhaps; release it, or use locking=off at your own risk", .path.display())]
-    DeviceBusy { path: PathBuf },
-    #[error("{}: another process uses it ({why}); end that, or use locking=off at your own risk", .path.display())]
-    Locked { path: PathBuf, why: &'static str },
-    #[error("{}: cannot be locked: {source}; use locking=off if nobody else can use it", .path.display())]
-    CannotLock { path: PathBuf, source: io::Error },
-    #[error("{}: is {is} bytes long, but size= says {wanted}; an image is never resized: leave size= out, or name another file", .path.display())]
-    SizeDiffers { path: PathBuf, is: u64, wanted: u64 },
-    #[error("{}: looks like {name}, and a guest would see and overwrite its raw bytes; {remedy}, or give format=raw if that is wanted", .path.display())]
-    Format { path: PathBuf, name: &'static str, remedy: Remedy },
-    #[error("{}: its length of {len} bytes is no multiple of {block}, and its last {} bytes would be hidden; {remedy}", .path.display(), len % block)]
-    UnevenLength { path: PathBuf, len: u64, block: u64, remedy: String },
-    #[error("{}: size= of {size} bytes is not possible; give a positive multiple of {SECTOR}", .path.display())]
-    BadSize { path: PathBuf, size: u64 },
-    #[error("{}: is empty; give size= and it gets that length, unless it has readonly=on", .path.display())]
-    Empty { path: PathBuf },
-    #[error("{}: its file system has no direct access (O_DIRECT); use cache=writeback, or move it to one that has", .path.display())]
-    NoDirect { path: PathBuf },
-    #[error("{}: its length of {len} bytes is no multiple of the {block} that direct access asks for here; lengthen it, for instance with truncate, or use cache=writeback", .path.display())]
-    UnevenForDirect { path: PathBuf, len: u64, block: u64 },
-    #[error("{}: cannot {what}: {source}", .path.display())]
-    Io { path: PathBuf, what: &'static str, source: io::Error },
+pub enum OpenFault {
+    #[error("no such image; create it, or give size= and it is created")]
+    Missing,
+    #[error("no such image, and with readonly=on it is not created")]
+    MissingReadOnly,
+    #[error("the folder it should be created in does not exist; create it")]
+    MissingFolder,
+    #[error("is {0}; an image is a regular file or a block device")]
+    NotAnImage(&'static str),
+    #[error("not allowed to {0}")]
+    Denied(&'static str),
+    #[error("the medium can only be read; use readonly=on")]
+    ReadOnlyMedium,
+    #[error("lies on a file system that takes no writes; move it, or use drive=memory or readonly=on")]
+    NoWrites,
+    #[error("the device is in use, mounted perhaps; release it, or use locking=off at your own risk")]
+    DeviceBusy,
+    #[error("another process uses it ({0}); end that, or use locking=off at your own risk")]
+    Locked(&'static str),
+    #[error("cannot be locked: {0}; use locking=off if nobody else can use it")]
+    CannotLock(io::Error),
+    #[error(
+        "is {is} bytes long, but size= says {wanted}; an image is never resized: leave size= out, or name another file"
+    )]
+    SizeDiffers { is: u64, wanted: u64 },
+    #[error(
+        "looks like {name}, and a guest would see and overwrite its raw bytes; {remedy}, or give format=raw if that is wanted"
+    )]
+    Format { name: &'static str, remedy: Remedy },
+    #[error("its length of {len} bytes is no multiple of {block}, and its last {} bytes would be hidden; {remedy}", len % block)]
+    UnevenLength { len: u64, block: u64, remedy: String },
+    #[error("size= of {0} bytes is not possible; give a positive multiple of {SECTOR}")]
+    BadSize(u64),
+    #[error("is empty; give size= and it gets that length, unless it has readonly=on")]
+    Empty,
+    #[error(
+        "its file system has no direct access (O_DIRECT); use cache=writeback, or move it to one that has"
+    )]
+    NoDirect,
+    #[error(
+        "its length of {len} bytes is no multiple of the {block} that direct access asks for here; lengthen it, for instance with truncate, or use cache=writeback"
+    )]
+    UnevenForDirect { len: u64, block: u64 },
+    #[error("cannot {what}: {source}")]
+    Io { what: &'static str, source: io::Error },
+}
+
+/// What `what` failed with.
+fn io<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> OpenFault {
+    move |error| OpenFault::Io { what, source: error.into() }
 }
 
 /// An image that was found or made, locked and checked.
@@ -125,11 +146,15 @@ pub(super) struct Opened {
 /// # Errors
 /// Why it cannot be used; then nothing has changed, and what was made is gone.
 pub(super) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
+    find(options).map_err(|fault| OpenError { path: options.path.clone(), fault })
+}
+
+fn find(options: &FileOptions) -> Result<Opened, OpenFault> {
     let path = &options.path;
     if let Some(size) = options.size
         && (size == 0 || size % SECTOR != 0 || i64::try_from(size).is_err())
     {
-        return Err(OpenError::BadSize { path: path.clone(), size });
+        return Err(OpenFault::BadSize(size));
     }
     let Some(kind) = kind_at(path)? else {
         let (held, size) = create(options)?;
@@ -139,7 +164,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Opened, OpenError> {
     };
     let held = patiently(|| open_existing(options, kind))?;
     match options.size {
-        Some(size) if kind == Kind::Regular && !options.read_only && length(options, &held.file)? == 0 => {
+        Some(size) if kind == Kind::Regular && !options.read_only && length(&held.file)? == 0 => {
             make(options, held, size).inspect_err(|_| {
                 // A name for nothing, as it was.
                 let _ = OpenOptions::new().write(true).truncate(true).open(path);
@@ -170,37 +195,32 @@ struct Held {
 }
 
 /// What lies at `path`, asked before it is opened: opening a FIFO would wait for its other end.
-fn kind_at(path: &Path) -> Result<Option<Kind>, OpenError> {
+fn kind_at(path: &Path) -> Result<Option<Kind>, OpenFault> {
     match std::fs::metadata(path) {
-        Ok(meta) => kind_of(path, &meta).map(Some),
+        Ok(meta) => kind_of(&meta).map(Some),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(io_error(path, "look at it", e)),
+        Err(e) => Err(io("look at it")(e)),
     }
 }
 
-fn kind_of(path: &Path, meta: &Metadata) -> Result<Kind, OpenError> {
+fn kind_of(meta: &Metadata) -> Result<Kind, OpenFault> {
     let kind = meta.file_type();
-    let what = if kind.is_file() {
-        return Ok(Kind::Regular);
-    } else if kind.is_block_device() {
-        return Ok(Kind::Block);
-    } else if kind.is_dir() {
-        "a folder"
-    } else if kind.is_char_device() {
-        "a character device"
-    } else {
-        "a FIFO or socket"
-    };
-    Err(OpenError::NotAnImage { path: path.to_owned(), what })
+    match () {
+        () if kind.is_file() => Ok(Kind::Regular),
+        () if kind.is_block_device() => Ok(Kind::Block),
+        () if kind.is_dir() => Err(OpenFault::NotAnImage("a folder")),
+        () if kind.is_char_device() => Err(OpenFault::NotAnImage("a character device")),
+        () => Err(OpenFault::NotAnImage("a FIFO or socket")),
+    }
 }
 
 /// Whoever was killed a moment ago may seem to be there still: the kernel gives back the files of a ring in its own time,
 /// and with them locks and claims.
-fn patiently<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+fn patiently<T>(open: impl Fn() -> Result<T, OpenFault>) -> Result<T, OpenFault> {
     let start = Instant::now();
     loop {
         match open() {
-            Err(OpenError::DeviceBusy { .. } | OpenError::Locked { .. }) if start.elapsed() < LINGER => {
+            Err(OpenFault::DeviceBusy | OpenFault::Locked(_)) if start.elapsed() < LINGER => {
                 std::thread::sleep(LINGER / 20);
             }
             answer => return answer,
@@ -208,102 +228,91 @@ fn patiently<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError>
     }
 }
 
-fn open_existing(options: &FileOptions, kind: Kind) -> Result<Held, OpenError> {
-    let path = &options.path;
+fn open_existing(options: &FileOptions, kind: Kind) -> Result<Held, OpenFault> {
     let claim = kind == Kind::Block && options.locking;
-    let mut file = open_file(path, !options.read_only, claim).map_err(|e| open_error(options, e))?;
+    let mut file = open_file(options, &options.path, !options.read_only, claim)?;
     if claim && options.read_only {
         // The claim has shown that nobody uses the device; kept, it would shut out other readers.
         drop(file);
-        file = open_file(path, false, false).map_err(|e| open_error(options, e))?;
+        file = open_file(options, &options.path, false, false)?;
     }
-    let meta = file.metadata().map_err(|e| io_error(path, "look at it", e))?;
-    if kind_of(path, &meta)? != kind {
-        return Err(io_error(path, "open it", io::Error::other("it was replaced at that moment; try again")));
+    let meta = file.metadata().map_err(io("look at it"))?;
+    if kind_of(&meta)? != kind {
+        return Err(io("open it")(io::Error::other("it was replaced at that moment; try again")));
     }
     let beneath = lock_image(options, &file)?;
     Ok(Held { file, kind, beneath })
 }
 
 /// `claim`: of a block device (EBUSY when it is mounted or claimed).
-fn open_file(path: &Path, write: bool, claim: bool) -> io::Result<File> {
+fn open_file(options: &FileOptions, path: &Path, write: bool, claim: bool) -> Result<File, OpenFault> {
     // O_EXCL without O_CREAT is the claim.
     let flags = if claim { libc::O_EXCL } else { 0 };
-    OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)
+    let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
+    opened.map_err(|e| open_fault(options, e))
 }
 
 /// An empty file, and the length it is to have.
-fn create(options: &FileOptions) -> Result<(Held, u64), OpenError> {
-    let path = &options.path;
+fn create(options: &FileOptions) -> Result<(Held, u64), OpenFault> {
     let size = match options.size {
-        Some(_) if options.read_only => {
-            return Err(OpenError::MissingReadOnly { path: path.clone() });
-        }
+        Some(_) if options.read_only => return Err(OpenFault::MissingReadOnly),
         Some(size) => size,
-        None => return Err(OpenError::Missing { path: path.clone() }),
+        None => return Err(OpenFault::Missing),
     };
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(
-        |e| match e.kind() {
-            io::ErrorKind::NotFound => OpenError::MissingFolder { path: path.clone() },
-            _ => open_error(options, e),
-        },
-    )?;
+    let mut new = OpenOptions::new();
+    let made = new.read(true).write(true).create_new(true).mode(0o600).open(&options.path);
+    let file = made.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => OpenFault::MissingFolder,
+        _ => open_fault(options, e),
+    })?;
     let beneath = lock_image(options, &file)?;
     Ok((Held { file, kind: Kind::Regular, beneath }, size))
 }
 
 /// Gives an empty file its length.
-fn make(options: &FileOptions, held: Held, size: u64) -> Result<Opened, OpenError> {
-    let path = &options.path;
+fn make(options: &FileOptions, held: Held, size: u64) -> Result<Opened, OpenFault> {
     let durably = || {
         held.file.set_len(size)?;
         // Data made durable in a file whose name is not would be lost with the name.
         held.file.sync_all()?;
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        File::open(folder)?.sync_all()
+        let folder = options.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     };
-    durably().map_err(|e| io_error(path, "create it with this size", e))?;
+    durably().map_err(io("create it with this size"))?;
     check(options, held, true)
 }
 
 /// What is locked, if it can be an image.
-fn check(options: &FileOptions, held: Held, created: bool) -> Result<Opened, OpenError> {
-    let path = || options.path.clone();
+fn check(options: &FileOptions, held: Held, created: bool) -> Result<Opened, OpenFault> {
     let Held { file, kind, beneath } = held;
-    let len = length(options, &file)?;
+    let len = length(&file)?;
     if !created && !options.raw {
         let harmless = |remedy| options.read_only && remedy == Remedy::ReadOnly;
-        if let Some(format) = format::of(&file, len).filter(|format| !harmless(format.remedy)) {
-            return Err(OpenError::Format { path: path(), name: format.name, remedy: format.remedy });
+        if let Some(Format { name, remedy, .. }) = format::of(&file, len).filter(|f| !harmless(f.remedy)) {
+            return Err(OpenFault::Format { name, remedy });
         }
     }
     match options.size {
-        _ if len == 0 => return Err(OpenError::Empty { path: path() }),
-        Some(wanted) if wanted != len => {
-            return Err(OpenError::SizeDiffers { path: path(), is: len, wanted });
-        }
+        _ if len == 0 => return Err(OpenFault::Empty),
+        Some(wanted) if wanted != len => return Err(OpenFault::SizeDiffers { is: len, wanted }),
         _ => {}
     }
     let block = options.unit.max(SECTOR);
     if !len.is_multiple_of(block) {
-        let remedy = tail_remedy(len, block, kind);
-        return Err(OpenError::UnevenLength { path: path(), len, block, remedy });
+        return Err(OpenFault::UnevenLength { len, block, remedy: tail_remedy(len, block, kind) });
     }
     if !options.read_only {
-        takes_writes(options, &file)?;
+        takes_writes(&file)?;
     }
     if let Some(tap) = &options.tap {
-        tap.opened(&file, len).map_err(|e| io_error(&options.path, "read it for its tap", e))?;
+        tap.opened(&file, len).map_err(io("read it for its tap"))?;
     }
     let direct = options.cache.is_direct().then(|| make_direct(options, &file, len)).transpose()?;
     Ok(Opened { file, len, created, direct, beneath })
 }
 
-fn length(options: &FileOptions, mut file: &File) -> Result<u64, OpenError> {
-    file.seek(io::SeekFrom::End(0)).map_err(|e| io_error(&options.path, "find its length", e))
+fn length(mut file: &File) -> Result<u64, OpenFault> {
+    file.seek(io::SeekFrom::End(0)).map_err(io("find its length"))
 }
 
 /// What to do about a part of a block at the end, which is never hidden: it may be what is wanted most.
@@ -319,31 +328,30 @@ fn tail_remedy(len: u64, block: u64, kind: Kind) -> String {
 }
 
 /// A write of nothing is refused where any write would be: by a device or a file system that is only read.
-fn takes_writes(options: &FileOptions, file: &File) -> Result<(), OpenError> {
+fn takes_writes(file: &File) -> Result<(), OpenFault> {
     use rustix::io::Errno;
-    let path = || options.path.clone();
     match rustix::io::pwrite(file, &[], 0) {
         Ok(_) => Ok(()),
-        Err(Errno::PERM | Errno::ROFS) => Err(OpenError::ReadOnlyMedium { path: path() }),
-        Err(Errno::INVAL) => Err(OpenError::NoWrites { path: path() }),
-        Err(e) => Err(io_error(&options.path, "write to it", e.into())),
+        Err(Errno::PERM | Errno::ROFS) => Err(OpenFault::ReadOnlyMedium),
+        Err(Errno::INVAL) => Err(OpenFault::NoWrites),
+        Err(e) => Err(io("write to it")(e)),
     }
 }
 
 /// Locks an image and what is under it.
-fn lock_image(options: &FileOptions, file: &File) -> Result<Vec<File>, OpenError> {
+fn lock_image(options: &FileOptions, file: &File) -> Result<Vec<File>, OpenFault> {
     let mut beneath = Vec::new();
     if !options.locking {
         return Ok(beneath);
     }
-    take_lock(options, file, false)?;
+    lock(file, options.read_only, false)?;
     for Layer { path, file, part } in backing::layers(file) {
-        take_lock(options, &file, part)?;
+        lock(&file, options.read_only, part)?;
         let is_device = file.metadata().is_ok_and(|meta| meta.file_type().is_block_device());
         if is_device && !part {
-            match open_file(&path, false, true) {
+            match open_file(options, &path, false, true) {
                 Ok(claim) if !options.read_only => beneath.push(claim),
-                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => return Err(open_error(options, e)),
+                Err(OpenFault::DeviceBusy) => return Err(OpenFault::DeviceBusy),
                 _ => {}
             }
         }
@@ -352,45 +360,39 @@ fn lock_image(options: &FileOptions, file: &File) -> Result<Vec<File>, OpenError
     Ok(beneath)
 }
 
-fn take_lock(options: &FileOptions, file: &File, part: bool) -> Result<(), OpenError> {
-    let path = options.path.clone();
-    lock::lock(file, options.read_only, part).map_err(|e| match e {
-        LockError::Conflict(why) => OpenError::Locked { path, why },
-        LockError::Io(source) => OpenError::CannotLock { path, source },
+fn lock(file: &File, read_only: bool, part: bool) -> Result<(), OpenFault> {
+    lock::lock(file, read_only, part).map_err(|e| match e {
+        LockError::Conflict(why) => OpenFault::Locked(why),
+        LockError::Io(source) => OpenFault::CannotLock(source),
     })
 }
 
 /// Turns to O_DIRECT what was opened, checked and locked without.
-fn make_direct(options: &FileOptions, file: &File, len: u64) -> Result<Direct, OpenError> {
+fn make_direct(options: &FileOptions, file: &File, len: u64) -> Result<Direct, OpenFault> {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-    let path = || options.path.clone();
-    let refused = |e: rustix::io::Errno| match e {
-        rustix::io::Errno::INVAL => OpenError::NoDirect { path: path() },
-        e => io_error(&options.path, "open it past the page cache", e.into()),
-    };
-    let align = Alignment::of(file).ok_or_else(|| OpenError::NoDirect { path: path() })?;
-    let flags = fcntl_getfl(file).map_err(refused)?;
-    fcntl_setfl(file, flags | OFlags::DIRECT).map_err(refused)?;
+    let align = Alignment::of(file).ok_or(OpenFault::NoDirect)?;
+    let set = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::DIRECT));
+    set.map_err(|e| match e {
+        rustix::io::Errno::INVAL => OpenFault::NoDirect,
+        e => io("open it past the page cache")(e),
+    })?;
     let block = align.block;
     if !len.is_multiple_of(block) {
-        return Err(OpenError::UnevenForDirect { path: path(), len, block });
+        return Err(OpenFault::UnevenForDirect { len, block });
     }
     Ok(Direct { align, parts: !options.unit.is_multiple_of(block) })
 }
 
-fn open_error(options: &FileOptions, error: io::Error) -> OpenError {
-    let path = options.path.clone();
+fn open_fault(options: &FileOptions, error: io::Error) -> OpenFault {
     match error.raw_os_error() {
-        Some(libc::EBUSY) => OpenError::DeviceBusy { path },
-        Some(libc::EACCES | libc::EPERM) if options.read_only => OpenError::DeniedReadOnly { path },
-        Some(libc::EACCES | libc::EPERM) => OpenError::Denied { path },
-        Some(libc::EROFS) => OpenError::ReadOnlyMedium { path },
-        _ => io_error(&path, "open it", error),
+        Some(libc::EBUSY) => OpenFault::DeviceBusy,
+        Some(libc::EACCES | libc::EPERM) => OpenFault::Denied(match options.read_only {
+            true => "read it; change its mode or owner",
+            false => "read and write it; change its mode or owner, or use readonly=on",
+        }),
+        Some(libc::EROFS) => OpenFault::ReadOnlyMedium,
+        _ => io("open it")(error),
     }
-}
-
-fn io_error(path: &Path, what: &'static str, source: io::Error) -> OpenError {
-    OpenError::Io { path: path.to_owned(), what, source }
 }
 
 #[cfg(test)]
@@ -518,22 +520,22 @@ mod tests {
         assert_eq!(first.len, 1 << 20);
         for read_only in [false, true] {
             let refused = opened(read_only, true).expect_err("refused");
-            assert!(matches!(refused, OpenError::DeviceBusy { .. }), "{refused}");
+            assert!(matches!(refused.fault, OpenFault::DeviceBusy), "{refused}");
         }
         opened(false, false).expect("locking=off opens");
         drop(first);
         let reader = opened(true, true).expect("it is free again");
         opened(true, true).expect("readers share");
         let refused = opened(false, true).expect_err("a reader minds writers");
-        assert!(matches!(refused, OpenError::Locked { .. }), "{refused}");
+        assert!(matches!(refused.fault, OpenFault::Locked(_)), "{refused}");
         drop(reader);
         let differs = open(device.path(), Some(2 << 20)).expect_err("refused");
-        assert!(matches!(differs, OpenError::SizeDiffers { is: 0x10_0000, .. }), "{differs}");
+        assert!(matches!(differs.fault, OpenFault::SizeDiffers { is: 0x10_0000, .. }), "{differs}");
         // A file system's claim is the same as any other.
         let claim = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device.path());
         let claim = claim.expect("it is free again");
         for read_only in [false, true] {
-            assert!(matches!(opened(read_only, true), Err(OpenError::DeviceBusy { .. })));
+            assert!(matches!(opened(read_only, true), Err(OpenError { fault: OpenFault::DeviceBusy, .. })));
         }
         drop(claim);
     }
@@ -649,7 +651,7 @@ mod tests {
         let Some(device) = LoopDevice::with(&["--read-only"], &image) else { return };
         let options = FileOptions::new(device.path());
         let refused = super::open(&options).expect_err("refused");
-        assert!(matches!(refused, OpenError::ReadOnlyMedium { .. }), "{refused}");
+        assert!(matches!(refused.fault, OpenFault::ReadOnlyMedium), "{refused}");
         assert!(refused.to_string().contains("readonly=on"), "{refused}");
         super::open(&FileOptions { read_only: true, ..options }).expect("it opens for reading");
     }
@@ -680,7 +682,7 @@ mod tests {
             let held = opened(held, false).expect("it opens");
             for read_only in [false, true] {
                 let refused = opened(other, read_only).expect_err("refused");
-                assert!(matches!(refused, OpenError::Locked { .. }), "{refused}");
+                assert!(matches!(refused.fault, OpenFault::Locked(_)), "{refused}");
             }
             drop(held);
             let _reader = opened(other, true).expect("it opens");
@@ -713,7 +715,7 @@ mod tests {
             let (one, other) = if turned { (&under, &over) } else { (&over, &under) };
             let held = open(one, None).expect("it opens");
             let refused = open(other, None).expect_err("refused");
-            assert!(matches!(refused, OpenError::Locked { .. }), "{refused}");
+            assert!(matches!(refused.fault, OpenFault::Locked(_)), "{refused}");
             drop(held);
             open(other, None).expect("it is free");
         }

@@ -30,11 +30,7 @@ pub(super) fn probe(file: &ImageFile, offset: u64, len: u64) -> Result<(), DiskE
         };
         if extent <= at {
             // It is a hole, unless the file ends before the range does.
-            return match file.call(Call::Seek { whence: libc::SEEK_END, offset: 0 }) {
-                Ok(size) if size < end => Err(DiskError::Truncated),
-                Ok(_) => Err(DiskError::Deallocated),
-                Err(errno) => Err(DiskError::of_errno(errno)),
-            };
+            return Err(if file.is_cut(end) { DiskError::Truncated } else { DiskError::Deallocated });
         }
         at = extent;
     }

@@ -48,37 +48,41 @@ pub(super) struct FileFacts {
     served: bool,
     /// Opened with O_DIRECT.
     direct: bool,
+    /// A write has to wait, so a ring would hand it on to a thread.
+    writes_wait: bool,
 }
 
 impl FileFacts {
     pub(super) fn of(file: &File) -> Self {
-        let regular = |stat: &rustix::fs::Stat| {
-            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile
+        let mut facts = FileFacts {
+            image: ImageId::new(),
+            id: None,
+            device: None,
+            clones: None,
+            served: false,
+            direct: is_direct(file),
+            writes_wait: writes_wait(file),
         };
-        let device = |stat: &rustix::fs::Stat| {
-            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-            (kind == rustix::fs::FileType::BlockDevice).then_some(stat.st_rdev)
-        };
-        let direct = is_direct(file);
-        let none =
-            FileFacts { image: ImageId::new(), id: None, device: None, clones: None, served: false, direct };
         let (Ok(stat), Ok(system)) = (rustix::fs::fstat(file), rustix::fs::fstatfs(file)) else {
-            return none;
+            return facts;
         };
-        if !regular(&stat) {
-            return FileFacts { device: device(&stat), ..none };
+        match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+            rustix::fs::FileType::RegularFile => {
+                facts.id = Some(FileId { dev: stat.st_dev, ino: stat.st_ino });
+                // f_type is of one type or another by architecture; magic numbers have 32 bits.
+                facts.served = SERVED.contains(&(system.f_type as u32));
+                let block = believed(u64::try_from(system.f_bsize).unwrap_or(0));
+                facts.clones = block.filter(|_| shares_blocks(file));
+            }
+            rustix::fs::FileType::BlockDevice => facts.device = Some(stat.st_rdev),
+            _ => {}
         }
-        // f_type is of one type or another by architecture; magic numbers have 32 bits.
-        let served = SERVED.contains(&(system.f_type as u32));
-        let block = believed(u64::try_from(system.f_bsize).unwrap_or(0));
-        let clones = block.filter(|_| shares_blocks(file));
-        let id = Some(FileId { dev: stat.st_dev, ino: stat.st_ino });
-        FileFacts { id, clones, served, ..none }
+        facts
     }
 
     #[cfg(test)]
-    pub(super) fn sharing(self, clones: Option<u64>) -> Self {
-        FileFacts { clones, ..self }
+    pub(super) fn said(self, clones: Option<u64>, writes_wait: bool) -> Self {
+        FileFacts { clones, writes_wait, ..self }
     }
 
     pub(super) fn image(&self) -> ImageId {
@@ -107,19 +111,28 @@ fn shares_blocks(file: &File) -> bool {
     answer == 0 || answer == -i64::from(libc::EINVAL)
 }
 
-/// Does copy_file_range say by this that it does not lead from one file to the other?
-pub(super) fn is_no_way(errno: i32) -> bool {
-    matches!(
-        errno,
-        libc::EOPNOTSUPP | libc::EXDEV | libc::ENOSYS | libc::EINVAL | libc::ETXTBSY | libc::EPERM
-    )
-}
-
 /// A way that the kernel may refuse for a pair of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     Clone,
     CopyRange,
+}
+
+/// Does the kernel say by this that the way does not lead from one file to the other, or not now?
+pub(super) fn is_no_way(way: Way, errno: i32) -> bool {
+    // Sharing wants room for its records where copying may need none.
+    let no_room = way == Way::Clone && matches!(errno, libc::ENOSPC | libc::EDQUOT);
+    let refused = matches!(
+        errno,
+        libc::EOPNOTSUPP
+            | libc::EXDEV
+            | libc::ENOSYS
+            | libc::ENOTTY
+            | libc::EINVAL
+            | libc::ETXTBSY
+            | libc::EPERM
+    );
+    no_room || refused
 }
 
 /// What the kernel refused for good to do from each source to one file: a bit for each source. Sources that share a bit, of
@@ -148,27 +161,25 @@ impl Refusals {
     }
 }
 
-/// The ways from a file with the facts `source` to one with the facts `target`, of which `refusals` tells. That of reading
-/// and writing is for others to judge.
+/// The ways from a file with the facts `source` to one with the facts `target`, of which `refusals` tells.
 pub(super) fn between(source: &FileFacts, target: &FileFacts, refusals: &Refusals) -> Ways {
-    let (Some(from), Some(to)) = (source.id, target.id) else {
-        return Ways::default();
-    };
+    // O_DIRECT is for a ring anyway, and wants its reads aligned.
+    let bounced = Ways { read_write: target.writes_wait && !source.direct, ..Ways::default() };
     // Other devices can be the same file system (subvolumes) or server; both are left to reading and writing.
-    if from.dev != to.dev {
-        return Ways::default();
+    let one_system = source.id.zip(target.id).is_some_and(|(from, to)| from.dev == to.dev);
+    if !one_system {
+        return bounced;
     }
     let clones = target.clones.filter(|_| !refusals.has(source.image, Way::Clone));
     let offload = !refusals.has(source.image, Way::CopyRange);
     Ways {
-        memmove: false,
         reflink: clones,
         offload,
         // Measured on ext4 and tmpfs: the splice inside the kernel is no faster than a pread and pwrite of 1 MiB.
         // Past the page cache it takes twice the time, so there it has to clone.
         offload_pays: offload && (clones.is_some() || (target.served && !target.direct && !source.direct)),
         offload_clones: offload && clones.is_some(),
-        read_write: false,
+        ..bounced
     }
 }
 
@@ -195,7 +206,7 @@ mod tests {
 
     fn facts(dev: u64, ino: u64, clones: Option<u64>) -> FileFacts {
         let (image, id) = (ImageId::new(), Some(FileId { dev, ino }));
-        FileFacts { image, id, device: None, clones, served: false, direct: false }
+        FileFacts { device: None, served: false, direct: false, writes_wait: false, id, image, clones }
     }
 
     fn directly(facts: FileFacts) -> FileFacts {

@@ -16,11 +16,12 @@ use crate::memory::Transient;
 /// ([`Lane::read_cached`](crate::disk::Lane::read_cached)).
 #[derive(Debug)]
 pub struct CachedRead<'a> {
-    file: &'a ImageFile,
-    offset: u64,
-    iovecs: &'a [libc::iovec],
-    /// Bytes.
+    pub(super) file: &'a ImageFile,
+    /// In bytes, as the length.
+    pub(super) offset: u64,
     len: usize,
+    /// They lead into mappings that whoever made this keeps as long as it lives.
+    pub(super) iovecs: &'a [libc::iovec],
     filled: bool,
 }
 
@@ -34,20 +35,6 @@ impl<'a> CachedRead<'a> {
     /// holds: the read is to be made in the usual way.
     pub fn is_filled(&self) -> bool {
         self.filled
-    }
-
-    pub(super) fn file(&self) -> &ImageFile {
-        self.file
-    }
-
-    /// In bytes.
-    pub(super) fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// They lead into mappings that whoever made this keeps as long as it lives.
-    pub(super) fn iovecs(&self) -> &[libc::iovec] {
-        self.iovecs
     }
 
     /// Does `next` begin where this one ends?

@@ -1,7 +1,6 @@
 //! Which lane: over a ring of the kernel's, or over threads alone.
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use super::ring::Ring;
@@ -43,19 +42,6 @@ impl fmt::Display for LaneKind {
             LaneKind::IoUring => "io_uring",
             LaneKind::Threads => "threads",
         })
-    }
-}
-
-impl FromStr for LaneKind {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "auto" => Ok(LaneKind::Auto),
-            "io_uring" => Ok(LaneKind::IoUring),
-            "threads" => Ok(LaneKind::Threads),
-            _ => Err(format!("{s:?} is none of auto, io_uring, threads")),
-        }
     }
 }
 

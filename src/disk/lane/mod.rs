@@ -24,10 +24,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 pub use cached::CachedRead;
 pub use kind::{LaneKind, probe};
 pub(super) use pool::Class;
-pub use pool::{Stop, Work};
+pub use pool::Work;
 
-use super::file::job::{FileJob, Finished};
-use super::{Done, Moved, Tag, Waker};
+use super::file::job::FileJob;
+use super::{Done, Stop, Tag, Waker};
 use nowait::Batch;
 use pool::Pool;
 use ring::Ring;
@@ -50,11 +50,12 @@ pub struct Lane {
     in_flight: usize,
     /// The last look at the inbox before a sleep said that the thread sleeps.
     slept: bool,
-    /// For tests.
+    #[cfg(any(test, feature = "testing"))]
     look: Option<Look>,
 }
 
 /// Looks at what was reaped.
+#[cfg(any(test, feature = "testing"))]
 type Look = Box<dyn FnMut(&[Done]) + Send>;
 
 impl fmt::Debug for Lane {
@@ -88,7 +89,17 @@ impl Lane {
         let inbox = Inbox(Arc::new(Events { list: Mutex::default(), any: AtomicBool::new(false), waker }));
         let report = inbox.clone();
         let pool = Pool::new(threads, move |done| report.done(done));
-        Lane { ring, batch, pool, inbox, done: Vec::new(), in_flight: 0, slept: false, look: None }
+        Lane {
+            ring,
+            batch,
+            pool,
+            inbox,
+            done: Vec::new(),
+            in_flight: 0,
+            slept: false,
+            #[cfg(any(test, feature = "testing"))]
+            look: None,
+        }
     }
 
     /// One more operation was started.
@@ -100,8 +111,14 @@ impl Lane {
     pub(super) fn ring(&mut self, tag: Tag, job: FileJob) {
         match &mut self.ring {
             Some(ring) => ring.submit(tag, job),
-            None => self.block(tag, Work::of(move |stop| ended(job.run(|| stop.is_set()).synced()))),
+            None => self.rest(tag, job),
         }
+    }
+
+    /// Has a thread do what is left of a job.
+    fn rest(&mut self, tag: Tag, job: FileJob) {
+        let class = if job.is_moved() { Class::Sync } else { Class::Short };
+        self.block(tag, Work::new(job.file().id(), class, move |stop| job.run(stop)));
     }
 
     /// Gives work to a thread that may block.
@@ -156,6 +173,7 @@ impl Lane {
         if !self.done.is_empty() {
             self.take_done(out);
         }
+        #[cfg(any(test, feature = "testing"))]
         if let Some(look) = &mut self.look {
             look(out);
         }
@@ -163,17 +181,19 @@ impl Lane {
 
     fn reap_ring(&mut self) {
         let Some(ring) = &mut self.ring else { return };
-        for (tag, Finished { result, buf, sync }) in ring.reap() {
-            match sync {
-                None => self.done.push(Done { tag, result: result.map(|()| Moved::Plain), buf }),
-                Some((file, ticket)) => {
-                    let id = file.id();
-                    let sync = move |_: &Stop| (file.sync(ticket).map(|()| Moved::Plain), buf);
-                    self.pool.submit(tag, Work::new(id, Class::Sync, sync));
-                }
+        let mut left = Vec::new();
+        for (tag, job) in ring.reap() {
+            if job.is_over() {
+                let (result, buf) = job.run(&Stop::default());
+                self.done.push(Done { tag, result, buf });
+            } else {
+                left.push((tag, job));
             }
         }
-        self.pool.hand_over();
+        if !left.is_empty() {
+            left.into_iter().for_each(|(tag, job)| self.rest(tag, job));
+            self.pool.hand_over();
+        }
     }
 
     fn open_inbox(&mut self) {
@@ -187,6 +207,7 @@ impl Lane {
     }
 
     /// Has `look` called at the end of each reap: a seam at which tests hold a worker up.
+    #[cfg(any(test, feature = "testing"))]
     pub fn look_at_done(&mut self, look: impl FnMut(&[Done]) + Send + 'static) {
         self.look = Some(Box::new(look));
     }
@@ -227,11 +248,6 @@ impl Drop for Lane {
         // Its work ends while the calls of the ring do.
         self.pool.stop();
     }
-}
-
-/// What a job comes to.
-fn ended<E, B>((result, buf): (Result<(), E>, B)) -> (Result<Moved, E>, B) {
-    (result.map(|()| Moved::Plain), buf)
 }
 
 /// What comes to a lane from other threads.

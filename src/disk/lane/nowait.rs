@@ -62,15 +62,15 @@ impl Batch {
     fn make(&mut self, reads: &mut [CachedRead<'_>]) -> io::Result<()> {
         // Those of all reads, one behind the other: a run's are neighbours.
         let mut iovecs: SmallVec<[libc::iovec; 2 * ENTRIES]> = SmallVec::new();
-        reads.iter().for_each(|read| iovecs.extend_from_slice(read.iovecs()));
+        reads.iter().for_each(|read| iovecs.extend_from_slice(read.iovecs));
         let mut left = &*iovecs;
         let mut entries = 0;
         for run in cached::runs(reads) {
-            let pieces: usize = run.iter().map(|read| read.iovecs().len()).sum();
+            let pieces: usize = run.iter().map(|read| read.iovecs.len()).sum();
             let (iovecs, more) = left.split_at_checked(pieces).unwrap_or_default();
             left = more;
             let Some(first) = run.first() else { continue };
-            let entry = entry(first.file().fd(), first, iovecs);
+            let entry = entry(first.file.fd(), first, iovecs);
             // SAFETY: the pieces lead to memory that `reads` keeps, and no entry outlives this call, which `enter`
             // sees to; nor do the iovecs move before it ends.
             if unsafe { self.ring.submission().push(&entry.user_data(entries)) }.is_err() {
@@ -121,7 +121,7 @@ fn first_runs(reads: &[CachedRead<'_>]) -> usize {
 fn entry(fd: RawFd, first: &CachedRead<'_>, iovecs: &[libc::iovec]) -> squeue::Entry {
     let fd = Fd(fd);
     // The highest one would mean the file's own position to a ring.
-    let offset = first.offset().min(i64::MAX as u64);
+    let offset = first.offset.min(i64::MAX as u64);
     match iovecs {
         // A single piece spares the kernel the copy and the check of an array.
         [piece] if let Ok(len) = u32::try_from(piece.iov_len) => {

@@ -9,8 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::disk::file::job::Finished;
 use crate::disk::file::ways::ImageId;
-use crate::disk::{DiskError, Done, IoBuf, Moved, Tag};
+use crate::disk::{Done, Stop, Tag};
 
 /// How long a thread that has copied looks for more before it sleeps: to wake it again costs as much as a short copy.
 const LOOK: Duration = Duration::from_micros(30);
@@ -22,17 +23,6 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) const MORE_THREADS: &str =
     "allow this process more threads (ulimit -u, TasksMax= of its unit, pids.max)";
 
-/// Is the pool to stop? Then nobody will hear of the end of what is being done.
-#[derive(Debug, Default)]
-pub struct Stop(AtomicBool);
-
-impl Stop {
-    /// To be asked between two calls that may take long.
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// What kind of work it is, for the sake of others: how much of it may be under way at once for one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::disk) enum Class {
@@ -40,8 +30,8 @@ pub(in crate::disk) enum Class {
     Short,
     /// An fdatasync: a second one would only wait for the first.
     Sync,
-    /// Some may wait for each other's blocks.
-    Unaligned,
+    /// Zeroes and holes, which a file makes one at a time; and what may wait for another's blocks.
+    Change,
     /// A copy that is over soon: alone, for two would only wait for each other in the kernel.
     ShortCopy,
     /// Two: one reads while the other writes, which a file lets only one do at a time.
@@ -53,7 +43,7 @@ impl Class {
         match self {
             Class::Short => usize::MAX,
             Class::Sync | Class::ShortCopy => 1,
-            Class::Unaligned | Class::LongCopy => 2,
+            Class::Change | Class::LongCopy => 2,
         }
     }
 
@@ -62,11 +52,11 @@ impl Class {
     }
 }
 
-type Code = Box<dyn FnOnce(&Stop) -> (Result<Moved, DiskError>, Option<IoBuf>) + Send>;
+type Code = Box<dyn FnOnce(&Stop) -> Finished + Send>;
 
 /// Something to be done by a thread that may block: straight code.
 pub struct Work {
-    image: Option<ImageId>,
+    image: ImageId,
     class: Class,
     run: Code,
 }
@@ -82,14 +72,9 @@ impl Work {
     pub(in crate::disk) fn new(
         image: ImageId,
         class: Class,
-        run: impl FnOnce(&Stop) -> (Result<Moved, DiskError>, Option<IoBuf>) + Send + 'static,
+        run: impl FnOnce(&Stop) -> Finished + Send + 'static,
     ) -> Self {
-        Work { image: Some(image), class, run: Box::new(run) }
-    }
-
-    /// Of any kind: it ends as it says.
-    pub fn of(run: impl FnOnce(&Stop) -> (Result<Moved, DiskError>, Option<IoBuf>) + Send + 'static) -> Self {
-        Work { image: None, class: Class::Short, run: Box::new(run) }
+        Work { image, class, run: Box::new(run) }
     }
 
     /// Does it on this thread. A fault of ours is an error of this operation alone.
@@ -135,7 +120,7 @@ impl fmt::Debug for Shared {
 struct Queue {
     waiting: VecDeque<(Tag, Work)>,
     /// What threads are at.
-    running: Vec<(Option<ImageId>, Class)>,
+    running: Vec<(ImageId, Class)>,
     /// Threads that may copy at a time.
     copies: usize,
     /// Threads that wait for work, and that look for it and need not be told.
@@ -160,7 +145,7 @@ impl Queue {
         Some(work)
     }
 
-    fn ended(&mut self, what: (Option<ImageId>, Class)) {
+    fn ended(&mut self, what: (ImageId, Class)) {
         if let Some(at) = self.running.iter().position(|running| *running == what) {
             self.running.swap_remove(at);
         }
@@ -241,7 +226,7 @@ impl Pool {
     /// Starts nothing any more; dropping it then waits for what is in progress.
     pub(super) fn stop(&self) {
         let mut queue = lock(&self.shared.queue);
-        self.shared.stop.0.store(true, Ordering::Relaxed);
+        self.shared.stop.set();
         let unstarted = std::mem::take(&mut queue.waiting);
         drop(queue);
         self.shared.work.notify_all();

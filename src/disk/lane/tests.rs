@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::disk::file::image::ImageFile;
-use crate::disk::{CacheMode, DiskError};
+use crate::disk::{CacheMode, DiskError, Moved};
 
 fn image() -> Arc<ImageFile> {
     let file = tempfile::tempfile().expect("a file for the test");
@@ -112,7 +112,8 @@ fn a_hung_image_leaves_others_theirs() {
 fn work_that_panics_is_an_error() {
     let mut lane = Lane::new(LaneKind::Threads).expect("the lane is made");
     for n in 0..20 {
-        start(&mut lane, n, Work::of(|_| panic!("a fault of ours, as the test wants it")));
+        let work = Work::new(image().id(), Class::Short, |_| panic!("a fault of ours, as the test wants it"));
+        start(&mut lane, n, work);
         let done = finish(&mut lane, 1).remove(0);
         assert!(matches!(done.result, Err(DiskError::Io(_))), "{done:?}");
     }
@@ -142,7 +143,7 @@ fn an_inbox_wakes() {
 fn without_threads_work_is_done_all_the_same() {
     let mut lane = Lane::with(None, None, 0, Waker::new().expect("a waker"));
     for n in 0..3 {
-        start(&mut lane, n, Work::of(|_| (Ok(Moved::Plain), None)));
+        start(&mut lane, n, Work::new(image().id(), Class::Short, |_| (Ok(Moved::Plain), None)));
     }
     assert_eq!(finish(&mut lane, 3).len(), 3);
     lane.wait(Some(Duration::from_millis(1)));

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -139,16 +140,18 @@ impl Tap for VolatileLog {
         Ok(())
     }
 
-    fn issued(&self, call: &Call, data: &[u8]) -> u64 {
+    fn issued(&self, call: &Call, data: &[u8], source: &File) -> u64 {
+        let content = |from, len| Content::Data(content(source, from, len));
         let mut state = self.state();
         let ticket = state.tick();
         let (offset, content) = match call {
             Call::Preadv { .. } | Call::Seek { .. } | Call::ExtentEnd { .. } | Call::Fdatasync => {
                 return ticket;
             }
-            Call::Pwritev { offset, .. }
-            | Call::CloneRange { offset, .. }
-            | Call::CopyRange { offset, .. } => (*offset, Content::Data(data.to_vec())),
+            Call::Pwritev { offset, .. } => (*offset, Content::Data(data.to_vec())),
+            Call::CloneRange { from, offset, len } | Call::CopyRange { from, offset, len } => {
+                (*offset, content(*from, *len))
+            }
             // Both modes that are used make zeroes.
             Call::Fallocate { offset, len, .. } => (*offset, Content::Zeroes(*len as usize)),
         };
@@ -201,6 +204,21 @@ impl Tap for VolatileLog {
     }
 }
 
+/// What a copy of this range would move; less where the file ends.
+fn content(file: &File, from: u64, len: u64) -> Vec<u8> {
+    // By another description: this one may be open for O_DIRECT, which wants aligned memory.
+    let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let mut data = vec![0; usize::try_from(len).unwrap_or(0)];
+    let mut got = 0;
+    while let (Ok(file), Some(left)) = (&file, data.get_mut(got..))
+        && let Ok(more @ 1..) = file.read_at(left, from + got as u64)
+    {
+        got += more;
+    }
+    data.truncate(got);
+    data
+}
+
 /// A small generator of reproducible numbers; nothing here depends on their quality.
 #[derive(Debug)]
 struct SplitMix(u64);
@@ -219,9 +237,14 @@ impl SplitMix {
 mod tests {
     use super::*;
 
+    /// Not a copy.
+    fn issued(log: &VolatileLog, call: &Call, data: &[u8]) -> u64 {
+        log.issued(call, data, &File::open("/dev/null").expect("it opens"))
+    }
+
     fn write(log: &VolatileLog, offset: u64, data: &[u8]) -> (u64, Call) {
         let call = Call::Pwritev { offset, dsync: false };
-        (log.issued(&call, data), call)
+        (issued(log, &call, data), call)
     }
 
     fn log(len: u64) -> Arc<VolatileLog> {
@@ -238,9 +261,9 @@ mod tests {
         let (first, call) = write(&log, 0, &[1; 512]);
         let (second, _) = write(&log, 512, &[2; 512]);
         log.completed(first, &call, Ok(512));
-        let sync = log.issued(&Call::Fdatasync, &[]);
+        let sync = issued(&log, &Call::Fdatasync, &[]);
         log.completed(second, &call, Ok(512));
-        let failed = log.issued(&Call::Fdatasync, &[]);
+        let failed = issued(&log, &Call::Fdatasync, &[]);
         log.completed(failed, &Call::Fdatasync, Err(libc::EIO));
         assert_eq!(log.volatile_writes(), 2);
         log.completed(sync, &Call::Fdatasync, Ok(0));
@@ -258,9 +281,9 @@ mod tests {
         let (ticket, call) = write(&log, 0, &[1; 512]);
         log.completed(ticket, &call, Ok(100));
         let punch = Call::Fallocate { mode: 0, offset: 0, len: 1024 };
-        let ticket = log.issued(&punch, &[]);
+        let ticket = issued(&log, &punch, &[]);
         log.completed(ticket, &punch, Err(libc::EOPNOTSUPP));
-        let sync = log.issued(&Call::Fdatasync, &[]);
+        let sync = issued(&log, &Call::Fdatasync, &[]);
         log.completed(sync, &Call::Fdatasync, Ok(0));
         let cut = log.power_cut(1);
         assert_eq!((&cut[..100], &cut[100..]), (&[1; 100][..], &[0; 924][..]));
@@ -273,16 +296,18 @@ mod tests {
         let log = log(2048);
         let clone = Call::CloneRange { from: 0, offset: 0, len: 512 };
         let copy = Call::CopyRange { from: 0, offset: 1024, len: 1024 };
-        let refused = log.issued(&clone, &[9; 512]);
+        let source = tempfile::tempfile().expect("a file for the test");
+        source.write_all_at(&[3; 1024], 0).expect("it is written");
+        let refused = log.issued(&clone, &[], &source);
         log.completed(refused, &clone, Err(libc::EXDEV));
         assert_eq!(log.volatile_writes(), 0);
         for (call, moved) in [(clone, 0), (copy, 512)] {
-            let ticket = log.issued(&call, &[3; 1024][..if call == copy { 1024 } else { 512 }]);
+            let ticket = log.issued(&call, &[], &source);
             log.completed(ticket, &call, Ok(moved));
         }
         assert_eq!(log.volatile_writes(), 2);
         assert!((0..64).any(|seed| log.power_cut(seed)[..512] == [0; 512]));
-        let sync = log.issued(&Call::Fdatasync, &[]);
+        let sync = issued(&log, &Call::Fdatasync, &[]);
         log.completed(sync, &Call::Fdatasync, Ok(0));
         let cut = log.power_cut(1);
         let parts = [&cut[..512], &cut[512..1024], &cut[1024..1536], &cut[1536..]];
@@ -296,7 +321,7 @@ mod tests {
         let (old, call) = write(&log, 0, &[1; 512]);
         log.completed(old, &call, Ok(512));
         let dsync = Call::Pwritev { offset: 0, dsync: true };
-        let new = log.issued(&dsync, &[2; 256]);
+        let new = issued(&log, &dsync, &[2; 256]);
         log.completed(new, &dsync, Ok(256));
         for seed in 0..64 {
             let cut = log.power_cut(seed);

@@ -13,60 +13,43 @@ use super::fiemap::extent_end;
 
 /// One system call on an image. What it transfers, and from which file it copies, is told beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "byte offsets in the file, `from` in the source; `len` in bytes, never 0")]
 pub enum Call {
-    /// preadv at a byte offset.
     Preadv {
-        /// Byte offset in the file.
         offset: u64,
     },
-    /// pwritev2 at a byte offset.
+    /// pwritev2; `dsync`: with RWF_DSYNC.
     Pwritev {
-        /// Byte offset in the file.
         offset: u64,
-        /// With RWF_DSYNC.
         dsync: bool,
     },
-    /// fdatasync of the whole file.
     Fdatasync,
-    /// fallocate of a range.
+    /// `mode`: FALLOC_FL_* bits.
     Fallocate {
-        /// FALLOC_FL_* bits.
         mode: i32,
-        /// Byte offset in the file.
         offset: u64,
-        /// Bytes, never 0.
         len: u64,
     },
-    /// lseek.
+    /// lseek; `whence`: SEEK_DATA or SEEK_HOLE.
     Seek {
-        /// SEEK_DATA, SEEK_HOLE or SEEK_END.
         whence: i32,
-        /// Byte offset in the file.
         offset: u64,
     },
-    /// FIEMAP: where the extent ends that holds this byte; `offset` itself if there is none.
+    /// FIEMAP of so many bytes: where the extent ends that holds the first; `offset` itself if there is none.
     ExtentEnd {
-        /// Byte offset in the file.
         offset: u64,
-        /// Bytes to look at, never 0.
         len: u64,
     },
-    /// FICLONERANGE from the source file.
+    /// FICLONERANGE.
     CloneRange {
-        /// Byte offset in the source file.
         from: u64,
-        /// Byte offset in the file.
         offset: u64,
-        /// Bytes, never 0.
         len: u64,
     },
-    /// copy_file_range from the source file.
+    /// copy_file_range, which may move less.
     CopyRange {
-        /// Byte offset in the source file.
         from: u64,
-        /// Byte offset in the file.
         offset: u64,
-        /// Bytes, never 0; it may move less.
         len: u64,
     },
 }

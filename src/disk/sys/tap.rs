@@ -12,10 +12,9 @@ pub trait Tap: Send + Sync + Debug {
     fn opened(&self, _image: &File, _len: u64) -> std::io::Result<()> {
         Ok(())
     }
-    /// `call` is about to be made; `data` is what a `Pwritev` hands over, or the source's content for
-    /// `CloneRange` and `CopyRange` (it may move less), else empty.
-    /// Returns a number that comes back with the end of the call.
-    fn issued(&self, call: &Call, data: &[u8]) -> u64;
+    /// `call` is about to be made; `data` is what a `Pwritev` hands over, else empty; `source` is the file that
+    /// `CloneRange` and `CopyRange` copy from, else the image. Returns a number that comes back with the end of the call.
+    fn issued(&self, call: &Call, data: &[u8], source: &File) -> u64;
     /// What to take for the kernel's answer, bytes or -errno; the call, which may move so many bytes, is then not made.
     /// Asked after `issued`.
     fn answer(&self, _call: &Call, _len: u64) -> Option<i64> {

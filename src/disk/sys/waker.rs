@@ -1,7 +1,7 @@
 //! An eventfd that ends a worker's sleep.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -34,9 +34,5 @@ impl Waker {
 
     pub(in crate::disk) fn fd(&self) -> &OwnedFd {
         &self.fd
-    }
-
-    pub(in crate::disk) fn raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
     }
 }

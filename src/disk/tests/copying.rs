@@ -790,7 +790,7 @@ fn decorators() {
 struct HangingCopies(std::sync::atomic::AtomicBool, std::sync::atomic::AtomicUsize);
 
 impl Tap for HangingCopies {
-    fn issued(&self, call: &Call, _: &[u8]) -> u64 {
+    fn issued(&self, call: &Call, _: &[u8], _: &std::fs::File) -> u64 {
         if matches!(call, Call::CopyRange { .. }) {
             self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             while !self.0.load(std::sync::atomic::Ordering::Relaxed) {

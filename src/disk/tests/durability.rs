@@ -30,11 +30,13 @@ impl Tap for WithoutSync {
     fn opened(&self, image: &std::fs::File, len: u64) -> std::io::Result<()> {
         self.0.opened(image, len)
     }
-    fn issued(&self, call: &Call, data: &[u8]) -> u64 {
+    fn issued(&self, call: &Call, data: &[u8], source: &std::fs::File) -> u64 {
         match *call {
             Call::Fdatasync => 0,
-            Call::Pwritev { offset, .. } => self.0.issued(&Call::Pwritev { offset, dsync: false }, data),
-            _ => self.0.issued(call, data),
+            Call::Pwritev { offset, .. } => {
+                self.0.issued(&Call::Pwritev { offset, dsync: false }, data, source)
+            }
+            _ => self.0.issued(call, data, source),
         }
     }
     fn completed(&self, ticket: u64, call: &Call, result: Result<u32, i32>) {
@@ -322,7 +324,7 @@ fn flushes_are_shared() {
     #[derive(Debug, Default)]
     struct Count(std::sync::atomic::AtomicUsize);
     impl Tap for Count {
-        fn issued(&self, call: &Call, _: &[u8]) -> u64 {
+        fn issued(&self, call: &Call, _: &[u8], _: &std::fs::File) -> u64 {
             self.0.fetch_add(usize::from(*call == Call::Fdatasync), std::sync::atomic::Ordering::SeqCst);
             0
         }
