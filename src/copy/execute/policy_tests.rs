@@ -838,7 +838,7 @@ fn by_the_file_system() -> Ways {
     Ways { reflink: Some(4096), offload: true, offload_pays: true, ..Ways::default() }
 }
 
-/// Which rung takes how much, by method and what the images can.
+/// Which method takes how much, by method and what the images can.
 #[test]
 fn rungs() {
     let all = by_the_file_system();
