@@ -1,7 +1,7 @@
 //! The commands, a file each.
 
-pub mod fault;
 pub mod drain;
+pub mod fault;
 pub mod inspect;
 pub mod set;
 pub mod stats;

@@ -38,7 +38,8 @@ use self::open::Opened;
 use self::unaligned::fits_memory;
 use super::lane::{Class, Work};
 use super::{
-    Cached, CachedRead, Disk, DiskError, Done, Handle, How, Inline, Lane, Moved, Op, ResizeError, Stop, Tag, Ways,
+    Cached, CachedRead, Disk, DiskError, Done, Handle, How, Inline, Lane, Moved, Op, ResizeError, Stop, Tag,
+    Ways,
 };
 use crate::memory::Transient;
 
