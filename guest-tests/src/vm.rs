@@ -222,7 +222,7 @@ impl Nvme {
 #[must_use]
 pub fn vfio_user_device(socket: &Path) -> String {
     let path = socket.to_string_lossy();
-    serde_json::json!({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": path}}).to_string()
+    serde_json::json!({"driver": "vfio-user-pci", "socket": {"path": path, "type": "unix"}}).to_string()
 }
 
 /// Commas separate options; a doubled one is a comma.

@@ -172,7 +172,10 @@ impl Region {
 mod tests {
     use super::*;
 
-    fn reply(flags: u32, capabilities: &[(u16, u32, &[(u64, u64)])]) -> Vec<u8> {
+    /// Its ID, where the next one is, and the areas (offset, size) that it names.
+    type Capability<'a> = (u16, u32, &'a [(u64, u64)]);
+
+    fn reply(flags: u32, capabilities: &[Capability<'_>]) -> Vec<u8> {
         let mut b = region_body(0, 32);
         put32(&mut b, 4, flags);
         put64(&mut b, 16, 0x4000);
