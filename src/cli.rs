@@ -11,6 +11,8 @@ use log::LevelFilter;
 use crate::bench::{BenchArgs, Plan};
 use crate::config::{self, Config, ConfigError, SocketArgs};
 use crate::control::CtlArgs;
+use crate::copy_log::CopyLogArgs;
+use crate::plan::PlanArgs;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -34,6 +36,10 @@ enum Command {
     Bench(Box<BenchArgs>),
     /// See and change a device while it runs, by its control socket
     Ctl(CtlArgs),
+    /// Check or show what serve --copy-log wrote
+    CopyLog(Box<CopyLogArgs>),
+    /// Print what would become of a Copy: its plan, or the rule that refuses it
+    Plan(Box<PlanArgs>),
 }
 
 /// What is to be run.
@@ -45,6 +51,10 @@ pub enum Run {
     Bench(Box<Plan>),
     /// `ctl`
     Ctl(CtlArgs),
+    /// `copy-log`
+    CopyLog(Box<CopyLogArgs>),
+    /// `plan`
+    Plan(Box<PlanArgs>),
 }
 
 #[derive(Args, Debug)]
@@ -80,6 +90,10 @@ struct Serve {
     /// A fault that commands are to meet, such as "op=copy nth=3 status=write-fault"; may be repeated (docs/faults.md)
     #[arg(long, value_name = "RULE")]
     fault: Vec<OsString>,
+
+    /// A file for a record of each Copy: what it asked for, what was planned, what moved the bytes (copy-log)
+    #[arg(long, value_name = "FILE")]
+    copy_log: Option<PathBuf>,
 
     /// What to log, to standard error
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level())]
@@ -144,7 +158,9 @@ where
 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     // Whose help the mistake points to.
-    let known = ["bench", "ctl"].into_iter().find(|name| args.get(1).is_some_and(|word| word == name));
+    let known = ["bench", "ctl", "copy-log", "plan"]
+        .into_iter()
+        .find(|name| args.get(1).is_some_and(|word| word == name));
     let command = known.unwrap_or("serve");
     let cli = Cli::try_parse_from(args).map_err(|e| match e.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => CliError::Help(e.to_string()),
@@ -162,10 +178,13 @@ where
             let (socket, listen) = given.check()?;
             let config = Config::new(socket, serve.nvme.as_deref(), &serve.nvme_ns, serve.log)?;
             let config = config.with_listen(listen).with_further_sockets(sockets.collect());
-            Run::Serve(Box::new(config.with_control(serve.control).with_faults(&serve.fault)?))
+            let config = config.with_control(serve.control).with_faults(&serve.fault)?;
+            Run::Serve(Box::new(config.with_copy_log(serve.copy_log)))
         }
         Command::Bench(bench) => Run::Bench(Box::new(bench.plan()?)),
         Command::Ctl(ctl) => Run::Ctl(ctl),
+        Command::CopyLog(copy_log) => Run::CopyLog(copy_log),
+        Command::Plan(plan) => Run::Plan(plan),
     })
 }
 
@@ -242,7 +261,7 @@ mod tests {
         for (args, message) in [
             (
                 &[][..],
-                "'vfio-user-nvme' requires a subcommand but one was not provided [subcommands: serve, bench, ctl, help]",
+                "'vfio-user-nvme' requires a subcommand but one was not provided [subcommands: serve, bench, ctl, copy-log, plan, help]",
             ),
             (&["serve"], "the following required arguments were not provided: --socket <PATH>"),
             (

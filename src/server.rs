@@ -1,6 +1,7 @@
 //! The control thread: sets the ports up and serves their clients, one at a time each, until it is told to stop.
 
 mod control;
+mod copy_log;
 mod guarded;
 mod images;
 mod limits;
@@ -49,9 +50,10 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let subsystem = Subsystem::new(namespaces, !config.further_sockets.is_empty());
     let parts = WorkerParts { lanes, laboratory: Arc::default() };
     let faults = faults(&config, &parts.laboratory)?;
+    let copies = copy_log::open(&parts.laboratory, config.copy_log.as_deref())?;
     let mut server = Server::new(&config, &subsystem, &parts)?;
     if let Some(path) = &config.control {
-        server.attendant = Some(Attendant::open(path, &subsystem, &faults, &server.waker)?);
+        server.attendant = Some(Attendant::open(path, &subsystem, (&faults, &copies), &server.waker)?);
         log::info!("control socket: {}", path.display());
     }
     for socket in config.sockets() {
@@ -63,7 +65,9 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     }
     logging::begin();
     server.serve(&signals);
-    Ok(server.farewell())
+    let code = server.farewell();
+    copy_log::end(&copies);
+    Ok(code)
 }
 
 /// The fault rules of the configuration, in force before there is a worker.

@@ -40,6 +40,8 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Fault rules.
     pub faults: Vec<Rule>,
+    /// Where a record of each Copy is written, if anywhere.
+    pub copy_log: Option<PathBuf>,
     /// The controller.
     pub nvme: NvmeConfig,
     /// The namespaces in the order of their ids; at least one.
@@ -137,6 +139,7 @@ impl Config {
             further_sockets: Vec::new(),
             control: None,
             faults: Vec::new(),
+            copy_log: None,
             namespaces: number(drafts, &nvme)?,
             nvme,
             log,
@@ -151,6 +154,11 @@ impl Config {
     /// The same with more controllers, each at a socket of its own.
     pub fn with_further_sockets(self, further_sockets: Vec<PathBuf>) -> Self {
         Self { further_sockets, ..self }
+    }
+
+    /// The same with a file for the copy log, or without one.
+    pub fn with_copy_log(self, copy_log: Option<PathBuf>) -> Self {
+        Self { copy_log, ..self }
     }
 
     /// The same with a control socket, or without one.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::wire::Refusal;
+use crate::laboratory::copy_log::CopyLog;
 use crate::laboratory::faults::Faults;
 use crate::nvme_ctrl::Controller;
 use crate::subsystem::{Subsystem, Wake};
@@ -22,6 +23,8 @@ pub struct Context {
     pub thread: Asks,
     /// The fault rules.
     pub faults: Arc<Faults>,
+    /// Its Copies.
+    pub copies: Arc<CopyLog>,
     /// When the device began.
     pub started: Instant,
     /// Held by whoever drains the device.

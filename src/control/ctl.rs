@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::command::{Command, Kind};
+use super::commands::copies;
 use super::table;
 use super::wire::{self, Refusal, Request};
 
@@ -80,11 +81,14 @@ pub fn run(args: CtlArgs) -> Result<(), Failure> {
     loop {
         let line = next(&mut from).map_err(|error| failed("the answer did not come", &error))?;
         if let Some(event) = line.get("event") {
-            show(&mut out, event, json);
+            if show(&mut out, event, json).is_err() {
+                // Nobody reads it any more.
+                return Ok(());
+            }
             continue;
         }
         if let Some(ok) = line.get("ok") {
-            show(&mut out, ok, json);
+            let _ = show(&mut out, ok, json);
             return Ok(());
         }
         let word = |name| line.pointer(name).and_then(Value::as_str).unwrap_or("nothing said").to_owned();
@@ -157,18 +161,19 @@ fn superfluous(command: &Command, word: &str) -> Refusal {
     Refusal::new(format!("{} does not know what to do with {word:?}", command.name), expected)
 }
 
-/// Prints a value: as a line of JSON, or for people. That nobody reads it any more is no fault.
-fn show(out: &mut impl Write, value: &Value, json: bool) {
+/// Prints a value: as a line of JSON, or for people.
+fn show(out: &mut impl Write, value: &Value, json: bool) -> io::Result<()> {
     let text = match value.get("text") {
         _ if json => format!("{value}\n"),
         Some(Value::String(text)) => text.clone(),
-        _ => {
+        _ => copies::words(value).unwrap_or_else(|| {
             let mut text = String::new();
             render(&mut text, value, 0);
             text
-        }
+        }),
     };
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// A value as an outline: a name and its value in a line, what has parts with these below it.
@@ -281,8 +286,8 @@ mod tests {
     #[test]
     fn a_text_is_printed_as_it_is() {
         let mut out = Vec::new();
-        show(&mut out, &json!({ "text": "a 1\nb 2\n" }), false);
-        show(&mut out, &json!({ "text": "a" }), true);
+        show(&mut out, &json!({ "text": "a 1\nb 2\n" }), false).unwrap();
+        show(&mut out, &json!({ "text": "a" }), true).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "a 1\nb 2\n{\"text\":\"a\"}\n");
     }
 }

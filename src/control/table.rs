@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::command::{Command, Kind};
-use super::commands::{drain, fault, inspect, set, stats, status};
+use super::commands::{copies, drain, fault, inspect, set, stats, status};
 use super::wire::Refusal;
 
 /// All commands, in the order of help.
@@ -22,6 +22,7 @@ pub const TABLE: &[Command] = &[
     drain::DRAIN,
     drain::RESUME,
     drain::QUIT,
+    copies::COMMAND,
 ];
 
 /// The command of this name.

@@ -216,6 +216,35 @@ pub static TABLE: &[Check] = &[
     },
 ];
 
+/// Rules by which a Copy is refused elsewhere than in [`TABLE`].
+pub mod rule {
+    /// The list lies in memory that cannot be read.
+    pub const LIST_MEMORY: &str = "list-memory";
+    /// The list is shorter than its number of ranges.
+    pub const LIST_LENGTH: &str = "list-length";
+    /// It overlaps itself in a way that takes too much memory.
+    pub const OVERLAP_MEMORY: &str = "overlap-memory";
+    /// Fast copy only, and it is not possible: here as in the table.
+    pub const FAST_COPY: &str = "fast-copy";
+    /// It is fused.
+    pub const FUSED: &str = "fused";
+    /// A laboratory refused it.
+    pub const LABORATORY: &str = "laboratory";
+    /// What is asked of every command.
+    pub const OTHER: &str = "other";
+    /// A fault of ours.
+    pub const INTERNAL: &str = "internal";
+    /// All of these.
+    pub const ALL: [&str; 8] =
+        [LIST_MEMORY, LIST_LENGTH, OVERLAP_MEMORY, FAST_COPY, FUSED, LABORATORY, OTHER, INTERNAL];
+}
+
+/// The names of all rules by which a Copy may be refused, each once.
+pub fn rules() -> impl Iterator<Item = &'static str> {
+    let table = TABLE.iter().map(|check| check.rule);
+    table.chain(rule::ALL.into_iter().filter(|name| TABLE.iter().all(|check| check.rule != *name)))
+}
+
 /// A namespace with a 32- or 64-bit guard (PIF 1 or 2). No namespace has protection information yet.
 fn wide_guard(_facts: &Facts) -> bool {
     false

@@ -26,6 +26,7 @@ mod bounce;
 mod capabilities;
 mod checks;
 mod cut;
+mod describe;
 mod execute;
 mod order;
 mod plan;
@@ -42,7 +43,8 @@ mod testing;
 
 pub use bounce::Bounce;
 pub use capabilities::Capabilities;
-pub use checks::{Check, TABLE};
+pub use checks::{Check, TABLE, rule, rules};
+pub use describe::{PlannedStep, PlannedStretch, StepOrder};
 pub use execute::{CopyTask, ExecOptions, Outcome};
 pub use plan::{Checked, CopyPlan, PlannedRange, Reject, check_command, plan};
 pub use range::{OCFS, SourceRange, Tags, list_len};

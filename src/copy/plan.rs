@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::capabilities::Capabilities;
-use super::checks::{Check, CommandView, Fails, ListView, RangeView, TABLE};
+use super::checks::{Check, CommandView, Fails, ListView, RangeView, TABLE, rule};
 use super::range::{Layout, SourceRange};
 use crate::disk::Inline;
 use crate::namespace::{
@@ -31,6 +31,14 @@ pub struct Reject {
 }
 
 impl Reject {
+    /// Of a Copy that is fused, which is asked before all that is asked of Copies.
+    pub const FUSED: Self = Self {
+        status: Status::INVALID_FIELD.dnr(),
+        range: None,
+        rule: rule::FUSED,
+        what: "it is fused, and no fused operation is supported",
+    };
+
     fn by(check: &Check, range: Option<u8>) -> Self {
         Self { status: check.status, range, rule: check.rule, what: check.what }
     }
@@ -68,7 +76,7 @@ pub fn check_command(
         _ => Err(Reject {
             status: Status::INTERNAL_ERROR,
             range: None,
-            rule: "internal",
+            rule: rule::INTERNAL,
             what: "the table of checks has a hole",
         }),
     }
@@ -86,7 +94,7 @@ impl Checked {
         self.layout.decode(self.command.nr(), list).ok_or(Reject {
             status: Status::INVALID_SGL_LENGTH.dnr(),
             range: None,
-            rule: "list-length",
+            rule: rule::LIST_LENGTH,
             what: "the range list is shorter than its number of ranges",
         })
     }
@@ -209,7 +217,7 @@ pub fn plan(checked: &Checked, ranges: &[SourceRange], namespaces: &Namespaces) 
     lay_out(checked, &views, total).ok_or(Reject {
         status: Status::INTERNAL_ERROR,
         range: None,
-        rule: "internal",
+        rule: rule::INTERNAL,
         what: "the table of checks has a hole",
     })
 }

@@ -40,8 +40,13 @@ impl By {
         }
     }
 
+    /// The one of this word.
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|by| by.word() == word)
+    }
+
     /// Names it in logs that programs read.
-    pub const fn name(self) -> &'static str {
+    pub const fn word(self) -> &'static str {
         match self {
             Self::MemMove => "memmove",
             Self::Shared => "shared",

@@ -6,6 +6,7 @@
 //!
 //! What a laboratory is made by, a [`Tool`], is put on and taken off while the device runs ([`Laboratory`]).
 
+pub mod copy_log;
 pub mod faults;
 
 mod bad_blocks;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::port::Port;
 use crate::config::ConfigError;
 use crate::control::{Asks, Context, Control, ControlThread, Job, PortMut};
+use crate::laboratory::copy_log::CopyLog;
 use crate::laboratory::faults::Faults;
 use crate::subsystem::{Subsystem, Wake};
 use crate::vfio_user::ListenError;
@@ -47,7 +48,7 @@ impl Attendant {
     pub fn open(
         path: &Path,
         subsystem: &Arc<Subsystem>,
-        faults: &Arc<Faults>,
+        (faults, copies): (&Arc<Faults>, &Arc<CopyLog>),
         wake: &Wake,
     ) -> anyhow::Result<Self> {
         let (sender, jobs) = sync_channel(JOBS);
@@ -55,6 +56,7 @@ impl Attendant {
             subsystem: Arc::clone(subsystem),
             thread: Asks::new(sender, Arc::clone(wake)),
             faults: Arc::clone(faults),
+            copies: Arc::clone(copies),
             started: Instant::now(),
             draining: Mutex::default(),
         };

@@ -5,6 +5,8 @@ use std::mem::size_of;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::Sqe;
+
 /// An 8-bit field in which 0 means one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ZeroBased8(pub u8);
@@ -43,6 +45,12 @@ pub struct CopyCommand {
 }
 
 impl CopyCommand {
+    /// Of a submission queue entry whose opcode is Copy.
+    pub fn of(sqe: &Sqe) -> Self {
+        let cdw = [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15];
+        Self { nsid: sqe.nsid.get(), cdw: cdw.map(U32::get) }
+    }
+
     /// Starting Destination LBA, CDW10 and CDW11.
     pub const fn sdlba(&self) -> u64 {
         self.cdw[0] as u64 | (self.cdw[1] as u64) << 32

@@ -54,6 +54,16 @@ impl Status {
         self.0 & 0x7ff == 0
     }
 
+    /// The Error Information log has an entry of the command?
+    pub const fn has_more(self) -> bool {
+        self.0 & Self::MORE != 0
+    }
+
+    /// Command Retry Delay, 12:11.
+    pub const fn crd(self) -> u8 {
+        ((self.0 >> 11) & 3) as u8
+    }
+
     /// The host is told not to retry?
     pub const fn has_dnr(self) -> bool {
         self.0 & Self::DNR != 0

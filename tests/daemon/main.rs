@@ -8,6 +8,7 @@ mod cache;
 mod cli;
 mod commands;
 mod control;
+mod copy_log;
 mod copy_methods;
 mod copying;
 mod doorbells;

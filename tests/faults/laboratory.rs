@@ -166,7 +166,7 @@ impl Lab for Notes {
     }
 
     fn moved(&mut self, id: CommandId, Written { at, len, by }: Written) {
-        self.note(id, format!("moved {at}+{len} {}", by.name()));
+        self.note(id, format!("moved {at}+{len} {}", by.word()));
     }
 
     fn ended(&mut self, id: CommandId, _: &mut Outcome) -> Post {

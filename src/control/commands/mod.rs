@@ -1,5 +1,6 @@
 //! The commands, a file each.
 
+pub mod copies;
 pub mod drain;
 pub mod fault;
 pub mod inspect;

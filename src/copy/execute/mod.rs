@@ -19,6 +19,7 @@ mod tests;
 use std::sync::Arc;
 
 use super::bounce::{Bounce, Pool};
+use super::checks::rule;
 use super::cut::{Piece, Stretch, one_source, piece};
 use super::plan::{CopyPlan, PlannedRange, Reject};
 use super::probe::Probes;
@@ -90,7 +91,7 @@ impl CopyTask {
             return Err(Reject {
                 status: Status::INSUFFICIENT_RESOURCES.dnr(),
                 range: None,
-                rule: "overlap-memory",
+                rule: rule::OVERLAP_MEMORY,
                 what: "more sources are overwritten before they are read than memory can hold",
             });
         }
@@ -98,7 +99,7 @@ impl CopyTask {
             return Err(Reject {
                 status: Status::FAST_COPY_NOT_POSSIBLE.dnr(),
                 range: None,
-                rule: "fast-copy",
+                rule: rule::FAST_COPY,
                 what: "fast copy only, and no fast copy is possible any more",
             });
         }

@@ -17,10 +17,7 @@ pub(super) fn copy(cmd: &Submission<'_>) -> Result<Task, Status> {
     if !shared.limits.has_copy() {
         return Err(Status::INVALID_OPCODE.dnr());
     }
-    let command = CopyCommand {
-        nsid: sqe.nsid.get(),
-        cdw: [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15].map(|dword| dword.get()),
-    };
+    let command = CopyCommand::of(sqe);
     let capabilities = Capabilities {
         ocfs: shared.limits.ocfs(),
         cdfe: shared.cdfe.load(Ordering::SeqCst),
@@ -60,7 +57,7 @@ fn unread(status: Status) -> Reject {
     Reject {
         status,
         range: None,
-        rule: "list-memory",
+        rule: copy::rule::LIST_MEMORY,
         what: "the range list cannot be read from the host's memory",
     }
 }

@@ -7,7 +7,7 @@ use super::begin::enter;
 use super::core::Core;
 use super::rotation::BURST;
 use crate::block::Work;
-use crate::copy::Reject;
+use crate::copy::{Reject, rule};
 use crate::laboratory::{CommandId, Fate, Fetched, Lab, Labs, Script};
 use crate::memory::DmaMap;
 use crate::nvme_ctrl::io::{self, Context, Notes, Task};
@@ -112,15 +112,13 @@ fn tell(labs: &mut Labs, id: CommandId, sqe: &Sqe, notes: &Notes, task: &Result<
 
 /// What a laboratory answered.
 fn by_laboratory(status: Status) -> Reject {
-    Reject { status, range: None, rule: "laboratory", what: "a laboratory refused it" }
+    Reject { status, range: None, rule: rule::LABORATORY, what: "a laboratory refused it" }
 }
 
 /// Refused by what is asked of every command.
 fn before_copy(sqe: &Sqe, status: Status) -> Reject {
-    let (rule, what) = if sqe.fuse() != 0 {
-        ("fused", "it is fused, and no fused operation is supported")
-    } else {
-        ("other", "refused before its own checks")
-    };
-    Reject { status, range: None, rule, what }
+    if sqe.fuse() != 0 {
+        return Reject { status, ..Reject::FUSED };
+    }
+    Reject { status, range: None, rule: rule::OTHER, what: "refused before its own checks" }
 }
