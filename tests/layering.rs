@@ -31,7 +31,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // A host: it knows the wire and nothing of how a server serves it.
     ("bench", &["pci", "memory", "disk", "namespace", "copy", "nvme_ctrl"]),
     // They see nothing of a device but what it wrote.
-    ("copy_log", &["spec", "pci", "memory", "disk", "namespace", "nvme_ctrl", "vfio_user", "bench"]),
+    ("copy_log", &["pci", "memory", "disk", "nvme_ctrl", "vfio_user", "bench"]),
     ("plan", &["pci", "memory", "nvme_ctrl", "vfio_user", "bench", "copy_log"]),
     // It asks for what the control thread alone may touch: no session, no guest memory.
     ("control", &["spec", "pci", "memory", "bench"]),

@@ -88,7 +88,9 @@ pub fn run(args: CtlArgs) -> Result<(), Failure> {
             continue;
         }
         if let Some(ok) = line.get("ok") {
-            let _ = show(&mut out, ok, json);
+            if !ok.is_null() {
+                let _ = show(&mut out, ok, json);
+            }
             return Ok(());
         }
         let word = |name| line.pointer(name).and_then(Value::as_str).unwrap_or("nothing said").to_owned();

@@ -109,7 +109,7 @@ impl Filled {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check_args, succeeded};
+    use super::super::tests::{check_args, succeeded};
     use super::*;
 
     /// Whether Copies given as destination and ranges pass, where namespaces have mssrl=100, mcl=128, msrc=3.

@@ -236,7 +236,7 @@ fn rows(out: &mut String, page: &Page) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{refused, succeeded};
+    use super::super::tests::{refused, succeeded};
     use super::*;
     use crate::laboratory::copy_log::CopyRecord;
 

@@ -48,4 +48,4 @@ pub fn run(args: &CopyLogArgs) -> anyhow::Result<ExitCode> {
 }
 
 #[cfg(test)]
-mod testing;
+mod tests;

@@ -231,7 +231,7 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{refused, succeeded};
+    use super::super::tests::{refused, succeeded};
     use super::*;
 
     #[test]

@@ -77,9 +77,7 @@ pub fn words(line: &Line) -> String {
     }
 }
 
-const HEAD: &str = "\
- number  time (UTC)       ctrl  sq    cid  fmt  destination           sources                                    latency  moved by / result
-";
+const HEAD: &str = " number  time (UTC)       ctrl  sq    cid  fmt  destination           sources                                     latency  moved by / result\n";
 
 fn row(copy: &CopyRecord) -> String {
     let mut row = String::new();
@@ -118,7 +116,7 @@ fn sources(copy: &CopyRecord) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{refused, succeeded};
+    use super::super::tests::{refused, succeeded};
     use super::*;
 
     #[test]

@@ -78,7 +78,7 @@ pub(super) fn result(copy: &CopyRecord) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{refused, succeeded};
+    use super::super::tests::{refused, succeeded};
     use super::*;
 
     #[test]

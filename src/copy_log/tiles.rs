@@ -55,7 +55,7 @@ impl Tiles {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::succeeded;
+    use super::super::tests::succeeded;
     use super::*;
 
     /// Of Copies given as first block and blocks, in the order in which they ended.

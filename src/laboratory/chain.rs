@@ -8,9 +8,9 @@ use crate::spec::Outcome;
 /// Laboratories in the order in which they were put on. All of them are told all; of what they answer, the
 /// first answer counts that changes anything.
 #[derive(Default)]
-pub struct Labs(Vec<Named>);
+pub struct Labs(Vec<NamedLab>);
 
-struct Named {
+struct NamedLab {
     name: &'static str,
     lab: Box<dyn Lab>,
 }
@@ -20,7 +20,7 @@ impl Labs {
     pub fn put(&mut self, name: &'static str, lab: Box<dyn Lab>) {
         match self.0.iter_mut().find(|named| named.name == name) {
             Some(named) => named.lab = lab,
-            None => self.0.push(Named { name, lab }),
+            None => self.0.push(NamedLab { name, lab }),
         }
     }
 

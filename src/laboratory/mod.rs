@@ -25,6 +25,6 @@ pub use control::{ControlLab, RegisterEvent, RegisterFate};
 pub use fired::Fired;
 pub use gate::{Barrier, Gate, Stalled};
 pub use lands::{Lands, Layout};
-pub use script::{Dw0, Edit, Ending, Flip, LateRange, Post, Script};
+pub use script::{Bend, Dw0, Edit, Flip, LateRange, Post, Script};
 pub use seam::{CommandId, Fate, Fetched, Lab};
 pub use tools::{Change, LabFactory, Laboratory, Place, Station, Tool};

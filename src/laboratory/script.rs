@@ -43,7 +43,7 @@ pub enum Dw0 {
 
 /// How the end of a command is changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ending {
+pub struct Bend {
     /// Its status, with DNR and CRD.
     pub status: Option<Status>,
     /// Its DW0.
@@ -52,7 +52,7 @@ pub struct Ending {
     pub more: Option<bool>,
 }
 
-impl Ending {
+impl Bend {
     /// The outcome that takes the place of `outcome`, for data that landed like this.
     pub fn of(&self, outcome: Outcome, lands: &Lands, layout: Option<&Layout>) -> Outcome {
         let dw0 = match self.dw0 {
@@ -138,7 +138,7 @@ pub struct Script {
     /// Bytes of an admin command's data that are replaced.
     pub edits: Vec<Edit>,
     /// How it ends.
-    pub ending: Ending,
+    pub ending: Bend,
     /// What its end waits for before it is told.
     pub end: Gate,
     /// How it is told.
@@ -167,15 +167,15 @@ mod tests {
         let good = Outcome { status: Status::SUCCESS, dw0: 7 };
         let layout = Layout::of_ranges(512, vec![512, 1024, 2048]);
         let two = Lands::Prefix { units: 2, blocks: 0 };
-        assert_eq!(Ending::default().of(good, &Lands::All, None), good);
-        let wrong = Ending { dw0: Some(Dw0::Value(1)), ..Ending::default() };
+        assert_eq!(Bend::default().of(good, &Lands::All, None), good);
+        let wrong = Bend { dw0: Some(Dw0::Value(1)), ..Bend::default() };
         assert_eq!(wrong.of(good, &Lands::All, None), Outcome { status: Status::SUCCESS, dw0: 1 });
-        let failed = Ending { status: Some(Status::WRITE_FAULT), ..Ending::default() };
+        let failed = Bend { status: Some(Status::WRITE_FAULT), ..Bend::default() };
         assert_eq!(failed.of(good, &two, Some(&layout)), Outcome { status: Status::WRITE_FAULT, dw0: 0 });
-        let honest = Ending { dw0: Some(Dw0::Complete), ..failed };
+        let honest = Bend { dw0: Some(Dw0::Complete), ..failed };
         assert_eq!(honest.of(good, &two, Some(&layout)).dw0, 2);
         assert_eq!(honest.of(good, &two, None).dw0, 0);
-        let silent = Ending { status: Some(Status::SUCCESS), ..honest };
+        let silent = Bend { status: Some(Status::SUCCESS), ..honest };
         assert_eq!(silent.of(good, &two, Some(&layout)), Outcome::of(Status::SUCCESS));
     }
 

@@ -16,7 +16,7 @@ use super::flushes::{Asker, Flushes};
 use super::pending::Pending;
 use super::shared::Shared;
 use super::view::WorkerState;
-use super::worker::{Answer, Fence, FromWorker, Mailbox, Reply, ToWorker, Token, Worker, WorkerParts};
+use super::worker::{Answer, Fence, FromWorker, Mailbox, ReplyTo, ToWorker, Token, Worker, WorkerParts};
 use crate::memory::Epoch;
 
 /// Why an acknowledgement is awaited.
@@ -250,7 +250,7 @@ impl Workers {
             if let Some(unanswered) = self.unanswered.get_mut(index)
                 && unanswered.inspect.strong_count() == 0
             {
-                let (reply, in_mailbox) = Reply::new(to.clone(), cntlid, index);
+                let (reply, in_mailbox) = ReplyTo::new(to.clone(), cntlid, index);
                 unanswered.inspect = in_mailbox;
                 worker.send(ToWorker::Inspect(reply));
             }
@@ -267,7 +267,7 @@ impl Workers {
             if let Some(unanswered) = self.unanswered.get_mut(index)
                 && unanswered.drained.strong_count() == 0
             {
-                let (reply, in_mailbox) = Reply::new(to.clone(), cntlid, index);
+                let (reply, in_mailbox) = ReplyTo::new(to.clone(), cntlid, index);
                 unanswered.drained = in_mailbox;
                 worker.send(ToWorker::Drained(reply));
             }

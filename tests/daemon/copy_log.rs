@@ -29,7 +29,7 @@ fn lines(path: &Path, copies: usize) -> Vec<Value> {
 
 #[track_caller]
 fn records(daemon: &Daemon, copies: usize) -> Vec<Value> {
-    let lines = lines(&daemon.file("log"), copies);
+    let lines = lines(&daemon.file("copies"), copies);
     let records: Vec<_> = lines.into_iter().filter(|line| line["record"] == "copy").collect();
     assert_eq!(records.len(), copies);
     records
@@ -60,7 +60,7 @@ const NAMESPACES: &str = "--nvme cdfe=0xc --nvme-ns drive=memory,size=1M,mssrl=3
 
 #[test]
 fn every_field_and_what_moved_the_bytes() {
-    let mut d = Daemon::start(&format!("--copy-log {{}}/log {NAMESPACES}"));
+    let mut d = Daemon::start(&format!("--copy-log {{}}/copies {NAMESPACES}"));
     let mut h = Host::with_queues(&d, 1, 64);
     // Every field of command and descriptor that needs no protection information to be taken.
     let mut descriptor = Range::new(100, 8).bytes(0);
@@ -71,8 +71,8 @@ fn every_field_and_what_moved_the_bytes() {
     let mut sqe = copy(1, 1000, 1, 0);
     let cdw12 = le::u32_at(&sqe.0, 48);
     sqe = sqe.cdw(12, cdw12 | bits).cdw(2, 0xa2).cdw(3, 0xa3);
-    sqe = sqe.cdw(13, 0x0001_0002).cdw(14, 0x0403_0201).cdw(15, 0x4444_3333).cid(0xbeef);
-    h.send(1, sqe, &descriptor).ok();
+    sqe = sqe.cdw(13, 0x0001_0002).cdw(14, 0x0403_0201).cdw(15, 0x4444_3333);
+    let cid = h.send(1, sqe, &descriptor).ok().cid;
     list(&mut h, 1, 1200, 0, &[Range::new(0, 8), Range::new(64, 16)]).ok();
     list(&mut h, 2, 0, 2, &[Range::of(1, 0, 8), Range::of(3, 0, 8)]).ok();
     list(&mut h, 3, 512, 0, &[Range::new(0, 100)]).ok();
@@ -82,7 +82,7 @@ fn every_field_and_what_moved_the_bytes() {
     assert_eq!(
         *first,
         json!({
-            "record": "copy", "number": 1, "time": first["time"], "controller": 0, "sqid": 1, "cid": 0xbeef,
+            "record": "copy", "number": 1, "time": first["time"], "controller": 0, "sqid": 1, "cid": cid,
             "nsid": 1, "sdlba": 1000, "nr": 1, "format": 0, "fua": true, "lr": true, "prinfor": 3, "prinfow": 5,
             "stcr": true, "stcw": true, "cev": 2, "dspec": 1, "lbtl": 0x0403_0201, "lbat": 0x3333, "lbatm": 0x4444,
             "cdw2": 0xa2, "cdw3": 0xa3,
@@ -110,14 +110,14 @@ fn every_field_and_what_moved_the_bytes() {
     let names: Vec<_> = all[2]["namespaces"].as_array().unwrap().iter().map(|ns| &ns["nsid"]).collect();
     assert_eq!(names, [2, 1, 3], "the destination, and each source");
     assert_eq!(json!([all[2]["format"], all[2]["ranges"][0]["snsid"]]), json!([2, 1]));
-    let lines = lines(&d.file("log"), 4);
+    let lines = lines(&d.file("copies"), 4);
     assert_eq!(json!([lines[0]["record"], lines[0]["schema"]]), json!(["log", 1]));
     assert_eq!(lines.last().unwrap()["record"], "end");
 }
 
 #[test]
 fn every_refusal_names_its_rule() {
-    let mut d = Daemon::start(&format!("--copy-log {{}}/log {NAMESPACES}"));
+    let mut d = Daemon::start(&format!("--copy-log {{}}/copies {NAMESPACES}"));
     let mut h = Host::with_queues(&d, 1, 64);
     let plain = Range::new(0, 8);
     let reserved = {
@@ -177,7 +177,7 @@ fn every_refusal_names_its_rule() {
     assert!(of("msrc")["ranges"].is_null(), "its list was not read");
     assert_eq!(of("mcl")["ranges"][1], json!({ "slba": 0, "nlb": 17 }));
     // And `plan` says the same, from the record alone.
-    let log = d.file("log");
+    let log = d.file("copies");
     for (number, (rule, _)) in (1..).zip(&expected) {
         // Of a source that was refused the record has no limits; and what memory a host had is not in it.
         if ["snsid-inactive", "snsid-invalid", "incompatible", "fast-copy", "list-memory"].contains(rule) {
@@ -198,7 +198,7 @@ fn shared_and_copied(kind: &str) {
     let image = |name: &str| mount.path().join(name).display().to_string();
     let (a, b, c) = (image("a"), image("b"), image("c"));
     let d = Daemon::start(&format!(
-        "--copy-log {{}}/log --nvme-ns drive={a},size=16M,logical_block_size=4096 \
+        "--copy-log {{}}/copies --nvme-ns drive={a},size=16M,logical_block_size=4096 \
          --nvme-ns drive={b},size=16M,logical_block_size=4096,copy_method=offload \
          --nvme-ns drive={c},size=16M,logical_block_size=512,copy_method=bounce"
     ));
@@ -214,7 +214,7 @@ fn shared_and_copied(kind: &str) {
     let by: Vec<Value> = records(&d, 3).iter().map(ranges_of).collect();
     let all = |block: u64, by: &str| json!([[0, 0, 512 * block, by], [1, 512 * block, 512 * block, by]]);
     assert_eq!(by, [all(4096, "shared"), all(4096, "kernel"), all(512, "read-write")]);
-    let log = d.file("log");
+    let log = d.file("copies");
     assert_eq!(check(&log, &["--all-offloaded", "--nsid", "1"]).0, Some(0));
     assert_eq!(check(&log, &["--moved-by", "kernel", "--nsid", "2"]).0, Some(0));
     let (code, text) = check(&log, &["--all-offloaded"]);
@@ -234,12 +234,12 @@ fn what_moved_them_on_btrfs() {
 
 #[test]
 fn check_tells_pass_from_fail_from_neither() {
-    let mut d = Daemon::start(&format!("--copy-log {{}}/log {NAMESPACES}"));
+    let mut d = Daemon::start(&format!("--copy-log {{}}/copies {NAMESPACES}"));
     let mut h = Host::with_queues(&d, 1, 64);
     // One copy of 50 blocks, as a block layer cuts it at mssrl=32 and mcl=48.
     list(&mut h, 1, 1000, 0, &[Range::new(0, 32), Range::new(32, 16)]).ok();
     list(&mut h, 1, 1048, 0, &[Range::new(48, 2)]).ok();
-    let log = d.file("log");
+    let log = d.file("copies");
     records(&d, 2);
     assert_eq!(check(&log, &["--complete"]).0, Some(4), "it runs on");
     d.stop();

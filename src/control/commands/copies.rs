@@ -24,7 +24,8 @@ const GLANCE: Duration = Duration::from_millis(500);
 
 fn copies(context: &Context, request: &Request, out: &mut Out<'_>) -> Result<Value, Refusal> {
     if request.args.get("follow") == Some(&Value::Bool(true)) {
-        follow(context, out)?;
+        // What was told ends with a line of its own: a reader of logs is to find nothing behind it.
+        return follow(context, out).map(|()| Value::Null);
     }
     let Counted { copies, dropped, followers } = context.copies.counted();
     Ok(json!({ "copies": copies, "dropped": dropped, "followers": followers }))

@@ -49,14 +49,14 @@ const TIMEOUT_MS: u64 = 10_000;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Args {
+struct DrainArgs {
     hold: Option<bool>,
     timeout_ms: Option<u64>,
 }
 
 /// What did not come in time leaves the device as it was; and what was paused before stays so.
 fn drain(context: &Context, request: &Request) -> Result<Value, Refusal> {
-    let args: Args = request.args()?;
+    let args: DrainArgs = request.args()?;
     let deadline = Instant::now() + Duration::from_millis(args.timeout_ms.unwrap_or(TIMEOUT_MS));
     let _alone = match context.draining.try_lock() {
         Ok(alone) => alone,

@@ -24,13 +24,13 @@ pub const COMMAND: Command = Command {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Args {
+struct FaultArgs {
     action: String,
     rule: Option<String>,
 }
 
 fn fault(context: &Context, request: &Request) -> Result<Value, Refusal> {
-    let Args { action, rule } = request.args()?;
+    let FaultArgs { action, rule } = request.args()?;
     let faults = &context.faults;
     let name = rule.as_deref().map(str::trim).filter(|name| *name != "all");
     match action.as_str() {

@@ -23,12 +23,12 @@ pub const COMMAND: Command = Command {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Args {
+struct StatsArgs {
     format: Option<String>,
 }
 
 fn stats(context: &Context, request: &Request) -> Result<Value, Refusal> {
-    let args: Args = request.args()?;
+    let args: StatsArgs = request.args()?;
     let controllers: Vec<ControllerStats> = context.thread.ask(|thread| {
         let ports = thread.ports().into_iter();
         ports.map(|port| port.controller.stats()).collect()

@@ -1,4 +1,4 @@
-use super::super::testing::{check_args, refused, succeeded};
+use super::super::tests::{check_args, refused, succeeded};
 use super::*;
 use crate::laboratory::copy_log::{Dropped, Ending, Stamp};
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use libc::iovec;
 
 use super::image::{Direct, ImageFile};
-use super::transfer::{Answer, Transfer};
+use super::transfer::{Answered, Transfer};
 use super::unaligned::{self, fits_memory};
 use crate::disk::sys::Call;
 use crate::disk::{DiskError, IoBuf, Moved, Stop};
@@ -29,7 +29,7 @@ pub(in crate::disk) struct FileJob {
     own: Own,
     /// The ring's call, and what the tap calls it.
     issued: Option<(Call, u64)>,
-    answered: Option<(Call, Answer)>,
+    answered: Option<(Call, Answered)>,
 }
 
 #[derive(Debug)]

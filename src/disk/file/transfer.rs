@@ -13,7 +13,7 @@ use crate::disk::sys::iovecs::{window, zeroes};
 use crate::disk::{DiskError, Stop};
 
 /// What the kernel said to a call: bytes, or errno.
-pub(super) type Answer = Result<u64, i32>;
+pub(super) type Answered = Result<u64, i32>;
 
 /// Between a file and memory.
 pub(super) struct Transfer<'a> {
@@ -50,7 +50,7 @@ impl Transfer<'_> {
     /// The memory is there as long as this takes, and to be written if it reads.
     pub(super) unsafe fn run(
         &self,
-        mut answered: Option<(Call, Answer)>,
+        mut answered: Option<(Call, Answered)>,
         stop: &Stop,
     ) -> Result<bool, (u64, DiskError)> {
         let len: u64 = self.memory.iter().map(|iov| iov.iov_len as u64).sum();

@@ -9,7 +9,7 @@ use super::values::Window;
 use super::when::When;
 use crate::laboratory::bad_blocks::BadBlocks;
 use crate::laboratory::lands::Lands;
-use crate::laboratory::script::{Dw0, Ending, Post};
+use crate::laboratory::script::{Bend, Dw0, Post};
 use crate::spec::commands::{AdminCommand, NvmCommand};
 
 /// The rule that the words of `text` make.
@@ -227,7 +227,7 @@ fn act(draft: &Draft, ops: &Ops) -> Result<Act, RuleError> {
         None => return refuse("bad", "needs to know which blocks", "add lba=FIRST-LAST"),
     };
     let (lands, dw0) = lands(draft, ops);
-    let ending = Ending {
+    let ending = Bend {
         status: draft.status.map(|status| {
             let status = status.retry_delay(draft.crd.unwrap_or(0));
             if draft.dnr { status.dnr() } else { status }

@@ -23,7 +23,7 @@ pub enum Group {
 
 /// One word of the grammar.
 #[derive(Debug)]
-pub struct Word {
+pub struct RuleWord {
     /// Its name; `cdwN` stands for sixteen.
     pub name: &'static str,
     /// Which values it takes; nothing where it takes none.
@@ -41,7 +41,7 @@ pub struct Word {
 macro_rules! words {
     ($($group:ident $name:literal $values:literal, $help:literal, $example:literal, $set:expr;)*) => {
         /// Every word, in the order of the documentation.
-        pub const WORDS: &[Word] = &[$(Word {
+        pub const WORDS: &[RuleWord] = &[$(RuleWord {
             name: $name,
             values: $values,
             group: Group::$group,
@@ -230,7 +230,7 @@ words! {
 }
 
 /// The word of this name.
-pub(super) fn find(name: &str) -> Option<&'static Word> {
+pub(super) fn find(name: &str) -> Option<&'static RuleWord> {
     let name = if dword_index(name).is_some() { "cdwN" } else { name };
     WORDS.iter().find(|word| word.name == name)
 }

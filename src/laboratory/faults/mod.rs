@@ -22,7 +22,7 @@ mod words;
 mod worker_lab;
 
 pub use self::error::RuleError;
-pub use self::grammar::{Group, WORDS, Word};
+pub use self::grammar::{Group, RuleWord, WORDS};
 pub use self::registry::{Faults, RULES_MAX, RuleReport};
 pub use self::rule::Rule;
 pub use self::words::RULE_MAX;

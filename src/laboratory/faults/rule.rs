@@ -6,7 +6,7 @@ use super::matches::Match;
 use super::values::Window;
 use super::when::When;
 use crate::laboratory::lands::Lands;
-use crate::laboratory::script::{Edit, Ending, Post};
+use crate::laboratory::script::{Bend, Edit, Post};
 
 /// See the module docs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Rule {
 pub(super) struct Act {
     /// It does nothing of what it says.
     pub idle: bool,
-    pub ending: Ending,
+    pub ending: Bend,
     pub lands: Lands,
     pub flip: Option<FlipAt>,
     /// Blocks that cannot be read until they are written: the medium is bad, not the command.

@@ -9,7 +9,7 @@ use arc_swap::Cache;
 
 use super::asked::{Aborting, Flushing};
 use super::by_id::ById;
-use super::messages::{FromWorker, Mailbox, Reply, Token};
+use super::messages::{FromWorker, Mailbox, ReplyTo, Token};
 use super::rings::{Cq, Sq};
 use super::rotation::Rotation;
 use super::shadow::Shadow;
@@ -66,7 +66,7 @@ pub struct Core {
     /// The reset to acknowledge.
     pub(super) resetting: Option<Token>,
     /// Who wants to know when no command is in flight.
-    pub(super) draining: Option<Reply<()>>,
+    pub(super) draining: Option<ReplyTo<()>>,
     pub(super) flushing: Option<Flushing>,
     /// Begun up to now, modulo their number.
     pub(super) flushes: u32,

@@ -44,9 +44,9 @@ pub enum ToWorker {
     /// Describe queues and commands in flight in the log.
     Dump,
     /// Describe them to whoever asks.
-    Inspect(Reply<WorkerState>),
+    Inspect(ReplyTo<WorkerState>),
     /// Answer when no command is in flight. One that was to be answered before is dropped.
-    Drained(Reply<()>),
+    Drained(ReplyTo<()>),
     /// End the thread once nothing is in flight.
     Stop,
 }
@@ -76,7 +76,7 @@ pub struct Answer<T> {
 
 /// The way of an answer to whoever asked, past the control thread. Who asked waits for it no longer than they like.
 #[derive(Debug)]
-pub struct Reply<T> {
+pub struct ReplyTo<T> {
     to: Sender<Answer<T>>,
     cntlid: u16,
     worker: usize,
@@ -84,7 +84,7 @@ pub struct Reply<T> {
     _question: Option<Arc<()>>,
 }
 
-impl<T> Reply<T> {
+impl<T> ReplyTo<T> {
     /// For the answer of this worker. Also what lives as long as the worker has not taken the question.
     pub fn new(to: Sender<Answer<T>>, cntlid: u16, worker: usize) -> (Self, Weak<()>) {
         let question = Arc::new(());

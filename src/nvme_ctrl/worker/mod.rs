@@ -47,7 +47,7 @@ use crate::memory;
 pub use self::core::Core;
 pub use self::idle::{IdlePolicy, Look, Poll};
 use self::messages::Messages;
-pub use self::messages::{Answer, Fence, FromWorker, Mailbox, Reply, ToWorker, Token};
+pub use self::messages::{Answer, Fence, FromWorker, Mailbox, ReplyTo, ToWorker, Token};
 use self::sleeper::Sleeper;
 
 /// Makes a lane; called on the worker's own thread, which is the only one that may use it.

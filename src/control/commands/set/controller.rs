@@ -17,7 +17,7 @@ const CDFE_MASK: u16 = 0b1_1100;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Args {
+struct ControllerArgs {
     cntlid: Option<u16>,
     ocfs: Option<u16>,
     cdfe: Option<u16>,
@@ -30,7 +30,7 @@ struct Args {
 }
 
 pub(super) fn set(context: &Context, request: &Request) -> Result<Value, Refusal> {
-    let args: Args = request.args()?;
+    let args: ControllerArgs = request.args()?;
     let allow = args.allow.as_deref();
     if let Some(ocfs) = args.ocfs.filter(|ocfs| ocfs & 1 == 0) {
         broken(allow, "ocfs", &format!("{ocfs:#x}"), "a mask with bit 0, for format 0h")?;

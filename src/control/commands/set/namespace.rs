@@ -15,7 +15,7 @@ pub(super) const NAMES: &[&str] = &["mssrl", "mcl", "msrc", "copy_overlap", "cop
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Args {
+struct NamespaceArgs {
     nsid: u32,
     mssrl: Option<u16>,
     mcl: Option<u32>,
@@ -27,7 +27,7 @@ struct Args {
 }
 
 pub(super) fn set(context: &Context, request: &Request) -> Result<Value, Refusal> {
-    let args: Args = request.args()?;
+    let args: NamespaceArgs = request.args()?;
     let allow = args.allow.as_deref();
     for (name, zero) in [("mssrl", args.mssrl == Some(0)), ("mcl", args.mcl == Some(0))] {
         if zero {
@@ -43,7 +43,7 @@ pub(super) fn set(context: &Context, request: &Request) -> Result<Value, Refusal
     Ok(json!(changed))
 }
 
-impl Args {
+impl NamespaceArgs {
     /// `ns` with these values.
     fn apply(&self, ns: &Namespace) -> Result<Namespace, Refusal> {
         let mut ns = ns.clone();
