@@ -1,5 +1,6 @@
 //! The program under test as a child process.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -14,6 +15,8 @@ use crate::case::tail;
 use crate::child::Child;
 use crate::vm::typed;
 
+/// Name of its control socket in the folder.
+const CONTROL: &str = "control.sock";
 /// Name of the daemon's log in the folder.
 pub const LOG: &str = "daemon.log";
 /// Name of the file with its command line.
@@ -29,18 +32,21 @@ pub struct Daemon {
     child: Child,
     socket: PathBuf,
     folder: PathBuf,
+    program: PathBuf,
 }
 
 impl Daemon {
-    /// Starts it and waits until it says that it listens. Socket and log lie in `folder`.
+    /// Starts it, with a control socket, and waits until it says that it listens. Sockets and log lie in `folder`.
     ///
     /// # Errors
     /// When it does not build, ends, or does not listen; the text has the end of its log.
     pub fn start(folder: &Path, nvme: &[String], namespaces: &[String]) -> anyhow::Result<Self> {
-        Self::start_program(&binary()?, folder, nvme, namespaces)
+        let control = folder.join(CONTROL);
+        let more = ["--control".as_ref(), control.as_os_str()];
+        Self::start_program(&binary()?, folder, nvme, namespaces, &more)
     }
 
-    /// [`Self::start`] with a program of the caller's choice.
+    /// [`Self::start`] with a program of the caller's choice, and what else it is to be told.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -49,6 +55,7 @@ impl Daemon {
         folder: &Path,
         nvme: &[String],
         namespaces: &[String],
+        more: &[&OsStr],
     ) -> anyhow::Result<Self> {
         let socket = folder.join("nvme.sock");
         let mut command = Command::new(program);
@@ -60,12 +67,14 @@ impl Daemon {
         for namespace in namespaces {
             command.arg("--nvme-ns").arg(namespace);
         }
+        command.args(more);
         fs::write(folder.join(COMMAND), typed(&command) + "\n")?;
         // Appended: a case may start it more than once.
         let log = fs::OpenOptions::new().create(true).append(true).open(folder.join(LOG))?;
         let before = log.metadata()?.len();
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let mut daemon = Self { child: Child::spawn(command, NAME)?, socket, folder: folder.to_owned() };
+        let child = Child::spawn(command, NAME)?;
+        let mut daemon = Self { child, socket, folder: folder.to_owned(), program: program.to_owned() };
         daemon.await_ready(before)?;
         Ok(daemon)
     }
@@ -92,6 +101,18 @@ impl Daemon {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Has its own `ctl` ask it for something by its control socket; the answer.
+    ///
+    /// # Errors
+    /// What `ctl` says when the device refuses.
+    pub fn ctl(&self, words: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let mut command = Command::new(&self.program);
+        command.arg("ctl").arg(self.folder.join(CONTROL)).args(words).arg("--json");
+        let out = command.output().context("ctl")?;
+        ensure!(out.status.success(), "{}: {}", typed(&command), String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).with_context(|| typed(&command))
     }
 
     /// End of its log.

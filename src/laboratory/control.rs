@@ -1,7 +1,7 @@
 //! What a laboratory is asked by the control thread: of admin commands, and of what a host does with CC.
 
-use super::gate::Gate;
 use super::seam::Fate;
+use super::until::Until;
 use crate::spec::Sqe;
 
 /// What a host does by writing CC.
@@ -33,7 +33,7 @@ impl RegisterEvent {
 #[derive(Debug, Default)]
 pub struct RegisterFate {
     /// What the answer in CSTS waits for.
-    pub gate: Gate,
+    pub until: Until,
     /// The controller goes fatal instead: why.
     pub fatal: Option<String>,
 }

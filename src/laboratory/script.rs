@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::bad_blocks::BadBlocks;
-use super::gate::Gate;
 use super::lands::{Lands, Layout};
+use super::until::Until;
 use crate::spec::{Outcome, Status};
 
 /// What is to become of a completion.
@@ -117,14 +117,14 @@ pub struct LateRange {
     /// Which.
     pub range: u32,
     /// When.
-    pub gate: Gate,
+    pub until: Until,
 }
 
 /// See the module docs. By default the command goes its way.
 #[derive(Debug, Default)]
 pub struct Script {
     /// What it waits for before it begins.
-    pub begin: Gate,
+    pub begin: Until,
     /// It does nothing of what it says: it only ends.
     pub idle: bool,
     /// How much of its data lands.
@@ -140,7 +140,7 @@ pub struct Script {
     /// How it ends.
     pub ending: Bend,
     /// What its end waits for before it is told.
-    pub end: Gate,
+    pub end: Until,
     /// How it is told.
     pub post: Post,
     /// An interrupt is raised when it is fetched, for no reason.

@@ -140,6 +140,13 @@ impl Laboratory {
         wait(&done, patience)
     }
 
+    /// Has every worker and every control thread look at what it holds; else as [`Self::put`].
+    pub fn wake(&self, patience: Duration) -> bool {
+        // A change of nothing.
+        let done = self.locked(|tools| tools.send("", |_| None));
+        wait(&done, patience)
+    }
+
     /// The names of those that are on.
     pub fn names(&self) -> Vec<&'static str> {
         self.locked(|tools| tools.on.iter().map(|tool| tool.name).collect())
@@ -218,6 +225,11 @@ mod tests {
         for worker in [&mut first, &mut second] {
             worker.work();
             assert!(worker.1.is_some());
+        }
+        laboratory.wake(Duration::ZERO);
+        for worker in [&mut first, &mut second] {
+            worker.work();
+            assert!(worker.1.is_some(), "nothing has changed");
         }
         laboratory.take("b", Duration::ZERO);
         for worker in [&mut first, &mut second] {

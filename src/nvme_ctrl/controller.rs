@@ -15,13 +15,13 @@ use super::config::ControllerConfig;
 use super::doorbells::Doorbells;
 use super::error_log::ErrorLog;
 use super::flushes::Asker;
-use super::gates::Gates;
+use super::late::LateAnswers;
 use super::queue_table::QueueTable;
 use super::registers::{Registers, Requests};
 use super::shared::{Counters, InterruptSink, Limits, Shared};
 use super::worker::WorkerParts;
 use super::workers::{News, Workers};
-use crate::laboratory::{Gate, Laboratory, RegisterEvent, RegisterFate};
+use crate::laboratory::{Laboratory, RegisterEvent, RegisterFate, Until};
 use crate::memory::{Epoch, SharedPage};
 use crate::spec::registers::{DOORBELL_STRIDE, csts, offset};
 use crate::subsystem::Seat;
@@ -52,7 +52,7 @@ pub struct Controller {
     /// What laboratories there are.
     laboratory: Arc<Laboratory>,
     /// What they have the host wait for.
-    gates: Gates,
+    late: LateAnswers,
 }
 
 impl Controller {
@@ -114,7 +114,7 @@ impl Controller {
             disabling: false,
             final_flush: None,
             laboratory,
-            gates: Gates::default(),
+            late: LateAnswers::default(),
         })
     }
 
@@ -170,28 +170,28 @@ impl Controller {
             }
             self.disabling = true;
             self.enable_when_quiet = false;
-            let RegisterFate { gate, fatal } = self.meets(RegisterEvent::Disable);
-            self.gates = Gates { disable: gate, ..Gates::default() };
+            let RegisterFate { until, fatal } = self.meets(RegisterEvent::Disable);
+            self.late = LateAnswers { disable: until, ..LateAnswers::default() };
             match fatal {
                 // It is reset, but for what the host sees of that.
                 Some(why) => {
-                    (self.disabling, self.gates.broken) = (false, true);
+                    (self.disabling, self.late.broken) = (false, true);
                     self.fatal(&why);
                 }
                 None => self.drain(),
             }
         }
         if enable {
-            let RegisterFate { gate, fatal } = self.meets(RegisterEvent::Enable);
-            self.gates.enable = gate;
+            let RegisterFate { until, fatal } = self.meets(RegisterEvent::Enable);
+            self.late.enable = until;
             match fatal {
                 Some(why) => self.fatal(&why),
                 None => self.enable(),
             }
         }
         if shutdown {
-            let RegisterFate { gate, fatal } = self.meets(RegisterEvent::Shutdown);
-            (self.gates.shutdown, self.gates.flushed) = (gate, None);
+            let RegisterFate { until, fatal } = self.meets(RegisterEvent::Shutdown);
+            (self.late.shutdown, self.late.flushed) = (until, None);
             if let Some(why) = fatal {
                 self.fatal(&why);
             }
@@ -210,7 +210,7 @@ impl Controller {
         self.begun = false;
         self.disabling = false;
         self.enable_when_quiet = false;
-        self.gates = Gates::default();
+        self.late = LateAnswers::default();
         self.drain();
         self.workers.set_bus_master(false);
     }
@@ -311,14 +311,14 @@ impl Controller {
     fn meets(&self, event: RegisterEvent) -> RegisterFate {
         let labs = self.laboratory.control().unwrap_or_default();
         let mut fates = labs.iter().map(|lab| lab.register(event));
-        fates.find(|fate| !matches!(fate.gate, Gate::Open) || fate.fatal.is_some()).unwrap_or_default()
+        fates.find(|fate| !matches!(fate.until, Until::Now) || fate.fatal.is_some()).unwrap_or_default()
     }
 
     /// Does a laboratory hold anything back?
     fn any_held(&self) -> bool {
         self.admin.scripted.any_held()
-            || self.gates.drained
-            || self.gates.flushed.is_some()
+            || self.late.drained
+            || self.late.flushed.is_some()
             || self.enable_when_quiet
     }
 
@@ -328,15 +328,15 @@ impl Controller {
         if self.admin.scripted.any_held() {
             self.admin(admin::look_at_held);
         }
-        if self.gates.drained && self.gates.disable.is_open(now) {
+        if self.late.drained && self.late.disable.is_over(now) {
             self.drained();
         }
-        if self.enable_when_quiet && self.workers.is_quiet() && !self.gates.drained {
+        if self.enable_when_quiet && self.workers.is_quiet() && !self.late.drained {
             self.enable_when_quiet = false;
             self.enable();
         }
-        if self.gates.shutdown.is_open(now)
-            && let Some(success) = self.gates.flushed.take()
+        if self.late.shutdown.is_over(now)
+            && let Some(success) = self.late.flushed.take()
         {
             self.flushed_for(Asker::Shutdown, success);
         }
@@ -350,7 +350,7 @@ impl Controller {
             admin.queue.watch_deadline(),
             self.workers.deadline(),
             admin.scripted.due(),
-            self.gates.due(Instant::now()),
+            self.late.due(Instant::now()),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -420,8 +420,8 @@ impl Controller {
 
     fn flushed_for(&mut self, asker: Asker, success: bool) {
         match asker {
-            Asker::Shutdown if !self.gates.shutdown.is_open(Instant::now()) => {
-                self.gates.flushed = Some(success);
+            Asker::Shutdown if !self.late.shutdown.is_over(Instant::now()) => {
+                self.late.flushed = Some(success);
             }
             Asker::Shutdown => {
                 // Whether the flush succeeded or not: the host has no other sign to wait for. A failure is
@@ -461,8 +461,8 @@ impl Controller {
     }
 
     fn drained(&mut self) {
-        self.gates.drained = self.disabling && !self.gates.disable.is_open(Instant::now());
-        if self.gates.drained {
+        self.late.drained = self.disabling && !self.late.disable.is_over(Instant::now());
+        if self.late.drained {
             return;
         }
         self.clear_doorbells();
@@ -471,7 +471,7 @@ impl Controller {
         if std::mem::take(&mut self.disabling) {
             // A shutdown that was asked for with the reset, or during it, goes on.
             self.regs.csts &= if self.regs.cc.shn() == 0 { 0 } else { csts::SHST };
-        } else if !self.regs.cc.en() && !self.gates.broken {
+        } else if !self.regs.cc.en() && !self.late.broken {
             // It became fatal while it was reset, and that reset is over now. A host that finds EN clear
             // already does not reset again.
             self.regs.csts &= !csts::CFS;
@@ -482,7 +482,7 @@ impl Controller {
     }
 
     fn enable(&mut self) {
-        let held = self.gates.drained || !self.gates.enable.is_open(Instant::now());
+        let held = self.late.drained || !self.late.enable.is_over(Instant::now());
         if held || !self.workers.is_quiet() {
             // No command of the time before may meet the new queues, however long a disk keeps it.
             self.enable_when_quiet = true;

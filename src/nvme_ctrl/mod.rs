@@ -10,8 +10,8 @@ mod doorbell_buffers;
 mod doorbells;
 mod error_log;
 mod flushes;
-mod gates;
 mod io;
+mod late;
 #[cfg(any(test, feature = "testing"))]
 mod lone;
 mod pending;

@@ -242,8 +242,13 @@ fn compare(
     let boots = options.boots.min(runs);
     let mut known = None;
     for boot in 0..boots {
-        let daemon =
-            Daemon::start_program(&program, folder.path(), &controller, std::slice::from_ref(&namespace))?;
+        let daemon = Daemon::start_program(
+            &program,
+            folder.path(),
+            &controller,
+            std::slice::from_ref(&namespace),
+            &[],
+        )?;
         vm.nvme = Nvme::Several(vec![Nvme::VfioUser(daemon.socket().to_owned()), Nvme::Qemu(qemus.clone())]);
         progress::say("booting the guest");
         let guest = Guest::boot(&environment.qemu, &vm, folder.path(), BOOT_LIMIT)?;

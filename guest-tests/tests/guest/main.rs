@@ -6,6 +6,7 @@
 
 mod across;
 mod copy;
+mod faults;
 mod files;
 mod fio;
 mod life;
@@ -172,6 +173,29 @@ fn main() -> ExitCode {
             ("newest::identify", probe::identify),
             ("newest::copy", newest::copy),
             ("newest::copy_across_namespaces", across::enabled_by_the_device),
+        ],
+    ));
+    trials.extend(shared(
+        Kernel::Stable,
+        faults::session,
+        &[
+            ("faults::do_not_retry", faults::do_not_retry),
+            ("faults::retry", faults::retry),
+            ("faults::aborted_in_time", faults::aborted_in_time),
+            ("faults::reset_when_an_abort_fails", faults::reset_when_an_abort_fails),
+            ("faults::lost_completion", faults::lost_completion),
+            ("faults::lost_interrupt", faults::lost_interrupt),
+            ("faults::spurious_interrupt", faults::spurious_interrupt),
+            ("faults::wrong_command_id", faults::wrong_command_id),
+            ("faults::slow_but_in_time", faults::slow_but_in_time),
+            ("faults::controller_fatal", faults::controller_fatal),
+            ("faults::admin_command_hangs", faults::admin_command_hangs),
+            ("faults::slow_reset", faults::slow_reset),
+            ("faults::bad_blocks", faults::bad_blocks),
+            ("faults::silent_corruption", faults::silent_corruption),
+            ("faults::partial_copy", faults::partial_copy),
+            ("faults::identify_says_otherwise", faults::identify_says_otherwise),
+            ("faults::never_ready", faults::never_ready),
         ],
     ));
     trials.extend([

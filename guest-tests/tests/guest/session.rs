@@ -98,6 +98,17 @@ impl Session {
         nvme: &[&str],
         make: impl FnOnce(&Path) -> Vec<Ns>,
     ) -> anyhow::Result<Self> {
+        Self::boot_with(name, kernel, nvme, &[], make)
+    }
+
+    /// [`Self::boot`], with more words for the kernel.
+    pub fn boot_with(
+        name: &str,
+        kernel: Kernel,
+        nvme: &[&str],
+        append: &[&str],
+        make: impl FnOnce(&Path) -> Vec<Ns>,
+    ) -> anyhow::Result<Self> {
         let environment = environment(kernel)?;
         let folder = Folder::new(name)?;
         let namespaces = make(folder.path());
@@ -111,7 +122,8 @@ impl Session {
         let mut kept = KeepOnError(Some(folder));
         let folder = kept.0.as_ref().context("folder")?.path().to_owned();
         let device = Device::start(kind(), &spec, &folder)?;
-        let vm = machine(&environment, kernel, device.nvme.clone())?;
+        let mut vm = machine(&environment, kernel, device.nvme.clone())?;
+        vm.append.extend(append.iter().map(|word| (*word).to_owned()));
         let guest = Guest::boot(&environment.qemu, &vm, &folder, BOOT_LIMIT)?;
         let ns = (1..).zip(namespaces).collect();
         Ok(Self { guest, device, environment, ns, folder: kept.0.take().context("folder")? })
@@ -127,6 +139,11 @@ impl Session {
     /// The namespace's facts.
     pub fn ns(&self, nsid: u32) -> anyhow::Result<&Ns> {
         self.ns.get(&nsid).with_context(|| format!("the session has no namespace {nsid}"))
+    }
+
+    /// Has the daemon's `ctl` ask it for something.
+    pub fn ctl(&self, words: &[&str]) -> anyhow::Result<serde_json::Value> {
+        self.device.daemon.as_ref().context("the device has no control socket")?.ctl(words)
     }
 
     /// Does the guest read from namespace `nsid` what is in its image, read from outside?

@@ -12,8 +12,8 @@ use super::rule::{Act, Hold, HoldAt, Rule};
 use super::when::Tally;
 use crate::laboratory::bad_blocks::BadBlocks;
 use crate::laboratory::fired::Fired;
-use crate::laboratory::gate::{Barrier, Gate};
 use crate::laboratory::script::{Flip, LateRange, Script};
+use crate::laboratory::until::{Latch, Until};
 
 /// The longest that a command waits for the ends of others.
 const REORDER_MOST: Duration = Duration::from_secs(1);
@@ -81,17 +81,17 @@ impl Armed {
         }
     }
 
-    pub fn barrier(&self) -> &Barrier {
-        &self.tally.barrier
+    pub fn latch(&self) -> &Latch {
+        &self.tally.latch
     }
 
     /// What a command waits for that is held now. `ended` counts the ends of its queue.
-    pub fn gate(&self, now: Instant, ended: &Arc<AtomicU64>) -> Gate {
+    pub fn until(&self, now: Instant, ended: &Arc<AtomicU64>) -> Until {
         match self.rule.act.hold {
-            None => Gate::Open,
-            Some(Hold::For(time)) => Gate::Until(now + time),
-            Some(Hold::UntilReleased) => Gate::Shut(self.tally.barrier.hold()),
-            Some(Hold::Others(others)) => Gate::Others {
+            None => Until::Now,
+            Some(Hold::For(time)) => Until::Time(now + time),
+            Some(Hold::UntilReleased) => Until::Release(self.tally.latch.hold()),
+            Some(Hold::Others(others)) => Until::Others {
                 ended: Arc::clone(ended),
                 until: ended.load(Ordering::Relaxed).saturating_add(others.into()),
                 at_latest: now + REORDER_MOST,
@@ -119,12 +119,12 @@ impl Armed {
             fatal: act.cfs.then(|| format!("fault {}", self.name)),
             ..Script::default()
         };
-        let gate = self.gate(now, ended);
+        let until = self.until(now, ended);
         match (act.hold, act.place) {
             // Those that come later are to end first.
-            (Some(Hold::Others(_)), _) | (_, HoldAt::End) => script.end = gate,
-            (_, HoldAt::Begin) => script.begin = gate,
-            (_, HoldAt::Range(range)) => script.late = Some(LateRange { range: range.into(), gate }),
+            (Some(Hold::Others(_)), _) | (_, HoldAt::End) => script.end = until,
+            (_, HoldAt::Begin) => script.begin = until,
+            (_, HoldAt::Range(range)) => script.late = Some(LateRange { range: range.into(), until }),
         }
         script
     }

@@ -45,7 +45,7 @@ impl ControlLab for FaultControl {
         let rules = self.rules.load();
         match rules.iter().filter(means).find(|armed| armed.fires_for(&event.name())) {
             Some(armed) => RegisterFate {
-                gate: armed.gate(Instant::now(), &self.ended),
+                until: armed.until(Instant::now(), &self.ended),
                 fatal: armed.rule.act.cfs.then(|| format!("fault {}", armed.name)),
             },
             None => RegisterFate::default(),

@@ -239,3 +239,65 @@ pub(super) fn find(name: &str) -> Option<&'static RuleWord> {
 pub(super) fn dword_index(name: &str) -> Option<usize> {
     number(name.strip_prefix("cdw")?).and_then(|n| usize::try_from(n).ok()).filter(|n| *n < 16)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEGIN: &str = "cargo test --lib the_document -->\n";
+    const END: &str = "<!-- end -->";
+
+    /// The tables of docs/faults.md.
+    fn tables() -> String {
+        let table = |group, title: &str| {
+            let words = WORDS.iter().filter(|word| word.group == group);
+            let rows = words.map(|word| {
+                let value =
+                    if word.values.is_empty() { String::new() } else { format!("=`{}`", word.values) };
+                let value = value.replace('|', "\\|");
+                format!("| `{}`{value} | {} | `{}` |\n", word.name, word.help, word.example)
+            });
+            format!(
+                "\n### {title}\n\n| word | meaning | for example |\n|---|---|---|\n{}",
+                rows.collect::<String>()
+            )
+        };
+        let which = table(Group::Which, "Which commands");
+        format!("{which}{}{}\n", table(Group::When, "When"), table(Group::Act, "What they meet"))
+    }
+
+    #[test]
+    fn the_document_says_what_the_table_says() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/faults.md");
+        let text = std::fs::read_to_string(path).expect("docs/faults.md");
+        let begin = text.find(BEGIN).expect("the first marker") + BEGIN.len();
+        let end = text.find(END).expect("the second marker");
+        let right = format!("{}{}{}", &text[..begin], tables(), &text[end..]);
+        if std::env::var_os("UPDATE_FAULTS").is_some() {
+            std::fs::write(path, right).expect("writable");
+            return;
+        }
+        assert!(text == right, "run: UPDATE_FAULTS=1 cargo test --lib the_document");
+    }
+
+    /// Each row of the comparison names a test that there is, and this device has it all.
+    #[test]
+    fn each_feature_has_its_test() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
+        let text = std::fs::read_to_string(format!("{root}docs/faults.md")).expect("docs/faults.md");
+        let (_, table) = text.split_once("| feature | scsi_debug |").expect("the table");
+        let mut count = 0;
+        for row in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let [_, feature, others @ .., ours, test, _] = cells.as_slice() else { panic!("{row}") };
+            assert_eq!((others.len(), *ours), (8, "Y"), "{row}");
+            assert!(others.iter().all(|cell| ["Y", "P", "N"].contains(cell)), "{row}");
+            let (file, name) = test.trim_matches('`').split_once("::").expect(feature);
+            let path = format!("{root}tests/faults/scripted/{file}.rs");
+            let source = std::fs::read_to_string(path).expect(feature);
+            assert!(source.contains(&format!("#[test]\nfn {name}()")), "{feature}: no test {test}");
+            count += 1;
+        }
+        assert!(count > 30, "the table was not found");
+    }
+}

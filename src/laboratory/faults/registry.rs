@@ -114,11 +114,11 @@ impl Faults {
             rules.iter().cloned().partition(|armed| name.is_none_or(|name| armed.name == name));
         let is_empty = left.is_empty();
         self.rules.store(Arc::new(left));
-        gone.iter().for_each(|armed| _ = armed.barrier().release());
+        gone.iter().for_each(|armed| _ = armed.latch().release());
         if is_empty {
             self.laboratory.take(TOOL, patience);
         } else {
-            self.wake(patience);
+            self.laboratory.wake(patience);
         }
         gone.len()
     }
@@ -131,16 +131,9 @@ impl Faults {
         if name.is_some() {
             meant.peek()?;
         }
-        let held = meant.map(|armed| armed.barrier().release()).sum();
-        self.wake(patience);
+        let held = meant.map(|armed| armed.latch().release()).sum();
+        self.laboratory.wake(patience);
         Some(held)
-    }
-
-    /// Has every worker look at what it holds.
-    fn wake(&self, patience: Duration) {
-        if !self.rules.load().is_empty() {
-            self.laboratory.put(self.tool(), patience);
-        }
     }
 
     fn tool(&self) -> Tool {
@@ -171,7 +164,7 @@ impl Armed {
             seed: self.seed(),
             matched: self.tally.matched(),
             fired: self.tally.fired.count(),
-            held: self.barrier().held(),
+            held: self.latch().held(),
             bad_blocks: self.bad.as_ref().map(|bad| bad.left()),
             spent: self.is_spent(),
         }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::laboratory::fired::Fired;
-use crate::laboratory::gate::Barrier;
 use crate::laboratory::lands::mix;
+use crate::laboratory::until::Latch;
 
 /// Conditions beside what the command is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(super) struct Tally {
     /// Commands that it met while the rest of its conditions held.
     matched: AtomicU64,
     pub fired: Arc<Fired>,
-    pub barrier: Arc<Barrier>,
+    pub latch: Arc<Latch>,
 }
 
 impl Tally {
@@ -52,7 +52,7 @@ impl Tally {
         Self {
             matched: AtomicU64::new(0),
             fired: Arc::new(Fired::of(name)),
-            barrier: Arc::new(Barrier::default()),
+            latch: Arc::new(Latch::default()),
         }
     }
 

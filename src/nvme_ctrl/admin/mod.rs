@@ -88,7 +88,7 @@ fn begin(ctl: &mut Ctl<'_>, sqe: Sqe, mut script: Script) {
     if let Some(why) = script.fatal.take() {
         return ctl.admin.queue.lose(why);
     }
-    if script.begin.is_open(Instant::now()) {
+    if script.begin.is_over(Instant::now()) {
         go_on(ctl, &sqe, script);
     } else {
         ctl.admin.scripted.hold(sqe, script);
@@ -194,7 +194,7 @@ fn complete(ctl: &mut Ctl<'_>, command: Failed, mut outcome: Outcome) {
     if let Some(more) = script.ending.more {
         outcome.status = outcome.status.with_more(more);
     }
-    if script.end.is_open(Instant::now()) {
+    if script.end.is_over(Instant::now()) {
         post(ctl, command.cid, outcome, script.post);
     } else {
         ctl.admin.scripted.hold_end(command.cid, outcome, script);

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use crate::laboratory::{Gate, Script};
+use crate::laboratory::{Script, Until};
 use crate::spec::{Outcome, Sqe};
 
 /// A command that has not begun.
@@ -60,13 +60,13 @@ impl Scripted {
 
     /// The first command that may begin now.
     pub fn next_to_begin(&mut self, now: Instant) -> Option<Held> {
-        let at = self.held.iter().position(|held| held.script.begin.is_open(now))?;
+        let at = self.held.iter().position(|held| held.script.begin.is_over(now))?;
         Some(self.held.remove(at))
     }
 
     /// The first command whose end may be told now.
     pub fn next_to_end(&mut self, now: Instant) -> Option<(u16, Outcome, Script)> {
-        let at = self.ended.iter().position(|(_, _, script)| script.end.is_open(now))?;
+        let at = self.ended.iter().position(|(_, _, script)| script.end.is_over(now))?;
         Some(self.ended.remove(at))
     }
 
@@ -74,7 +74,7 @@ impl Scripted {
     pub fn due(&self) -> Option<Instant> {
         let begin = self.held.iter().map(|held| &held.script.begin);
         let end = self.ended.iter().map(|(_, _, script)| &script.end);
-        begin.chain(end).filter_map(Gate::due).min()
+        begin.chain(end).filter_map(Until::due).min()
     }
 
     /// The data that `sqe` is to send.

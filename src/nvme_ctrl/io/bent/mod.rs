@@ -12,7 +12,7 @@ use self::pieces::Pieces;
 use crate::block::{Issue, Work};
 use crate::copy::Written;
 use crate::disk::{DiskError, IoBuf, Moved, Op};
-use crate::laboratory::{Gate, Post, Script};
+use crate::laboratory::{Post, Script, Until};
 use crate::namespace::Namespace;
 use crate::nvme_ctrl::shared::Shared;
 use crate::spec::{Outcome, Status};
@@ -71,10 +71,10 @@ impl<M: Machine> Bent<M> {
             if self.aborted {
                 return Some(Outcome::of(Status::ABORT_REQUESTED));
             }
-            if !self.script.begin.is_open(Instant::now()) {
+            if !self.script.begin.is_over(Instant::now()) {
                 return None;
             }
-            self.script.begin = Gate::Open;
+            self.script.begin = Until::Now;
             self.stage = Stage::Run;
         }
         if self.stage == Stage::Run {
@@ -82,7 +82,7 @@ impl<M: Machine> Bent<M> {
             self.stage = Stage::End(self.bend(outcome));
         }
         let Stage::End(outcome) = self.stage else { return None };
-        (self.aborted || self.script.end.is_open(Instant::now())).then_some(outcome)
+        (self.aborted || self.script.end.is_over(Instant::now())).then_some(outcome)
     }
 
     fn run(&mut self, shared: &Shared, work: &Work, issue: &mut Issue<'_>) -> Option<Outcome> {
@@ -155,18 +155,18 @@ impl<M: Machine> Bent<M> {
 
     /// Has it come?
     pub fn may_go_on(&self, now: Instant) -> bool {
-        self.gate().is_none_or(|gate| self.aborted || gate.is_open(now))
+        self.until().is_none_or(|until| self.aborted || until.is_over(now))
     }
 
     /// When it comes by itself, if it does.
     pub fn due(&self) -> Option<Instant> {
-        self.gate().and_then(Gate::due)
+        self.until().and_then(Until::due)
     }
 
-    fn gate(&self) -> Option<&Gate> {
+    fn until(&self) -> Option<&Until> {
         match self.stage {
             Stage::Begin => Some(&self.script.begin),
-            Stage::Run => self.pieces.as_ref().map(Pieces::gate),
+            Stage::Run => self.pieces.as_ref().map(Pieces::until),
             Stage::End(_) => Some(&self.script.end),
         }
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::kind::{Data, Direction};
 use crate::block::Issue;
 use crate::disk::{Buffer, DiskError, IoBuf, Moved, Op};
-use crate::laboratory::{BadBlocks, Flip, Gate, Lands, LateRange, Script};
+use crate::laboratory::{BadBlocks, Flip, Lands, LateRange, Script, Until};
 use crate::namespace::Namespace;
 
 /// Pieces in flight at once, as of a command with many ranges.
@@ -70,7 +70,7 @@ impl Pieces {
         Self {
             data,
             lands: script.lands.clone(),
-            late: script.late.take().unwrap_or(LateRange { range: u32::MAX, gate: Gate::Open }),
+            late: script.late.take().unwrap_or(LateRange { range: u32::MAX, until: Until::Now }),
             flip: script.flip.take(),
             bad: std::mem::take(&mut script.bad),
             wholes: Vec::new(),
@@ -83,8 +83,8 @@ impl Pieces {
     }
 
     /// What the late range waits for.
-    pub fn gate(&self) -> &Gate {
-        &self.late.gate
+    pub fn until(&self) -> &Until {
+        &self.late.until
     }
 
     /// Does something wait for that?
@@ -94,7 +94,7 @@ impl Pieces {
 
     /// Nothing waits any more.
     pub fn hold_no_more(&mut self) {
-        self.late.gate = Gate::Open;
+        self.late.until = Until::Now;
     }
 
     /// Takes an operation of the machine.
@@ -219,7 +219,7 @@ impl Pieces {
 
     /// Issues what may be issued.
     pub fn issue(&mut self, now: Instant, issue: &mut Issue<'_>) {
-        if !self.held.is_empty() && self.late.gate.is_open(now) {
+        if !self.held.is_empty() && self.late.until.is_over(now) {
             self.todo.append(&mut self.held);
         }
         while self.in_flight < WINDOW

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 /// Where commands are stalled until somebody says so. Shared by all threads.
 #[derive(Debug, Default)]
-pub struct Barrier {
+pub struct Latch {
     releases: AtomicU64,
     held: AtomicUsize,
 }
 
-impl Barrier {
+impl Latch {
     /// Lets go all that it holds; how many that is. What comes later is held again.
     pub fn release(&self) -> usize {
         self.releases.fetch_add(1, Ordering::Release);
@@ -26,33 +26,33 @@ impl Barrier {
     /// One more command is held.
     pub fn hold(self: &Arc<Self>) -> Stalled {
         self.held.fetch_add(1, Ordering::Relaxed);
-        Stalled { since: self.releases.load(Ordering::Acquire), barrier: Arc::clone(self) }
+        Stalled { since: self.releases.load(Ordering::Acquire), latch: Arc::clone(self) }
     }
 }
 
-/// A command's place at a [`Barrier`].
+/// A command's place at a [`Latch`].
 #[derive(Debug)]
 pub struct Stalled {
-    barrier: Arc<Barrier>,
+    latch: Arc<Latch>,
     since: u64,
 }
 
 impl Drop for Stalled {
     fn drop(&mut self) {
-        self.barrier.held.fetch_sub(1, Ordering::Relaxed);
+        self.latch.held.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// See the module docs.
 #[derive(Debug, Default)]
-pub enum Gate {
+pub enum Until {
     /// Nothing.
     #[default]
-    Open,
+    Now,
     /// This time.
-    Until(Instant),
+    Time(Instant),
     /// A release.
-    Shut(Stalled),
+    Release(Stalled),
     /// The ends of others.
     Others {
         /// Counts them.
@@ -64,24 +64,24 @@ pub enum Gate {
     },
 }
 
-impl Gate {
+impl Until {
     /// May it go on?
-    pub fn is_open(&self, now: Instant) -> bool {
+    pub fn is_over(&self, now: Instant) -> bool {
         match self {
-            Self::Open => true,
-            Self::Until(at) => now >= *at,
-            Self::Shut(Stalled { barrier, since }) => barrier.releases.load(Ordering::Acquire) != *since,
+            Self::Now => true,
+            Self::Time(at) => now >= *at,
+            Self::Release(Stalled { latch, since }) => latch.releases.load(Ordering::Acquire) != *since,
             Self::Others { ended, until, at_latest } => {
                 ended.load(Ordering::Relaxed) >= *until || now >= *at_latest
             }
         }
     }
 
-    /// When it opens by itself, if it does.
+    /// When it is over by itself, if it ever is.
     pub fn due(&self) -> Option<Instant> {
         match self {
-            Self::Open | Self::Shut(_) => None,
-            Self::Until(at) | Self::Others { at_latest: at, .. } => Some(*at),
+            Self::Now | Self::Release(_) => None,
+            Self::Time(at) | Self::Others { at_latest: at, .. } => Some(*at),
         }
     }
 }
@@ -93,15 +93,15 @@ mod tests {
 
     #[test]
     fn a_release_is_for_those_who_are_there() {
-        let (barrier, now) = (Arc::new(Barrier::default()), Instant::now());
-        let gates = [(); 3].map(|()| Gate::Shut(barrier.hold()));
-        assert!(gates.iter().all(|gate| !gate.is_open(now) && gate.due().is_none()));
-        assert_eq!(barrier.release(), 3);
-        assert!(gates.iter().all(|gate| gate.is_open(now)));
-        let later = Gate::Shut(barrier.hold());
-        assert!(!later.is_open(now));
-        drop(gates);
-        assert_eq!(barrier.held(), 1);
+        let (latch, now) = (Arc::new(Latch::default()), Instant::now());
+        let held = [(); 3].map(|()| Until::Release(latch.hold()));
+        assert!(held.iter().all(|until| !until.is_over(now) && until.due().is_none()));
+        assert_eq!(latch.release(), 3);
+        assert!(held.iter().all(|until| until.is_over(now)));
+        let later = Until::Release(latch.hold());
+        assert!(!later.is_over(now));
+        drop(held);
+        assert_eq!(latch.held(), 1);
     }
 
     #[test]
@@ -109,13 +109,13 @@ mod tests {
         let now = Instant::now();
         let then = now + Duration::from_secs(1);
         assert!(
-            Gate::Open.is_open(now) && !Gate::Until(then).is_open(now) && Gate::Until(then).is_open(then)
+            Until::Now.is_over(now) && !Until::Time(then).is_over(now) && Until::Time(then).is_over(then)
         );
         let ended = Arc::new(AtomicU64::new(4));
-        let gate = Gate::Others { ended: Arc::clone(&ended), until: 6, at_latest: then };
-        assert!(!gate.is_open(now) && gate.is_open(then));
-        assert_eq!(gate.due(), Some(then));
+        let until = Until::Others { ended: Arc::clone(&ended), until: 6, at_latest: then };
+        assert!(!until.is_over(now) && until.is_over(then));
+        assert_eq!(until.due(), Some(then));
         ended.store(6, Ordering::Relaxed);
-        assert!(gate.is_open(now));
+        assert!(until.is_over(now));
     }
 }
