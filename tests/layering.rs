@@ -31,8 +31,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     // A host: it knows the wire and nothing of how a server serves it.
     ("bench", &["pci", "memory", "disk", "namespace", "copy", "nvme_ctrl"]),
     // They see nothing of a device but what it wrote.
-    ("copy_log", &["pci", "memory", "disk", "nvme_ctrl", "vfio_user", "bench"]),
-    ("plan", &["pci", "memory", "nvme_ctrl", "vfio_user", "bench", "copy_log"]),
+    ("copy_log", &["pci", "memory", "disk", "subsystem", "nvme_ctrl", "vfio_user", "bench"]),
+    ("plan", &["pci", "memory", "subsystem", "nvme_ctrl", "vfio_user", "bench", "copy_log"]),
     // It asks for what the control thread alone may touch: no session, no guest memory.
     ("control", &["spec", "pci", "memory", "bench"]),
     ("device", &[]),

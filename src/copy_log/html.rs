@@ -49,8 +49,7 @@ svg .middle { text-anchor: middle; }
 svg .axis { stroke: var(--line); stroke-width: 1; }
 svg .space { fill: var(--line); }
 svg .median { stroke: var(--ink); stroke-width: 2; }
-svg .ribbon { fill-opacity: .28; }
-svg .ribbon:hover { fill-opacity: .75; }
+svg .ribbon:hover { fill-opacity: 1; }
 svg .dot { fill-opacity: .5; }
 .plain { fill: var(--plain); }
 .memmove { fill: var(--memmove); background: var(--memmove); }
@@ -64,6 +63,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-nu
 th { text-align: left; color: var(--dim); font-weight: 600; }
 th, td { padding: 3px 10px 3px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td.n, th.n { text-align: right; }
+td:last-child { white-space: normal; min-width: 15em; }
 td i { display: inline-block; width: 9px; height: 9px; border-radius: 2px; margin-right: 7px; }
 </style>
 </head>

@@ -85,11 +85,14 @@ pub(super) fn map(page: &Page) -> String {
         text(&mut body, space.x, y, "dim", &format!("nsid {}: LBA {}", space.nsid, space.first));
         text(&mut body, space.x + space.width, y, "dim right", &end.to_string());
     }
+    // Few are to be seen, many to be told apart.
+    let opacity = (7.0 / (page.ribbons.kept.len() as f64).sqrt()).clamp(0.28, 0.8);
+    let _ = writeln!(body, "<g fill-opacity=\"{opacity:.2}\">");
     for Ribbon { from, to, blocks, hue, number } in &page.ribbons.kept {
         let (Some(source), Some(dst)) = (find(from.0), find(to.0)) else { continue };
         let sides = |space: &Space, lba: u64| {
             let (left, right) = (space.x(lba), space.x(lba.saturating_add(*blocks)));
-            (left, right.max(left + 1.0))
+            (left, right.max(left + 1.3))
         };
         let ((a, b), (c, d)) = (sides(source, from.1), sides(dst, to.1));
         let (top, bottom, middle) = (TOP, BOTTOM, (TOP + BOTTOM) / 2.0);
@@ -107,12 +110,13 @@ pub(super) fn map(page: &Page) -> String {
         for (left, right, y) in [(a, b, TOP - BAR), (c, d, BOTTOM)] {
             let _ = writeln!(
                 body,
-                "<rect class=\"{}\" x=\"{left:.1}\" y=\"{y}\" width=\"{:.1}\" height=\"{BAR}\"/>",
+                "<rect class=\"{}\" fill-opacity=\"1\" x=\"{left:.1}\" y=\"{y}\" width=\"{:.1}\" height=\"{BAR}\"/>",
                 hue.class(),
                 right - left
             );
         }
     }
+    body.push_str("</g>\n");
     let mut picture = frame(BOTTOM + BAR + 46.0, "source ranges and destinations over the blocks", &body);
     if page.ribbons.every > 1 {
         let _ = writeln!(picture, "<p class=\"dim\">One of {} ranges is drawn.</p>", page.ribbons.every);
@@ -175,7 +179,7 @@ pub(super) fn bars(label: &str, all: &[(String, u64, String, &str)]) -> String {
 pub(super) fn latencies(page: &Page) -> String {
     const ROW: f64 = 54.0;
     const LEFT: f64 = 130.0;
-    const RIGHT: f64 = 190.0;
+    const RIGHT: f64 = 235.0;
     let all = &page.latencies.kept;
     let of = |ns: u64| (ns.max(1) as f64).log10();
     let low = all.iter().map(|one| of(one.ns).floor()).fold(f64::INFINITY, f64::min).min(12.0);

@@ -73,7 +73,10 @@ pub(super) fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         let (task, script) = match (script, planned) {
             (Some(script), _) | (None, Fate::Script(script)) => (task, Some(script)),
             (None, Fate::Pass) => (task, None),
-            (None, Fate::End(status)) => (Task::Over(Outcome::of(status)), None),
+            (None, Fate::End(status)) => {
+                labs.refused(id, &by_laboratory(status));
+                (Task::Over(Outcome::of(status)), None)
+            }
         };
         let Some(mut script) = script else {
             enter(sq, slots, ready, &sqe, task, id.serial);
