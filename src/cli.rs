@@ -8,7 +8,6 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
-use crate::bench::{BenchArgs, Plan};
 use crate::config::{self, Config, ConfigError, SocketArgs};
 use crate::control::CtlArgs;
 use crate::copy_log::CopyLogArgs;
@@ -32,8 +31,6 @@ enum Command {
     /// Serve a controller on a UNIX socket, or several that share their namespaces, until SIGTERM
     #[command(after_help = config::properties_help(), after_long_help = long_help())]
     Serve(Serve),
-    /// Put load on a server and measure it
-    Bench(Box<BenchArgs>),
     /// See and change a device while it runs, by its control socket
     Ctl(CtlArgs),
     /// Check or show what serve --copy-log wrote
@@ -47,8 +44,6 @@ enum Command {
 pub enum Run {
     /// `serve`
     Serve(Box<Config>),
-    /// `bench`
-    Bench(Box<Plan>),
     /// `ctl`
     Ctl(CtlArgs),
     /// `copy-log`
@@ -137,6 +132,14 @@ pub enum CliError {
 }
 
 impl CliError {
+    /// What clap has to say, without its usage block, which takes many lines; `see` is whose help a mistake points to.
+    pub fn of_clap(error: &clap::Error, see: &str) -> Self {
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Self::Help(error.to_string()),
+            _ => Self::Usage(format!("{}; see {see} --help", one_line(error))),
+        }
+    }
+
     /// Process exit code: 0 for help, 2 for a mistake.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -158,14 +161,11 @@ where
 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     // Whose help the mistake points to.
-    let known = ["bench", "ctl", "copy-log", "plan"]
-        .into_iter()
-        .find(|name| args.get(1).is_some_and(|word| word == name));
-    let command = known.unwrap_or("serve");
-    let cli = Cli::try_parse_from(args).map_err(|e| match e.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => CliError::Help(e.to_string()),
-        _ => CliError::Usage(one_line(&e, command)),
-    })?;
+    let see = match args.get(1).and_then(|word| word.to_str()) {
+        Some(word @ ("ctl" | "copy-log" | "plan")) => format!("vfio-user-nvme {word}"),
+        _ => "vfio-user-nvme serve".to_owned(),
+    };
+    let cli = Cli::try_parse_from(args).map_err(|e| CliError::of_clap(&e, &see))?;
     Ok(match cli.command {
         Command::Serve(serve) => {
             let mut sockets = serve.socket.into_iter();
@@ -181,15 +181,14 @@ where
             let config = config.with_control(serve.control).with_faults(&serve.fault)?;
             Run::Serve(Box::new(config.with_copy_log(serve.copy_log)))
         }
-        Command::Bench(bench) => Run::Bench(Box::new(bench.plan()?)),
         Command::Ctl(ctl) => Run::Ctl(ctl),
         Command::CopyLog(copy_log) => Run::CopyLog(copy_log),
         Command::Plan(plan) => Run::Plan(plan),
     })
 }
 
-/// clap's message without its usage block, which takes many lines.
-fn one_line(error: &clap::Error, command: &str) -> String {
+/// clap's message without its usage block.
+fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let said: Vec<_> = text
         .lines()
@@ -198,8 +197,7 @@ fn one_line(error: &clap::Error, command: &str) -> String {
         .filter(|line| !line.is_empty())
         .collect();
     let said = said.join(" ");
-    let said = said.strip_prefix("error: ").unwrap_or(&said);
-    format!("{said}; see vfio-user-nvme {command} --help")
+    said.strip_prefix("error: ").unwrap_or(&said).to_owned()
 }
 
 #[cfg(test)]
@@ -261,7 +259,7 @@ mod tests {
         for (args, message) in [
             (
                 &[][..],
-                "'vfio-user-nvme' requires a subcommand but one was not provided [subcommands: serve, bench, ctl, copy-log, plan, help]",
+                "'vfio-user-nvme' requires a subcommand but one was not provided [subcommands: serve, ctl, copy-log, plan, help]",
             ),
             (&["serve"], "the following required arguments were not provided: --socket <PATH>"),
             (
@@ -280,10 +278,6 @@ mod tests {
             assert_eq!(usage(args), format!("{message}{see}"));
         }
         assert_eq!(
-            usage(&["bench"]),
-            "the following required arguments were not provided: <SOCKET>; see vfio-user-nvme bench --help"
-        );
-        assert_eq!(
             usage(&["serve", "--socket", "s", "--nvme-ns", "drive=a,mssrl=0"]),
             "--nvme-ns mssrl=0: must be 1 to 65535; leave it out for 32768"
         );
@@ -291,9 +285,7 @@ mod tests {
 
     #[test]
     fn help_and_version_are_no_mistakes() {
-        for args in
-            [&["--help"][..], &["--version"], &["serve", "--help"], &["serve", "-h"], &["bench", "-h"]]
-        {
+        for args in [&["--help"][..], &["--version"], &["serve", "--help"], &["serve", "-h"]] {
             assert_eq!(run(args).unwrap_err().exit_code(), 0);
         }
         assert_eq!(

@@ -2,7 +2,6 @@
 //!
 //! ARCHITECTURE.md draws the rooms; each module says here what its one job is.
 
-pub mod bench;
 pub mod block;
 pub mod cli;
 pub mod config;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use vfio_user_nvme::cli::{self, CliError, Run};
 use vfio_user_nvme::config::{Config, ConfigError};
-use vfio_user_nvme::{bench, control, copy_log, logging, plan, server};
+use vfio_user_nvme::{control, copy_log, logging, plan, server};
 
 fn main() -> ExitCode {
     let run = match cli::parse(std::env::args_os()) {
@@ -22,7 +22,6 @@ fn main() -> ExitCode {
     };
     let result = match run {
         Run::Serve(config) => serve(*config),
-        Run::Bench(plan) => bench::run(&plan).map(|()| ExitCode::SUCCESS),
         Run::CopyLog(args) => copy_log::run(&args),
         Run::Plan(args) => plan::run(*args).map_err(Into::into),
         Run::Ctl(args) => control::ctl(args).map(|()| ExitCode::SUCCESS).map_err(Into::into),
@@ -48,8 +47,6 @@ fn complain(why: &str) {
     let _ = writeln!(std::io::stderr(), "error: {why}");
 }
 
-/// A mistake in the set-up that shows only when it is used (a missing image, a socket in use) ends as one
-/// in the arguments does.
 fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(failure) = error.downcast_ref::<control::CtlFailure>() {
         return failure.exit_code();
@@ -57,5 +54,5 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(none) = error.downcast_ref::<plan::NoQuestion>() {
         return none.exit_code();
     }
-    if error.chain().any(|cause| cause.is::<ConfigError>()) { ConfigError::EXIT_CODE } else { 1 }
+    ConfigError::exit_code_of(error)
 }

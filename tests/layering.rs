@@ -28,13 +28,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("nvme_ctrl", &["pci"]),
     ("vfio_user", &[]),
     ("config", &[]),
-    // A host: it knows the wire and nothing of how a server serves it.
-    ("bench", &["pci", "memory", "disk", "namespace", "copy", "nvme_ctrl"]),
     // They see nothing of a device but what it wrote.
-    ("copy_log", &["pci", "memory", "disk", "subsystem", "nvme_ctrl", "vfio_user", "bench"]),
-    ("plan", &["pci", "memory", "subsystem", "nvme_ctrl", "vfio_user", "bench", "copy_log"]),
+    ("copy_log", &["pci", "memory", "disk", "subsystem", "nvme_ctrl", "vfio_user"]),
+    ("plan", &["pci", "memory", "subsystem", "nvme_ctrl", "vfio_user", "copy_log"]),
     // It asks for what the control thread alone may touch: no session, no guest memory.
-    ("control", &["spec", "pci", "memory", "bench"]),
+    ("control", &["spec", "pci", "memory"]),
     ("device", &[]),
     ("server", &[]),
     ("cli", &[]),
@@ -265,9 +263,6 @@ fn files(dir: &Path, module: &[String], out: &mut Vec<(Vec<String>, String)>) {
     }
 }
 
-/// Rooms in which files may still need each other in a circle, or two types have one name. None is to be added.
-const TANGLED: &[&str] = &["bench"];
-
 /// Without its tests, which may use anything, and what it only hands on to others.
 fn production(source: &str) -> String {
     let tests =
@@ -329,52 +324,95 @@ fn file_of(
     at
 }
 
+/// Fails if files need each other in a circle, or two types have one name.
+fn assert_straight(own: &[(Vec<String>, String)]) {
+    let names: Vec<Vec<String>> = own.iter().map(|(file, _)| file.clone()).collect();
+    let handed_on = handed_on(own);
+    let mut uses: Vec<(Vec<String>, Vec<Vec<String>>)> = Vec::new();
+    let mut types: Vec<(String, String)> = Vec::new();
+    for (file, source) in own {
+        let source = production(source);
+        let stream: TokenStream = source.parse().expect("it compiles");
+        let mut reader = Reader { module: file.clone(), found: Vec::new(), paths: Vec::new() };
+        reader.walk(&tokens(stream));
+        let to = reader.paths.iter().map(|path| file_of(path, &names, &handed_on));
+        uses.push((file.clone(), to.filter(|to| to != file && names.contains(to)).collect()));
+        for line in source.lines() {
+            let line = ["pub(in crate::disk) ", "pub(super) ", "pub(crate) ", "pub "]
+                .iter()
+                .fold(line, |line, word| line.trim_start_matches(word));
+            let mut words = line.split(|c: char| !c.is_alphanumeric());
+            if let (Some("struct" | "enum" | "trait" | "type"), Some(name)) = (words.next(), words.next()) {
+                let twice = types.iter().find(|(other, _)| other == name);
+                assert!(twice.is_none(), "{name} in {} and {}", file.join("/"), twice.map_or("", |t| &t.1));
+                types.push((name.to_owned(), file.join("/")));
+            }
+        }
+    }
+    // Files that need none that are left are taken away until none is left, or a circle is.
+    while !uses.is_empty() {
+        let left: Vec<_> = uses.iter().map(|(file, _)| file.clone()).collect();
+        let before = uses.len();
+        uses.retain(|(_, to)| to.iter().any(|to| left.contains(to)));
+        assert!(uses.len() < before, "in a circle, or needing one: {left:?}");
+    }
+}
+
 #[test]
 fn no_circle_within_a_room() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut sources = Vec::new();
     files(&src, &[], &mut sources);
-    for (room, _) in ROOMS.iter().filter(|(room, _)| !TANGLED.contains(room)) {
+    for (room, _) in ROOMS {
         let is_test = |name: &String| name == "tests" || name.ends_with("_tests");
         let own: Vec<_> = sources
             .iter()
             .filter(|(file, _)| file[0] == *room && !file.iter().any(is_test))
             .cloned()
             .collect();
-        let names: Vec<Vec<String>> = own.iter().map(|(file, _)| file.clone()).collect();
-        let handed_on = handed_on(&own);
-        let mut uses: Vec<(Vec<String>, Vec<Vec<String>>)> = Vec::new();
-        let mut types: Vec<(String, String)> = Vec::new();
-        for (file, source) in &own {
-            let source = production(source);
-            let stream: TokenStream = source.parse().expect("it compiles");
-            let mut reader = Reader { module: file.clone(), found: Vec::new(), paths: Vec::new() };
-            reader.walk(&tokens(stream));
-            let to = reader.paths.iter().map(|path| file_of(path, &names, &handed_on));
-            uses.push((file.clone(), to.filter(|to| to != file && names.contains(to)).collect()));
-            for line in source.lines() {
-                let line = line.trim_start_matches("pub(in crate::disk) ").trim_start_matches("pub(super) ");
-                let mut words = line.trim_start_matches("pub ").split(|c: char| !c.is_alphanumeric());
-                if let (Some("struct" | "enum" | "trait" | "type"), Some(name)) = (words.next(), words.next())
-                {
-                    let twice = types.iter().find(|(other, _)| other == name);
-                    assert!(
-                        twice.is_none(),
-                        "{name} in {} and {}",
-                        file.join("/"),
-                        twice.map_or("", |t| &t.1)
-                    );
-                    types.push((name.to_owned(), file.join("/")));
+        assert_straight(&own);
+    }
+}
+
+/// The crates that look at the device from outside, and the rooms of it that each may name.
+const TOOLS: [(&str, &[&str]); 2] = [("host", &[]), ("bench", &["spec", "config", "cli"])];
+
+/// The rooms of the device that another crate names.
+fn rooms_of_the_device(tokens: &[Token], found: &mut Vec<String>) {
+    for (at, token) in tokens.iter().enumerate() {
+        match (token, tokens.get(at + 1..)) {
+            (Token::Group(_, inner), _) => rooms_of_the_device(inner, found),
+            (Token::Name(krate), Some([Token::Colons, next, ..])) if krate == "vfio_user_nvme" => {
+                match next {
+                    Token::Name(room) => found.push(room.clone()),
+                    Token::Group(_, items) => found.extend(items.iter().filter_map(|item| match item {
+                        Token::Name(room) => Some(room.clone()),
+                        _ => None,
+                    })),
+                    _ => found.push("all of it".to_owned()),
                 }
             }
+            _ => {}
         }
-        // Files that need none that are left are taken away until none is left, or a circle is.
-        while !uses.is_empty() {
-            let left: Vec<_> = uses.iter().map(|(file, _)| file.clone()).collect();
-            let before = uses.len();
-            uses.retain(|(_, to)| to.iter().any(|to| left.contains(to)));
-            assert!(uses.len() < before, "in a circle, or needing one: {left:?}");
+    }
+}
+
+#[test]
+fn tools_are_straight_and_stay_outside() {
+    for (tool, may) in TOOLS {
+        let mut sources = Vec::new();
+        files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(tool).join("src"), &[], &mut sources);
+        for (module, _) in &mut sources {
+            module.retain(|name| name != "lib");
         }
+        assert!(sources.len() > 5, "the sources of {tool} were not found");
+        assert_straight(&sources);
+        let mut found = Vec::new();
+        for (_, source) in &sources {
+            rooms_of_the_device(&tokens(source.parse().expect("it compiles")), &mut found);
+        }
+        found.retain(|room| !may.contains(&room.as_str()));
+        assert_eq!(found, Vec::<String>::new(), "{tool} names them");
     }
 }
 

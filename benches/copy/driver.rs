@@ -1,9 +1,9 @@
 //! An NVMe host in this process: guest memory in a memfd, doorbells by a call.
 //!
-//! It comes in two kinds. Where the time of Copies is measured, host and worker are one thread which is now the one, now
-//! the other: whom their wake-ups of each other would cost more than a short Copy, and how much, depends on the host and
-//! is not what is asked (`vfio-user-nvme-bench --rw copy` measures that). Where reads run beside a Copy the worker has
-//! its own thread, and the host sleeps until it is interrupted.
+//! It comes in two kinds. Where the time of Copies is measured, host and worker are one thread which is now
+//! the one, now the other: whom their wake-ups of each other would cost more than a short Copy, and how much,
+//! depends on the host and is not what is asked (`vfio-user-nvme-bench --rw copy` measures that). Where reads
+//! run beside a Copy the worker has its own thread, and the host sleeps until it is interrupted.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -212,8 +212,8 @@ impl Driver {
         }
     }
 
-    /// Reads single blocks of 4 KiB at random places among `blocks`, `depth` in flight, and copies meanwhile if
-    /// that is asked for.
+    /// Reads single blocks of 4 KiB at random places among `blocks`, `depth` in flight, and copies meanwhile
+    /// if that is asked for.
     pub fn reads(&mut self, depth: u16, blocks: u64, until: &Until<'_>) -> Reads {
         let (copies, span) = match until {
             Until::Elapsed(span) => (&[][..], *span),

@@ -113,7 +113,7 @@ fn run(asked: &Asked, tree: &Tree) -> Result<(), String> {
         }
     }
     if asked.bench {
-        println!("\nclient: vfio-user-nvme bench");
+        println!("\nclient: vfio-user-nvme-bench");
         for row in asked.rows() {
             rows::by_bench(row, &ours, &theirs, asked)?;
         }

@@ -44,8 +44,8 @@ pub fn fill(ours: &Server, theirs: &Server, cpu: usize) -> Result<(), String> {
 
 /// Our client on both servers, which it stops and wakes itself.
 fn bench(ours: &Server, theirs: &Server, cpu: usize) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vfio-user-nvme"));
-    command.arg("bench").arg(ours.socket()).arg("--against").arg(theirs.socket());
+    let mut command = Command::new(nvme_host::program("vfio-user-nvme-bench"));
+    command.arg(ours.socket()).arg("--against").arg(theirs.socket());
     command.args([
         "--span",
         &SIZE.to_string(),

@@ -116,6 +116,12 @@ impl ConfigError {
     /// Process exit code of every set-up error.
     pub const EXIT_CODE: u8 = 2;
 
+    /// Process exit code for what ended a run. A mistake in the set-up that shows only when it is used (a missing image,
+    /// a socket in use) ends as one in the arguments does; all else is 1.
+    pub fn exit_code_of(error: &anyhow::Error) -> u8 {
+        if error.chain().any(|cause| cause.is::<Self>()) { Self::EXIT_CODE } else { 1 }
+    }
+
     /// A value of a property list that turned out unusable when it was used (a missing image, say).
     pub fn bad_value(
         option: &'static str,

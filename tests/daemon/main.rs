@@ -2,7 +2,6 @@
 
 mod admin;
 mod attach;
-mod bench;
 mod bounds;
 mod cache;
 mod cli;

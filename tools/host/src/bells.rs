@@ -16,8 +16,8 @@ pub enum Bells {
 }
 
 impl Bells {
-    /// Rings the doorbell at dword `word`, as far as that is a store. All that was written to memory before is seen by a
-    /// device that sees this. True where a message has to follow.
+    /// Rings the doorbell at dword `word`, as far as that is a store. All that was written to memory before
+    /// is seen by a device that sees this. True where a message has to follow.
     #[inline]
     pub fn ring(&self, word: usize, value: u32) -> bool {
         match self {
@@ -38,7 +38,8 @@ impl Bells {
     }
 }
 
-/// Does a doorbell that goes from `old` to `new` have to be rung in BAR0? As the specification's hosts decide it.
+/// Does a doorbell that goes from `old` to `new` have to be rung in BAR0? As the specification's hosts decide
+/// it.
 pub fn must_ring(new: u32, old: u32, event: u32) -> bool {
     let (new, old, event) = (new as u16, old as u16, event as u16);
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)

@@ -66,7 +66,8 @@ impl Client {
         c
     }
 
-    /// As [`Client::attach`], again and again until the server lets us in: for the moment after another client left.
+    /// As [`Client::attach`], again and again until the server lets us in: for the moment after another
+    /// client left.
     pub fn attach_when_free(path: &Path) -> Client {
         let start = Instant::now();
         loop {

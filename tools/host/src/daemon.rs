@@ -241,20 +241,30 @@ fn spawn(dir: &Path, script: Option<&str>, args: &[String]) -> Child {
         .expect("the daemon's program")
 }
 
-/// Starts the program with its output in pipes.
+/// Starts the program that serves, with its output in pipes.
 pub fn start(args: &[&str]) -> Child {
-    Command::new(server())
+    start_program(&server(), args)
+}
+
+/// Starts a program with its output in pipes.
+pub fn start_program(program: &Path, args: &[&str]) -> Child {
+    Command::new(program)
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("the daemon's program")
+        .expect("the program")
 }
 
-/// Runs the program to its end, which must come soon.
+/// Runs the program that serves to its end, which must come soon.
 pub fn run(args: &[&str]) -> Output {
-    let mut child = start(args);
+    run_program(&server(), args)
+}
+
+/// Runs a program to its end, which must come soon.
+pub fn run_program(program: &Path, args: &[&str]) -> Output {
+    let mut child = start_program(program, args);
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if start.elapsed() > DEADLINE {

@@ -124,7 +124,8 @@ impl Data {
         Data { pieces, dptr, psdt: 1 }
     }
 
-    /// Any legal shape for `len` bytes; `align` is that of SGL addresses, `bucket` allows throwing bytes away.
+    /// Any legal shape for `len` bytes; `align` is that of SGL addresses, `bucket` allows throwing bytes
+    /// away.
     pub fn random(ram: &mut Ram, len: usize, sgl: bool, align: u64, rng: &mut Rng) -> Data {
         if !sgl || rng.chance(2) {
             let shape = Prp {

@@ -1,4 +1,5 @@
-//! A connection to a vfio-user server: messages out and in, with their descriptors. It judges nothing that it need not.
+//! A connection to a vfio-user server: messages out and in, with their descriptors. It judges nothing that it
+//! need not.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -95,8 +96,8 @@ impl Link {
     /// The next message, `None` at a clean end. A reset connection counts as an end.
     ///
     /// # Errors
-    /// `UnexpectedEof` for an end within a message, `InvalidData` for a size that no message has, `WouldBlock` after
-    /// `patience`.
+    /// `UnexpectedEof` for an end within a message, `InvalidData` for a size that no message has,
+    /// `WouldBlock` after `patience`.
     pub fn recv(&mut self) -> io::Result<Option<Reply>> {
         let mut header = [0; HEADER];
         let mut fds = Vec::new();

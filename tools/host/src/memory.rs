@@ -19,8 +19,8 @@ pub const HUGE: usize = 2 << 20;
 /// Bytes of a page, the controller's and the host's.
 pub const PAGE: usize = 4096;
 
-/// A mapping of its own. All access is by copies and atomics within its bounds; nobody gets a reference to its
-/// bytes, because the device may change them at any time.
+/// A mapping of its own. All access is by copies and atomics within its bounds; nobody gets a reference to
+/// its bytes, because the device may change them at any time.
 #[derive(Debug)]
 pub struct Memory {
     base: *mut u8,
@@ -45,7 +45,8 @@ impl Memory {
         Ok((memory, file))
     }
 
-    /// Maps `size` bytes of a file from `offset`, both whole pages. The file must not shrink while the mapping lives.
+    /// Maps `size` bytes of a file from `offset`, both whole pages. The file must not shrink while the
+    /// mapping lives.
     ///
     /// # Errors
     /// What the kernel says.
@@ -66,8 +67,8 @@ impl Memory {
         let base = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), size, prot, MapFlags::PRIVATE) }?;
         let memory = Self { base: base.cast(), size };
         let advice = if huge { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
-        // SAFETY: the range is the mapping just made; the advice changes no content. A kernel without huge pages
-        // refuses, and then there is nothing to ask for.
+        // SAFETY: the range is the mapping just made; the advice changes no content. A kernel without huge
+        // pages refuses, and then there is nothing to ask for.
         let _ = unsafe { rustix::mm::madvise(base, size, advice) };
         Ok(memory)
     }
@@ -110,7 +111,8 @@ impl Memory {
         unsafe { ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) }
     }
 
-    /// memcpy of `len` bytes from `from` at `source` to `at`; the two may be one mapping, and may overlap then.
+    /// memcpy of `len` bytes from `from` at `source` to `at`; the two may be one mapping, and may overlap
+    /// then.
     #[track_caller]
     pub fn copy(&self, at: usize, from: &Memory, source: usize, len: usize) {
         let (to, from) = (self.pointer(at, len), from.pointer(source, len));
@@ -135,8 +137,8 @@ impl Memory {
         unsafe { ptr::write_bytes(self.pointer(at, len), 0, len) }
     }
 
-    /// Writes to every page, so that none is missing when it counts. The content is noise, not zeroes: no kernel
-    /// or file system can make less of it.
+    /// Writes to every page, so that none is missing when it counts. The content is noise, not zeroes: no
+    /// kernel or file system can make less of it.
     pub fn fill(&self, rng: &mut Rng) {
         for at in (0..self.size & !7).step_by(8) {
             self.write_array(at, &rng.next().to_le_bytes());

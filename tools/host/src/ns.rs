@@ -49,8 +49,9 @@ impl Ns {
         &self.shadow[self.bytes(slba, blocks)]
     }
 
-    /// Content of its own for each place and salt. A block begins with NSID, LBA and salt, so that data in the wrong
-    /// place is seen to be that; the rest is a window on random bytes, so that a shift by any number of bytes shows.
+    /// Content of its own for each place and salt. A block begins with NSID, LBA and salt, so that data in
+    /// the wrong place is seen to be that; the rest is a window on random bytes, so that a shift by any
+    /// number of bytes shows.
     pub fn pattern(&self, slba: u64, blocks: u32, salt: u64) -> Vec<u8> {
         static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| Rng::fixed().bytes(1 << 17));
         let mut v = Vec::with_capacity(self.lba * blocks as usize);

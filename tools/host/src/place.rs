@@ -10,15 +10,15 @@ use tempfile::TempDir;
 /// For one tool; generous, for mkfs and umount wait for a disk that others use too.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A fresh file system in a sparse loop file, mounted until this is dropped. Daemons that have files open there must
-/// end before.
+/// A fresh file system in a sparse loop file, mounted until this is dropped. Daemons that have files open
+/// there must end before.
 pub struct Mount {
     dir: TempDir,
 }
 
 impl Mount {
-    /// `kind` as `mkfs.KIND` and `mount -t KIND` take it, `size` in bytes; nothing, with the reason printed, where
-    /// that is impossible.
+    /// `kind` as `mkfs.KIND` and `mount -t KIND` take it, `size` in bytes; nothing, with the reason printed,
+    /// where that is impossible.
     pub fn new(kind: &str, size: u64) -> Option<Mount> {
         let (dir, image) = sparse(size);
         let point = dir.path().join("m");

@@ -1,8 +1,8 @@
 //! Guest memory: a memfd, mapped for the device in pieces that are neighbours as guest addresses but not in
 //! the file, so that anything that crosses a border has to be translated twice.
 //!
-//! The host side reads and writes the memfd with pread and pwrite: no mapping, so a test may truncate the file
-//! and stay alive, and there is nothing unsafe here.
+//! The host side reads and writes the memfd with pread and pwrite: no mapping, so a test may truncate the
+//! file and stay alive, and there is nothing unsafe here.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,7 +29,8 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// `len` bytes (a multiple of 64 KiB) at guest address `iova`, in four pieces lying backwards in the file.
+    /// `len` bytes (a multiple of 64 KiB) at guest address `iova`, in four pieces lying backwards in the
+    /// file.
     pub fn new(iova: u64, len: u64) -> Ram {
         let part = len / 4;
         let pieces =

@@ -1,4 +1,5 @@
-//! Submission and completion rings, the host's side: entries, indices, phase. Who rings, and when, is another's affair.
+//! Submission and completion rings, the host's side: entries, indices, phase. Who rings, and when, is
+//! another's affair.
 
 use std::sync::atomic::Ordering;
 
@@ -67,7 +68,8 @@ impl SqRing {
         SqRing { base, size, tail: 0 }
     }
 
-    /// Puts a command in; the device sees it once it is told of the new tail. The caller has to know that there is room.
+    /// Puts a command in; the device sees it once it is told of the new tail. The caller has to know that
+    /// there is room.
     #[inline]
     pub fn push(&mut self, place: &impl Place, sqe: &[u8; SQE]) {
         place.put(self.base + SQE as u64 * u64::from(self.tail), sqe);
@@ -122,7 +124,8 @@ impl CqRing {
         place.dword(self.next() + 12) >> 16 & 1 == self.phase
     }
 
-    /// Takes the next completion, if there is one. The device has its place again once it is told of the new head.
+    /// Takes the next completion, if there is one. The device has its place again once it is told of the new
+    /// head.
     #[inline]
     pub fn take(&mut self, place: &impl Place) -> Option<Taken> {
         let at = self.next();

@@ -145,8 +145,8 @@ impl Region {
         })
     }
 
-    /// (offset in the region, bytes) of all that can be mapped, by the same reply. Nothing where its capabilities lie
-    /// outside of it.
+    /// (offset in the region, bytes) of all that can be mapped, by the same reply. Nothing where its
+    /// capabilities lie outside of it.
     pub fn areas(&self, reply: &[u8]) -> Option<Vec<(u64, u64)>> {
         if self.flags & MMAP == 0 {
             return Some(Vec::new());

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use super::limit;
-use super::options::{Limit, Plan, Row};
-use super::server::Server;
 use super::tally::Run;
 
 /// Somebody who can do a row's work for a while, again and again.
-pub(super) trait Contestant {
+pub(crate) trait Contestant {
     /// For the table.
     fn name(&self) -> String;
 
@@ -25,51 +22,26 @@ pub(super) trait Contestant {
     fn wake(&mut self) {}
 }
 
-/// The limits of a row whose servers are there already. `span` is in bytes.
-pub(super) fn limits(plan: &Plan, row: &Row, span: u64) -> anyhow::Result<Vec<Box<dyn Contestant>>> {
-    let mut all: Vec<Box<dyn Contestant>> = Vec::new();
-    for limit in &row.limits {
-        all.push(match limit {
-            Limit::Memory { huge } => Box::new(limit::Copying::new(row, span, *huge, &plan.cpus)?),
-            Limit::File(file) => Box::new(limit::File::new(row, file, span, &plan.cpus, plan.patience)?),
-            Limit::Floor => Box::new(limit::Floor::new(row, span, &plan.cpus, plan.patience)?),
-        });
-    }
-    Ok(all)
-}
-
 /// Lets all take turns: A B C, A B C. The runs of each, in their order.
-pub(super) fn alternate(
+pub(crate) fn alternate(
     contestants: &mut [&mut dyn Contestant],
     runs: u32,
     warm_up: Duration,
     measured: Duration,
-    mut told: impl FnMut(u32, &str, &Run),
 ) -> anyhow::Result<Vec<Vec<Run>>> {
     let mut all = vec![Vec::new(); contestants.len()];
     for contestant in contestants.iter_mut() {
         contestant.rest();
     }
-    for round in 0..runs {
+    for _ in 0..runs {
         for (contestant, runs) in contestants.iter_mut().zip(&mut all) {
             contestant.wake();
             let run = contestant.run(warm_up, measured);
             contestant.rest();
-            let run = run?;
-            told(round, &contestant.name(), &run);
-            runs.push(run);
+            runs.push(run?);
         }
     }
     Ok(all)
-}
-
-/// The servers of a plan as contestants.
-pub(super) fn all<'a>(
-    servers: &'a mut [Server],
-    limits: &'a mut [Box<dyn Contestant>],
-) -> Vec<&'a mut dyn Contestant> {
-    let servers = servers.iter_mut().map(|server| -> &mut dyn Contestant { server });
-    servers.chain(limits.iter_mut().map(|limit| -> &mut dyn Contestant { &mut **limit })).collect()
 }
 
 #[cfg(test)]
@@ -103,7 +75,7 @@ mod tests {
     fn turns_alternate_and_others_rest() {
         let notes = RefCell::default();
         let (mut a, mut b) = (Noted("a", &notes), Noted("b", &notes));
-        let runs = alternate(&mut [&mut a, &mut b], 2, Duration::ZERO, Duration::ZERO, |_, _, _| ()).unwrap();
+        let runs = alternate(&mut [&mut a, &mut b], 2, Duration::ZERO, Duration::ZERO).unwrap();
         assert_eq!(runs.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
         let round = "wake a,run a,rest a,wake b,run b,rest b";
         assert_eq!(notes.borrow().join(","), format!("rest a,rest b,{round},{round}"));

@@ -1,14 +1,13 @@
 //! Where threads run.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-
-use crate::config::ConfigError;
+use vfio_user_nvme::config::ConfigError;
 
 /// Pins the calling thread, which is the `index`th of its kind; an empty list leaves it alone.
 ///
 /// # Errors
 /// The CPU is not there, or not for this process.
-pub(super) fn pin(cpus: &[usize], index: usize) -> Result<(), ConfigError> {
+pub(crate) fn pin(cpus: &[usize], index: usize) -> Result<(), ConfigError> {
     let Some(cpu) = cpus.get(index % cpus.len().max(1)) else { return Ok(()) };
     let mut set = CpuSet::new();
     set.set(*cpu);
@@ -24,7 +23,7 @@ pub(super) fn pin(cpus: &[usize], index: usize) -> Result<(), ConfigError> {
 
 /// Two CPUs for two threads that work together: the first of `cpus`, and one that is not in it. As many as
 /// there are.
-pub(super) fn pair(cpus: &[usize]) -> Vec<usize> {
+pub(crate) fn pair(cpus: &[usize]) -> Vec<usize> {
     let allowed = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
     let mut allowed = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
     let mut others: Vec<_> = allowed.by_ref().filter(|cpu| !cpus.contains(cpu)).take(2).collect();

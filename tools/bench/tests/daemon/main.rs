@@ -1,20 +1,20 @@
-//! `bench` against the daemon: that it measures what it says, never how fast.
+//! The load generator against the daemon: that it measures what it says, never how fast.
 
 use std::path::Path;
 use std::process::Output;
 
+use nvme_host::daemon::{run_program, start_program};
+use nvme_host::nvme::io;
+use nvme_host::*;
 use serde_json::Value;
 
-use crate::host::daemon::{run, start};
-use crate::host::nvme::io;
-use crate::host::*;
-
+const BENCH: &str = env!("CARGO_BIN_EXE_vfio-user-nvme-bench");
 const SHORT: &str = "--seconds 0.02 --warm-up 0.01 --runs 1";
 
 fn bench(socket: &Path, args: &str) -> Output {
-    let mut all = vec!["bench", socket.to_str().unwrap()];
+    let mut all = vec![socket.to_str().unwrap()];
     all.extend(args.split_whitespace());
-    run(&all)
+    run_program(BENCH.as_ref(), &all)
 }
 
 /// The JSON of a run that succeeds.
@@ -79,7 +79,8 @@ fn what_is_written_is_there() {
     assert_eq!(number(&report, "/span"), f64::from(2 << 20));
     // A span that no large power of two divides is filled to its end as well.
     results(&d.socket(), &format!("--fill --destroy-data --span 2100k {SHORT}"));
-    // The first eight bytes of each 4 KiB, which is what divides that, are their own block address; past the span nothing is written.
+    // The first eight bytes of each 4 KiB, which is what divides that, are their own block address; past the
+    // span nothing is written.
     let mut h = Host::with_queues(&d, 1, 16);
     let ns = Ns::facts(&mut h, 1);
     for (slba, written) in [(0, true), (8, true), (4096, true), (4192, true), (4200, false)] {
@@ -152,8 +153,8 @@ fn no_server_is_left_stopped() {
         }
     };
     let sockets = servers.each_ref().map(|server| server.socket().display().to_string());
-    let mut bench =
-        start(&["bench", &sockets[0], "--against", &sockets[1], "--pause-others", "--seconds", "60"]);
+    let args = [&sockets[0], "--against", &sockets[1], "--pause-others", "--seconds", "60"];
+    let mut bench = start_program(BENCH.as_ref(), &args);
     wait("nobody is stopped", &|| servers.iter().any(stopped));
     bench.kill().unwrap();
     bench.wait().unwrap();

@@ -1,12 +1,12 @@
 //! The rows that docs/performance.md is about.
 
-use super::options::{Limit, Row, Suite};
 use super::pattern::Rw;
+use super::row::{Limit, Row, Suite};
 
 const KIB: u64 = 1 << 10;
 
 /// A suite's rows in the order they are measured.
-pub(super) fn rows(suite: &Suite) -> Vec<Row> {
+pub(crate) fn rows(suite: &Suite) -> Vec<Row> {
     let row = |rw, bytes, depth, limit| Row { rw, bytes, depth, queues: 1, mix: 50, limits: vec![limit] };
     match suite {
         Suite::Memory => {

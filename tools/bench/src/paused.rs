@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// See the module docs.
 #[derive(Debug)]
-pub(super) struct Paused {
+pub(crate) struct Paused {
     pid: Pid,
     /// A process that continues the server when its standard input ends, which it does with this process: a
     /// stopped server hangs its guest, and no handler of ours would run after a SIGKILL.
@@ -15,16 +15,18 @@ pub(super) struct Paused {
 
 impl Paused {
     /// A process that runs.
-    pub(super) fn new(pid: Pid) -> Self {
+    pub(crate) fn new(pid: Pid) -> Self {
         Self { pid, keeper: None }
     }
 
     /// Stops it, unless nobody could be found to continue it.
-    pub(super) fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         if self.keeper.is_none() {
             match keeper(self.pid) {
                 Ok(child) => self.keeper = Some(child),
-                Err(error) => return log::warn!("--pause-others: {error}: process {} goes on", self.pid),
+                Err(error) => {
+                    return eprintln!("note: --pause-others: {error}: process {} goes on", self.pid);
+                }
             }
         }
         // A process that is gone shows at its next turn.
@@ -32,7 +34,7 @@ impl Paused {
     }
 
     /// Continues it.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         let _ = kill_process(self.pid, Signal::CONT);
     }
 }

@@ -1,12 +1,13 @@
-//! The words of `bench`, and what they mean once checked.
+//! The words of the command line, and what they mean once checked.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use vfio_user_nvme::config::{self, ConfigError};
 
 use super::pattern::Rw;
-use crate::config::{self, ConfigError};
+use super::row::{FileLimit, Limit, Row, Suite};
 
 /// What guest memory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -19,7 +20,7 @@ pub enum Guest {
 
 /// How doorbells are rung.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Bells {
+pub enum Doorbells {
     /// Mapped if the server allows it, else shadowed, else trapped.
     Auto,
     /// A message each.
@@ -30,38 +31,7 @@ pub enum Bells {
     Shadow,
 }
 
-/// Rows measured one after the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Suite {
-    /// For a memory namespace: beside memcpy and the floor.
-    Memory,
-    /// For a raw image: beside io_uring on the same file.
-    File(FileLimit),
-}
-
-/// What no server can beat.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Limit {
-    /// memcpy of the same blocks by one thread.
-    Memory {
-        /// Huge pages under the working set.
-        huge: bool,
-    },
-    /// An io_uring loop on a file.
-    File(FileLimit),
-    /// Two threads that hand over a command and an answer.
-    Floor,
-}
-
-/// A file, and how it is opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FileLimit {
-    pub(super) path: PathBuf,
-    /// O_DIRECT.
-    pub(super) direct: bool,
-}
-
-/// `vfio-user-nvme bench`
+/// The arguments of the program.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// Socket of the server to measure: ours, or SPDK's (the file named cntrl)
@@ -112,7 +82,7 @@ pub struct BenchArgs {
 
     /// How doorbells are rung
     #[arg(long, value_enum, default_value = "auto")]
-    doorbells: Bells,
+    doorbells: Doorbells,
 
     /// Wait for the reply to each doorbell message; QEMU does not
     #[arg(long)]
@@ -159,38 +129,27 @@ pub struct BenchArgs {
     json: Option<PathBuf>,
 }
 
-/// One row: a load.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) rw: Rw,
-    pub(super) bytes: u64,
-    pub(super) depth: u16,
-    pub(super) queues: u16,
-    pub(super) mix: u8,
-    pub(super) limits: Vec<Limit>,
-}
-
-/// All of `bench`'s options, checked as far as that goes without a server.
+/// All options, checked as far as that goes without a server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// With the option that named each.
-    pub(super) sockets: Vec<(&'static str, PathBuf)>,
-    pub(super) rows: Vec<Row>,
-    pub(super) measured: Duration,
-    pub(super) warm_up: Duration,
-    pub(super) runs: u32,
-    pub(super) guest: Guest,
-    pub(super) bells: Bells,
-    pub(super) posted: bool,
-    pub(super) nsid: u32,
-    pub(super) span: Option<u64>,
-    pub(super) fill: bool,
-    pub(super) cpus: Vec<usize>,
-    pub(super) pause_others: bool,
-    pub(super) patience: Duration,
-    pub(super) json: Option<PathBuf>,
+    pub(crate) sockets: Vec<(&'static str, PathBuf)>,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) measured: Duration,
+    pub(crate) warm_up: Duration,
+    pub(crate) runs: u32,
+    pub(crate) guest: Guest,
+    pub(crate) doorbells: Doorbells,
+    pub(crate) posted: bool,
+    pub(crate) nsid: u32,
+    pub(crate) span: Option<u64>,
+    pub(crate) fill: bool,
+    pub(crate) cpus: Vec<usize>,
+    pub(crate) pause_others: bool,
+    pub(crate) patience: Duration,
+    pub(crate) json: Option<PathBuf>,
     /// What the person should know before the run.
-    pub(super) notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 impl BenchArgs {
@@ -241,7 +200,7 @@ impl BenchArgs {
             warm_up: seconds("--warm-up", self.warm_up, 0.0)?,
             runs: self.runs,
             guest: self.memory,
-            bells: self.doorbells,
+            doorbells: self.doorbells,
             posted: !self.no_posted_writes,
             nsid: self.nsid,
             span,
@@ -384,7 +343,7 @@ mod tests {
         );
         assert_eq!(plan.sockets, [("SOCKET", "s".into()), ("--against", "t".into())]);
         assert_eq!((plan.cpus, plan.span, plan.nsid), (vec![0, 2, 3], Some(1 << 20), 3));
-        assert_eq!((plan.guest, plan.bells, plan.posted), (Guest::Hugetlb, Bells::Shadow, false));
+        assert_eq!((plan.guest, plan.doorbells, plan.posted), (Guest::Hugetlb, Doorbells::Shadow, false));
     }
 
     #[test]

@@ -3,33 +3,34 @@
 //! | file | job |
 //! |---|---|
 //! | `options` | the words of the command line, checked |
-//! | `suite` | the rows of docs/performance.md |
-//! | `client` | the vfio-user wire, client side |
-//! | `memory` | guest memory and other mappings |
-//! | `doorbell`, `queue` | one queue pair |
+//! | `row`, `suite` | what is measured; the rows of docs/performance.md |
+//! | `client` | the connection, whose faults have names |
+//! | `queue` | one queue pair |
 //! | `controller` | enable, identify, create queues |
+//! | `pieces` | what of guest memory is taken |
 //! | `pattern` | which blocks are touched |
 //! | `load` | the loop over one queue |
-//! | `server`, `limit` | who takes part: a server under load, memcpy, io_uring, two threads |
+//! | `server`, `paused`, `limit` | who takes part: a server under load, memcpy, io_uring, two threads |
 //! | `contest` | turns |
 //! | `tally`, `report` | numbers, tables, JSON |
 //! | `cpu` | pinning |
 //!
-//! It shares with the server the structures of the wire, and nothing that runs.
+//! Rings, doorbells, memory and messages are those of the tests' host (`tools/host`). With the device it
+//! shares the names of commands and statuses, and how an option is refused; nothing that runs.
 
 mod client;
 mod contest;
 mod controller;
 mod cpu;
-mod doorbell;
 mod limit;
 mod load;
-mod memory;
 mod options;
 mod pattern;
 mod paused;
+mod pieces;
 mod queue;
 mod report;
+mod row;
 mod server;
 mod suite;
 mod tally;
@@ -38,14 +39,15 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
+use vfio_user_nvme::config::ConfigError;
 
-pub use options::{Bells, BenchArgs, Guest, Plan};
+use contest::Contestant;
+use server::Server;
+
+pub use options::{BenchArgs, Doorbells, Guest, Plan};
 pub use pattern::Rw;
 pub use report::{ContestantReport, Ratio, Report, RowReport};
 pub use tally::{Latency, Run, Spread};
-
-use crate::config::ConfigError;
-use server::Server;
 
 /// Measures all rows and prints them.
 ///
@@ -100,16 +102,22 @@ pub fn measure(plan: &Plan, mut told: impl FnMut(&str)) -> anyhow::Result<Report
         for server in &mut servers {
             server.prepare(row)?;
         }
-        let mut limits = contest::limits(plan, row, span)?;
-        let mut all = contest::all(&mut servers, &mut limits);
+        let mut limits = limit::all(plan, row, span)?;
+        let mut all = contestants(&mut servers, &mut limits);
         let names: Vec<_> = all.iter().map(|contestant| contestant.name()).collect();
-        let runs =
-            contest::alternate(&mut all, plan.runs, plan.warm_up, plan.measured, |round, name, run| {
-                log::info!("round {}: {name}: {:.0} IOPS", round + 1, run.iops);
-            })?;
+        let runs = contest::alternate(&mut all, plan.runs, plan.warm_up, plan.measured)?;
         let row = report::RowReport::new(row, &names, runs);
         told(&row.table());
         report.rows.push(row);
     }
     Ok(report)
+}
+
+/// The servers first, then the limits.
+fn contestants<'a>(
+    servers: &'a mut [Server],
+    limits: &'a mut [Box<dyn Contestant>],
+) -> Vec<&'a mut dyn Contestant> {
+    let servers = servers.iter_mut().map(|server| -> &mut dyn Contestant { server });
+    servers.chain(limits.iter_mut().map(|limit| -> &mut dyn Contestant { &mut **limit })).collect()
 }

@@ -2,16 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use crate::bench::contest::Contestant;
-use crate::bench::cpu;
-use crate::bench::memory::Memory;
-use crate::bench::options::Row;
-use crate::bench::pattern::{Pattern, Rng, Step};
-use crate::bench::tally::{Run, Tally, histogram};
+use nvme_host::{Memory, Rng};
+
+use crate::contest::Contestant;
+use crate::cpu;
+use crate::pattern::{Pattern, Step};
+use crate::row::Row;
+use crate::tally::{Run, Tally, histogram};
 
 /// memcpy between a working set and as many buffers as commands would be in flight.
 #[derive(Debug)]
-pub(in crate::bench) struct Copying {
+pub(crate) struct Copying {
     set: Memory,
     buffers: Memory,
     row: Row,
@@ -21,21 +22,21 @@ pub(in crate::bench) struct Copying {
 
 impl Copying {
     /// A working set of `span` bytes.
-    pub(in crate::bench) fn new(row: &Row, span: u64, huge: bool, cpus: &[usize]) -> anyhow::Result<Self> {
+    pub(crate) fn new(row: &Row, span: u64, huge: bool, cpus: &[usize]) -> anyhow::Result<Self> {
         let set = Memory::private(usize::try_from(span)?, huge)?;
-        set.fill(&mut Rng::new(1));
+        set.fill(&mut Rng::numbered(1));
         let buffers = row.bytes as usize * usize::from(row.depth) * usize::from(row.queues);
         // Small pages, as guest memory has them.
         let buffers = Memory::private(buffers, false)?;
-        buffers.fill(&mut Rng::new(2));
+        buffers.fill(&mut Rng::numbered(2));
         Ok(Self { set, buffers, row: row.clone(), cpus: cpus.to_vec(), huge })
     }
 
     fn copy(&self, warm_up: Duration, measured: Duration) -> Tally {
         let len = self.row.bytes as usize;
-        let count = self.buffers.len() / len;
+        let count = self.buffers.size() / len;
         let mut pattern =
-            Pattern::new(self.row.rw, self.row.mix, self.set.len() as u64 / self.row.bytes, 0, 1);
+            Pattern::new(self.row.rw, self.row.mix, self.set.size() as u64 / self.row.bytes, 0, 1);
         let at = |piece: u64| piece as usize * len;
         // One look at the clock for as many copies as a server would complete between two looks of the host.
         let batch = count.max(8);

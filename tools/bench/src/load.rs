@@ -9,22 +9,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use hdrhistogram::Histogram;
+use nvme_host::memory::PAGE;
+use nvme_host::nvme::{Range, copy, io};
+use nvme_host::ring::SQE;
+use nvme_host::{Memory, Rng, Sqe};
+use vfio_user_nvme::spec::Status;
+use vfio_user_nvme::spec::commands::nvm_name;
 
 use super::controller::IOVA;
-use super::memory::{Memory, PAGE};
-use super::pattern::{Pattern, Rng, Step};
-use super::queue::{Done, QueuePair};
+use super::pattern::{Pattern, Step};
+use super::queue::QueuePair;
 use super::tally::{Tally, histogram};
-use crate::spec::command::SQE_SIZE;
-use crate::spec::commands::{NvmCommand, nvm_name};
-use crate::spec::{Sqe, ZeroBased};
 
 /// Looks at an empty queue before the thread lets others have its CPU, and between two looks at the clock.
 const LOOKS: u32 = 4096;
 
 /// When a run ends.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Until {
+pub(crate) enum Until {
     /// After a warm-up that does not count, and then this long.
     Time {
         /// Not counted.
@@ -38,7 +40,7 @@ pub(super) enum Until {
 
 /// What is done with the first bytes of each piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stamp {
+pub(crate) enum Stamp {
     /// Nothing.
     Ignore,
     /// Writes put the piece's block address there.
@@ -49,19 +51,19 @@ pub(super) enum Stamp {
 
 /// What all commands of one queue have in common.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Commands {
-    pub(super) nsid: u32,
+pub(crate) struct Commands {
+    pub(crate) nsid: u32,
     /// Bytes each.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// Bytes of a block.
-    pub(super) block: u64,
-    pub(super) depth: u16,
+    pub(crate) block: u64,
+    pub(crate) depth: u16,
 }
 
 /// One command's place.
 #[derive(Debug)]
 struct Slot {
-    sqe: [u8; SQE_SIZE],
+    sqe: [u8; SQE],
     /// When it was handed over, in nanoseconds since the run began.
     since: u64,
     busy: bool,
@@ -71,18 +73,18 @@ struct Slot {
 
 /// One queue and its commands.
 #[derive(Debug)]
-pub(super) struct Load {
+pub(crate) struct Load {
     pair: QueuePair,
     memory: Arc<Memory>,
     slots: Vec<Slot>,
     commands: Commands,
-    pub(super) stamp: Stamp,
+    pub(crate) stamp: Stamp,
     patience: Duration,
     done: Vec<u16>,
 }
 
 /// Bytes of memory one queue's commands need.
-pub(super) fn data_room(depth: u16, bytes: u64, copy: bool) -> usize {
+pub(crate) fn data_room(depth: u16, bytes: u64, copy: bool) -> usize {
     let each = if copy { PAGE } else { bytes as usize + list_room(bytes) };
     usize::from(depth) * each.next_multiple_of(PAGE)
 }
@@ -96,42 +98,34 @@ fn list_room(bytes: u64) -> usize {
 
 impl Load {
     /// `at` is where [`data_room`] bytes of `memory` begin.
-    pub(super) fn new(
+    pub(crate) fn new(
         pair: QueuePair,
         memory: Arc<Memory>,
         at: usize,
         commands: Commands,
-        copy: bool,
+        is_copy: bool,
         patience: Duration,
     ) -> anyhow::Result<Self> {
-        let each = data_room(1, commands.bytes, copy);
-        let mut rng = Rng::new(at as u64);
-        let blocks = u16::try_from(commands.bytes / commands.block - 1)?;
+        let each = data_room(1, commands.bytes, is_copy);
+        let mut rng = Rng::numbered(at as u64);
+        let blocks = u32::try_from(commands.bytes / commands.block)?;
+        ensure!((1..=65536).contains(&blocks), "{blocks} blocks are no command");
         let mut slots = Vec::new();
         for cid in 0..commands.depth {
             let data = at + usize::from(cid) * each;
-            let mut sqe = Sqe {
-                nsid: commands.nsid.into(),
-                cid: cid.into(),
-                prp1: (IOVA + data as u64).into(),
-                cdw12: u32::from(blocks).into(),
-                ..Sqe::default()
-            };
-            if copy {
-                sqe.opc = NvmCommand::Copy.opcode();
-                // One range in format 0h.
-                sqe.cdw12 = 0.into();
-                memory.clear(data, 32);
-                memory.write(data + 16, &blocks.to_le_bytes());
+            let prp1 = IOVA + data as u64;
+            let sqe = if is_copy {
+                memory.write(data, &Range::new(0, blocks).bytes(0));
+                copy(commands.nsid, 0, 1, 0).prp(prp1, 0)
             } else {
                 for word in (0..commands.bytes as usize).step_by(8) {
                     memory.write(data + word, &rng.next().to_le_bytes());
                 }
-                sqe.prp2 = prp2(&memory, data, commands.bytes as usize).into();
-            }
-            slots.push(Slot { sqe: zerocopy::transmute!(sqe), since: 0, busy: false, data });
+                let prp2 = prp2(&memory, data, commands.bytes as usize);
+                Sqe::new(io::READ).nsid(commands.nsid).lba(0, blocks).prp(prp1, prp2)
+            };
+            slots.push(Slot { sqe: sqe.cid(cid).0, since: 0, busy: false, data });
         }
-        debug_assert_eq!(u64::from(ZeroBased(blocks).count()) * commands.block, commands.bytes);
         let done = Vec::with_capacity(slots.len());
         Ok(Self { pair, memory, slots, commands, stamp: Stamp::Ignore, patience, done })
     }
@@ -140,7 +134,7 @@ impl Load {
     ///
     /// # Errors
     /// A command that failed or did not end; a completion of no command. The queue is unusable then.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         mut pattern: Pattern,
         until: Until,
@@ -214,11 +208,11 @@ impl Load {
         let blocks = self.commands.bytes / self.commands.block;
         let slba = match step {
             Step::Read(piece) => {
-                slot.sqe[0] = NvmCommand::Read.opcode();
+                slot.sqe[0] = io::READ;
                 piece * blocks
             }
             Step::Write(piece) => {
-                slot.sqe[0] = NvmCommand::Write.opcode();
+                slot.sqe[0] = io::WRITE;
                 piece * blocks
             }
             Step::Copy { from, to } => {
@@ -238,7 +232,8 @@ impl Load {
     /// Takes all completions there are into `done`.
     fn reap(&mut self) -> anyhow::Result<()> {
         self.done.clear();
-        while let Some(Done { cid, status }) = self.pair.pop() {
+        while let Some(taken) = self.pair.pop() {
+            let (cid, status) = (taken.cid(), Status(taken.status()));
             let Some(slot) = self.slots.get_mut(usize::from(cid)).filter(|slot| slot.busy) else {
                 bail!("a completion of command {cid}, which is not outstanding");
             };
@@ -320,10 +315,12 @@ fn describe(slot: &Slot, commands: &Commands) -> String {
 mod tests {
     use std::sync::atomic::Ordering;
 
+    use nvme_host::memory::HUGE;
+    use nvme_host::{Bells, Page};
+
     use super::*;
-    use crate::bench::doorbell::Doorbells;
-    use crate::bench::memory::HUGE;
-    use crate::spec::Status;
+    use crate::pattern::Rw;
+    use crate::queue::QueueBells;
 
     /// A device in this thread's neighbour: answers each command with what `answer` says, or not.
     fn against(
@@ -332,10 +329,10 @@ mod tests {
     ) -> anyhow::Result<Tally> {
         let (memory, _file) = Memory::shared(HUGE, false).unwrap();
         let memory = Arc::new(memory);
-        let page = Arc::new(Memory::private(PAGE, false).unwrap());
+        let page = Page::within(Arc::new(Memory::private(PAGE, false).unwrap()), 0);
         let (sq, cq, data, entries) = (0, PAGE, 2 * PAGE, 8);
-        let doorbells = Doorbells::Mapped { page: Arc::clone(&page), at: [0, 4] };
-        let pair = QueuePair::new(Arc::clone(&memory), sq, cq, entries, doorbells);
+        let bells = QueueBells { bells: Bells::Mapped(page.clone()), words: [0, 1], trap: None };
+        let pair = QueuePair::new(Arc::clone(&memory), sq, cq, entries, bells);
         let what = Commands { nsid: 1, bytes: 4096, block: 512, depth: 4 };
         let patience = Duration::from_millis(300);
         let mut load = Load::new(pair, Arc::clone(&memory), data, what, false, patience).unwrap();
@@ -347,8 +344,8 @@ mod tests {
                 let tail = u64::from(page.word(0).load(Ordering::Acquire));
                 while count % u64::from(entries) != tail {
                     let slot = (count % u64::from(entries)) as usize;
-                    let mut sqe = [0; SQE_SIZE];
-                    memory.read(sq + slot * SQE_SIZE, &mut sqe);
+                    let mut sqe = [0; SQE];
+                    memory.read(sq + slot * SQE, &mut sqe);
                     if let Some((cid, status)) = answer(count) {
                         let cid = u16::from_le_bytes([sqe[2], sqe[3]]).wrapping_add(cid);
                         let phase = u32::from((count / u64::from(entries)).is_multiple_of(2));
@@ -361,7 +358,7 @@ mod tests {
             }
         });
         let never = AtomicBool::new(false);
-        let pattern = Pattern::new(super::super::pattern::Rw::RandRead, 0, 16, 0, 1);
+        let pattern = Pattern::new(Rw::RandRead, 0, 16, 0, 1);
         let result = load.run(pattern, Until::Commands(commands), &never);
         stop.store(true, Ordering::Relaxed);
         device.join().unwrap();

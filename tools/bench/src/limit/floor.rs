@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use nvme_host::memory::PAGE;
+use nvme_host::{Memory, Rng};
 
-use crate::bench::contest::Contestant;
-use crate::bench::cpu;
-use crate::bench::memory::{Memory, PAGE};
-use crate::bench::options::Row;
-use crate::bench::pattern::{Pattern, Rng, Step};
-use crate::bench::tally::{Run, Tally, histogram};
+use crate::contest::Contestant;
+use crate::cpu;
+use crate::pattern::{Pattern, Step};
+use crate::row::Row;
+use crate::tally::{Run, Tally, histogram};
 
 /// Offset of the 64 bytes; their last dword is the ticket.
 const COMMAND: usize = 0;
@@ -22,7 +23,7 @@ const BLOCK: usize = 2 * PAGE;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(in crate::bench) struct Floor {
+pub(crate) struct Floor {
     set: Memory,
     shared: Memory,
     row: Row,
@@ -32,16 +33,11 @@ pub(in crate::bench) struct Floor {
 
 impl Floor {
     /// A working set of `span` bytes.
-    pub(in crate::bench) fn new(
-        row: &Row,
-        span: u64,
-        cpus: &[usize],
-        patience: Duration,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn new(row: &Row, span: u64, cpus: &[usize], patience: Duration) -> anyhow::Result<Self> {
         let set = Memory::private(usize::try_from(span)?, true)?;
-        set.fill(&mut Rng::new(1));
+        set.fill(&mut Rng::numbered(1));
         let shared = Memory::private(2 * PAGE + row.bytes as usize, false)?;
-        shared.fill(&mut Rng::new(2));
+        shared.fill(&mut Rng::numbered(2));
         Ok(Self { set, shared, row: row.clone(), cpus: cpu::pair(cpus), patience })
     }
 
@@ -74,7 +70,7 @@ impl Floor {
         cpu::pin(&self.cpus, 0)?;
         let mut latency = histogram();
         let mut pattern =
-            Pattern::new(self.row.rw, self.row.mix, self.set.len() as u64 / self.row.bytes, 0, 1);
+            Pattern::new(self.row.rw, self.row.mix, self.set.size() as u64 / self.row.bytes, 0, 1);
         let (ticket, answer) = (self.shared.word(COMMAND + 60), self.shared.word(ANSWER + 12));
         let (mut command, mut next) = ([0; 60], 0_u32);
         let begun = Instant::now();

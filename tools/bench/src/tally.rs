@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 const LONGEST: u64 = 60_000_000_000;
 
 /// Latencies in nanoseconds, three digits; longer ones count as [`LONGEST`].
-pub(super) fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LONGEST, 3).expect("constant bounds")
 }
 
 /// What one thread counted.
 #[derive(Clone, Debug)]
-pub(super) struct Tally {
-    pub(super) commands: u64,
-    pub(super) bytes: u64,
+pub(crate) struct Tally {
+    pub(crate) commands: u64,
+    pub(crate) bytes: u64,
     /// How long it counted.
-    pub(super) nanos: u64,
+    pub(crate) nanos: u64,
     /// Of each command; empty where single ones are not timed.
-    pub(super) latency: Histogram<u64>,
+    pub(crate) latency: Histogram<u64>,
 }
 
 /// One run of one contestant.
@@ -49,7 +49,7 @@ pub struct Latency {
 
 impl Run {
     /// The sum over threads.
-    pub(super) fn of(tallies: &[Tally]) -> Self {
+    pub(crate) fn of(tallies: &[Tally]) -> Self {
         let mut all = histogram();
         for tally in tallies {
             // Same bounds: nothing that could fail to fit.
@@ -86,7 +86,7 @@ pub struct Spread {
 
 impl Spread {
     /// Of at least one value, else nothing.
-    pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<_> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);

@@ -1,28 +1,7 @@
 //! Which blocks a command touches: random or in sequence, read or write.
 
+use nvme_host::Rng;
 use serde::Serialize;
-
-/// xorshift64*: cheap, and good enough to miss every cache.
-#[derive(Clone, Debug)]
-pub(super) struct Rng(u64);
-
-impl Rng {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// 0 to `limit - 1`.
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
-    }
-}
 
 /// What the load does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -45,12 +24,12 @@ pub enum Rw {
 
 impl Rw {
     /// Does it leave the data as they are?
-    pub(super) fn only_reads(self) -> bool {
+    pub(crate) fn only_reads(self) -> bool {
         matches!(self, Self::Read | Self::RandRead)
     }
 
     /// Its word on the command line.
-    pub(super) fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write => "write",
@@ -64,7 +43,7 @@ impl Rw {
 
 /// One step of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Read this piece.
     Read(u64),
     /// Write this piece.
@@ -79,8 +58,7 @@ pub(super) enum Step {
 }
 
 /// An endless series of steps over `pieces` pieces of one block size each.
-#[derive(Clone, Debug)]
-pub(super) struct Pattern {
+pub(crate) struct Pattern {
     rw: Rw,
     pieces: u64,
     next: u64,
@@ -92,13 +70,13 @@ pub(super) struct Pattern {
 impl Pattern {
     /// For load thread `index` of `of`: sequences of several threads begin evenly spread. `mix`: reads in per
     /// cent.
-    pub(super) fn new(rw: Rw, mix: u8, pieces: u64, index: u64, of: u64) -> Self {
+    pub(crate) fn new(rw: Rw, mix: u8, pieces: u64, index: u64, of: u64) -> Self {
         let next = (u128::from(pieces) * u128::from(index) / u128::from(of.max(1))) as u64;
         let reads = (u64::from(mix) << 32) / 100;
-        Self { rw, pieces, next, rng: Rng::new(index + 1), reads }
+        Self { rw, pieces, next, rng: Rng::numbered(index), reads }
     }
 
-    pub(super) fn next(&mut self) -> Step {
+    pub(crate) fn next(&mut self) -> Step {
         match self.rw {
             Rw::Read => Step::Read(self.advance()),
             Rw::Write => Step::Write(self.advance()),

@@ -8,16 +8,17 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, getpid};
+use vfio_user_nvme::config::ConfigError;
 
 use super::contest::Contestant;
 use super::controller::{Attach, Controller, Shape, queue_room};
 use super::cpu;
 use super::load::{Commands, Load, Stamp, Until, data_room};
-use super::options::{Plan, Row};
+use super::options::Plan;
 use super::pattern::{Pattern, Rw};
 use super::paused::Paused;
+use super::row::Row;
 use super::tally::Run;
-use crate::config::ConfigError;
 
 /// How often the connection is looked at while the load runs.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -30,7 +31,7 @@ const FILL_CHECKS: u64 = 4096;
 
 /// One server, attached all the time.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     /// Continued before anything else is taken down.
     process: Option<Paused>,
     name: String,
@@ -38,18 +39,18 @@ pub(super) struct Server {
     /// Its end is the server's.
     watch: OwnedFd,
     /// Who is stopped while others are measured.
-    pub(super) shape: Shape,
+    pub(crate) shape: Shape,
     loads: Vec<Load>,
     row: Option<Row>,
     /// Bytes of the namespace that are used.
-    pub(super) span: u64,
+    pub(crate) span: u64,
     cpus: Vec<usize>,
     nsid: u32,
 }
 
 impl Server {
     /// Attaches to the `index`th socket of the plan, which must be there.
-    pub(super) fn attach(plan: &Plan, index: usize) -> anyhow::Result<Self> {
+    pub(crate) fn attach(plan: &Plan, index: usize) -> anyhow::Result<Self> {
         let (option, path) = plan.sockets.get(index).context("no such socket")?;
         let fill = queue_room(FILL_DEPTH) + data_room(FILL_DEPTH, FILL, false);
         let room = |row: &Row| {
@@ -61,7 +62,7 @@ impl Server {
             option,
             room: plan.rows.iter().map(room).chain([fill]).max().unwrap_or(fill),
             guest: plan.guest,
-            bells: plan.bells,
+            doorbells: plan.doorbells,
             posted: plan.posted,
             nsid: plan.nsid,
             patience: plan.patience,
@@ -106,7 +107,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ConfigError`]: the row asks for more than the controller or the namespace has.
-    pub(super) fn prepare(&mut self, row: &Row) -> anyhow::Result<()> {
+    pub(crate) fn prepare(&mut self, row: &Row) -> anyhow::Result<()> {
         self.wake();
         let shape = self.shape;
         let bytes = row.bytes;
@@ -167,7 +168,7 @@ impl Server {
     ///
     /// # Errors
     /// What was read is not what was written; otherwise as a run.
-    pub(super) fn fill(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn fill(&mut self) -> anyhow::Result<()> {
         let block = self.shape.block;
         let whole = self.span / block * block;
         // The largest power of two that leaves nothing over.

@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use io_uring::{IoUring, opcode, squeue, types};
+use nvme_host::{Memory, Rng};
+use vfio_user_nvme::config::ConfigError;
 
-use crate::bench::contest::Contestant;
-use crate::bench::cpu;
-use crate::bench::memory::Memory;
-use crate::bench::options::{FileLimit, Row};
-use crate::bench::pattern::{Pattern, Rng, Step};
-use crate::bench::tally::{Run, Tally, histogram};
-use crate::config::ConfigError;
+use crate::contest::Contestant;
+use crate::cpu;
+use crate::pattern::{Pattern, Step};
+use crate::row::{FileLimit, Row};
+use crate::tally::{Run, Tally, histogram};
 
 /// Reads and writes of the same size, depth and pattern as the row's, one ring and thread for each queue.
 #[derive(Debug)]
-pub(in crate::bench) struct File {
+pub(crate) struct File {
     file: fs::File,
     what: FileLimit,
     span: u64,
@@ -35,7 +35,7 @@ impl File {
     ///
     /// # Errors
     /// [`ConfigError`]: it cannot be opened, or is smaller.
-    pub(in crate::bench) fn new(
+    pub(crate) fn new(
         row: &Row,
         what: &FileLimit,
         span: u64,
@@ -59,7 +59,7 @@ impl File {
         let len = row.bytes as usize * usize::from(row.depth);
         let buffers = (0..row.queues).map(|queue| {
             let buffer = Memory::private(len, false)?;
-            buffer.fill(&mut Rng::new(queue.into()));
+            buffer.fill(&mut Rng::numbered(queue.into()));
             io::Result::Ok(buffer)
         });
         let buffers = buffers.collect::<Result<_, _>>()?;

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{Plan, Row};
+use super::options::Plan;
 use super::pattern::Rw;
+use super::row::Row;
 use super::tally::{Latency, Run, Spread};
 
 /// All that was measured.
@@ -68,7 +69,7 @@ pub struct Ratio {
 }
 
 impl Report {
-    pub(super) fn new(plan: &Plan, span: u64) -> Self {
+    pub(crate) fn new(plan: &Plan, span: u64) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             seconds: plan.measured.as_secs_f64(),
@@ -81,7 +82,7 @@ impl Report {
 
 impl RowReport {
     /// `runs` of each contestant, of which there is at least one, in `names`' order.
-    pub(super) fn new(row: &Row, names: &[String], runs: Vec<Vec<Run>>) -> Self {
+    pub(crate) fn new(row: &Row, names: &[String], runs: Vec<Vec<Run>>) -> Self {
         let ratios = runs
             .split_first()
             .map(|(ours, others)| {
@@ -104,7 +105,7 @@ impl RowReport {
     }
 
     /// For people; ends with a new line.
-    pub(super) fn table(&self) -> String {
+    pub(crate) fn table(&self) -> String {
         let (rw, bs, depth, queues) = (&self.rw, size(self.bs), self.depth, self.queues);
         let width = self.contestants.iter().map(|c| c.name.len()).max().unwrap_or(0).max(20);
         let mut out =
