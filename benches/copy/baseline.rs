@@ -72,9 +72,9 @@ pub fn clone_range(file: &File, lbads: u8, copies: &[Copy]) {
 /// Bytes of one read and one write of [`Linked`].
 const PIECE: u64 = 1 << 20;
 
-/// Reads and writes of 1 MiB on a ring, each write linked to its read; so many pairs in flight. The buffers lie on huge
-/// pages, without which it is luck whether a disk gets a request in one piece of memory or in 256: that made a factor of
-/// two from one run to the next.
+/// Reads and writes of 1 MiB on a ring, each write linked to its read; so many pairs in flight. The buffers
+/// lie on huge pages, without which it is luck whether a disk gets a request in one piece of memory or in
+/// 256: that made a factor of two from one run to the next.
 pub struct Linked {
     ring: IoUring,
     bufs: Vec<Buffer>,

@@ -1,15 +1,14 @@
 //! `cargo bench --bench copy`: our Copy beside the best that this host does with the same bytes, in one run.
 //!
-//! In process, through a worker and a real disk, four commands in flight; no wire, no guest and no wake-ups of a host
-//! (see `driver`), which cost the same with every method. Each row is the median of five runs of either side, taken in
-//! turns, and the ratio ours / theirs (above 1: we are faster). The machine's absolute speed does not matter, its quiet
-//! does.
-//! The last rows (`-- during`) are of fairness: reads on a second queue of the same worker while a Copy runs, against
-//! the same reads alone.
+//! In process, through a worker and a real disk, four commands in flight; no wire, no guest and no wake-ups
+//! of a host (see `driver`), which cost the same with every method. Each row is the median of five runs of
+//! either side, taken in turns, and the ratio ours / theirs (above 1: we are faster). The machine's absolute
+//! speed does not matter, its quiet does. The last rows (`-- during`) are of fairness: reads on a second
+//! queue of the same worker while a Copy runs, against the same reads alone.
 //!
-//! Arguments: words that a row's name must contain (`cargo bench --bench copy -- memory`). `BENCH_DIR` names the
-//! folder of the plain-file rows (its file system is the one measured); XFS and btrfs rows mount loop files and
-//! need root. `BENCH_METHOD` is our `copy_method=`.
+//! Arguments: words that a row's name must contain (`cargo bench --bench copy -- memory`). `BENCH_DIR` names
+//! the folder of the plain-file rows (its file system is the one measured); XFS and btrfs rows mount loop
+//! files and need root. `BENCH_METHOD` is our `copy_method=`.
 
 #![allow(unsafe_code, reason = "maps guest memory and asks for reflinks")]
 

@@ -33,8 +33,8 @@ pub enum Row {
     Scattered { medium: Medium, lbads: u8 },
     /// 1 GiB on a file system that shares blocks: time, and space it took.
     Shared { kind: &'static str, dirty: bool },
-    /// The rate of 4 KiB reads, 32 in flight on a queue of their own, while 1 GiB is bounced within a plain file;
-    /// against their rate alone.
+    /// The rate of 4 KiB reads, 32 in flight on a queue of their own, while 1 GiB is bounced within a plain
+    /// file; against their rate alone.
     Rate,
     /// The latency of 4 KiB reads, one at a time, while 1 GiB is moved within memory; against the idle one.
     Latency,
@@ -347,8 +347,9 @@ fn beside(driver: &mut Driver, depth: u16) -> (Vec<Reads>, Vec<Reads>) {
     (0..RUNS).map(|_| (read(&copying), read(&idle))).unzip()
 }
 
-/// Worker and host on a processor each, where there are two; the threads that copy go where they like. Else the scheduler
-/// decides once for a whole run which two of three busy threads share one, and reads are at 0.4 or at 0.9 of their rate.
+/// Worker and host on a processor each, where there are two; the threads that copy go where they like. Else
+/// the scheduler decides once for a whole run which two of three busy threads share one, and reads are at 0.4
+/// or at 0.9 of their rate.
 struct Apart(Option<CpuSet>);
 
 impl Apart {

@@ -1,9 +1,10 @@
 //! `cargo bench --bench footprint`: what idle devices cost, many of them on one machine.
 //!
-//! Starts daemons as separate processes and attaches a client to each as a guest's driver would: memory mapped,
-//! controller enabled, an I/O queue pair used once. Then it waits and looks: time from exec to a socket that answers,
-//! memory (less that of the clients and of the images, which is not the device's), and processor time while nothing
-//! happens. Once with trapped doorbells and once with mapped ones, which have to be looked at (see README.md).
+//! Starts daemons as separate processes and attaches a client to each as a guest's driver would: memory
+//! mapped, controller enabled, an I/O queue pair used once. Then it waits and looks: time from exec to a
+//! socket that answers, memory (less that of the clients and of the images, which is not the device's), and
+//! processor time while nothing happens. Once with trapped doorbells and once with mapped ones, which have to
+//! be looked at (see README.md).
 //!
 //! Arguments: `-- --devices N` (100), `--seconds N` (30).
 

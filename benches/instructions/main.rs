@@ -1,11 +1,12 @@
-//! `cargo bench --bench instructions`: how many instructions a worker spends on a 4 KiB read and a 4 KiB write, counted
-//! by Callgrind in a run that is always the same. A busy machine does not change the figures, so a regression shows.
+//! `cargo bench --bench instructions`: how many instructions a worker spends on a 4 KiB read and a 4 KiB
+//! write, counted by Callgrind in a run that is always the same. A busy machine does not change the figures,
+//! so a regression shows.
 //!
-//! The program starts itself under valgrind, which counts only inside [`nvme_bench_measured`]: turns of a worker, without
-//! the host. The image is memory, or a file in the page cache that the worker itself reads, so no command waits for
-//! anything; of the kernel's part nothing is counted. Compares with `baseline.json` beside
-//! this file and fails where a row is more than 3 % above it; `-- --save` writes that file, `-- --profile` shows where
-//! the instructions of each row are spent.
+//! The program starts itself under valgrind, which counts only inside [`nvme_bench_measured`]: turns of a
+//! worker, without the host. The image is memory, or a file in the page cache that the worker itself reads,
+//! so no command waits for anything; of the kernel's part nothing is counted. Compares with `baseline.json`
+//! beside this file and fails where a row is more than 3 % above it; `-- --save` writes that file, `--
+//! --profile` shows where the instructions of each row are spent.
 
 #![allow(unsafe_code, reason = "a name that valgrind can be told")]
 
@@ -29,7 +30,8 @@ const ROW: &str = "VFIO_USER_NVME_INSTRUCTIONS_ROW";
 /// Commands counted in a row, a multiple of every depth.
 const COMMANDS: u64 = 3200;
 
-/// More than this above the baseline is a regression. The count itself varies by nothing; compilers and C libraries do.
+/// More than this above the baseline is a regression. The count itself varies by nothing; compilers and C
+/// libraries do.
 const SLACK: f64 = 0.03;
 
 struct Row {

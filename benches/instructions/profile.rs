@@ -7,8 +7,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// `text` in Callgrind's profile format, without compression: `fn=NAME`, then lines of position and cost. The line
-    /// after a `calls=` is the callee's cost and counts there.
+    /// `text` in Callgrind's profile format, without compression: `fn=NAME`, then lines of position and cost.
+    /// The line after a `calls=` is the callee's cost and counts there.
     pub fn parse(text: &str) -> Self {
         let mut by_function = BTreeMap::<String, u64>::new();
         let mut function = "";

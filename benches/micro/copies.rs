@@ -26,7 +26,8 @@ fn list(starts: &[u64]) -> Vec<u8> {
     bytes
 }
 
-/// Checks, decodes and plans a Copy of 1, 16 and 256 ranges: in order with gaps, in disorder, and onto themselves.
+/// Checks, decodes and plans a Copy of 1, 16 and 256 ranges: in order with gaps, in disorder, and onto
+/// themselves.
 pub fn planner(criterion: &mut Criterion) {
     let disk = Arc::new(MemoryDisk::new(BLOCKS * 512).expect("memory"));
     let limits = CopyLimits { mssrl: u16::MAX, mcl: u32::MAX, msrc: u8::MAX };

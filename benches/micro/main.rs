@@ -1,7 +1,7 @@
 //! `cargo bench --bench micro`: the steps of the I/O path one by one, timed by Criterion.
 //!
-//! Words after `--` choose (`cargo bench --bench micro -- prp`). Times want a quiet machine; `--bench instructions` does
-//! not.
+//! Words after `--` choose (`cargo bench --bench micro -- prp`). Times want a quiet machine; `--bench
+//! instructions` does not.
 
 #[path = "../lone/mod.rs"]
 mod lone;

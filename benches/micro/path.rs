@@ -71,7 +71,8 @@ pub fn walks(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A turn of a worker with so many 4 KiB commands, from doorbell to completion; the host's own part is not timed.
+/// A turn of a worker with so many 4 KiB commands, from doorbell to completion; the host's own part is not
+/// timed.
 pub fn dispatch(criterion: &mut Criterion) {
     const LEN: u64 = 8 << 20;
     let mut host = Host::new(Arc::new(MemoryDisk::new(LEN).expect("memory")), LaneKind::Auto);

@@ -1,12 +1,12 @@
 //! `cargo bench --bench spdk`: our server and SPDK's target in turn, with either one's own client.
 //!
-//! Wants SPDK_TREE, the folder of an SPDK that is built with its vfio-user target, reserved huge pages and a mounted
-//! hugetlbfs; without them it says what is missing and measures nothing. Both serve 64 MiB of memory in 512-byte blocks,
-//! all of it written, from one processor that they poll on; the client has another. Whoever is not measured is stopped
-//! (SIGSTOP). How to read it: docs/performance.md, "Beside SPDK".
+//! Wants SPDK_TREE, the folder of an SPDK that is built with its vfio-user target, reserved huge pages and a
+//! mounted hugetlbfs; without them it says what is missing and measures nothing. Both serve 64 MiB of memory
+//! in 512-byte blocks, all of it written, from one processor that they poll on; the client has another.
+//! Whoever is not measured is stopped (SIGSTOP). How to read it: docs/performance.md, "Beside SPDK".
 //!
-//! Arguments: `-- --runs N` (5), `--seconds N` (1), `--cpus SERVER,CLIENT` (0,1), `--client perf|bench` (both), and
-//! words: rows whose name has all of them.
+//! Arguments: `-- --runs N` (5), `--seconds N` (1), `--cpus SERVER,CLIENT` (0,1), `--client perf|bench`
+//! (both), and words: rows whose name has all of them.
 
 mod rows;
 mod servers;
