@@ -10,6 +10,7 @@ pub mod copy;
 pub mod copy_log;
 pub mod device;
 pub mod disk;
+pub mod images;
 pub mod laboratory;
 pub mod logging;
 pub mod memory;

@@ -1,12 +1,11 @@
 //! The control thread: sets the ports up and serves their clients, one at a time each, until it is told to stop.
 
 mod control;
-mod copy_log;
 mod guarded;
-mod images;
 mod limits;
 mod port;
 mod signals;
+mod tools;
 mod workers;
 
 use std::io::Write as _;
@@ -19,17 +18,18 @@ use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use smallvec::SmallVec;
 
-use crate::config::{Config, ConfigError, start_line};
+use crate::config::{Config, start_line};
 use crate::copy;
 use crate::device::NvmeDevice;
-use crate::laboratory::Laboratory;
-use crate::laboratory::faults::Faults;
+use crate::disk::LaneKind;
+use crate::images;
 use crate::logging;
 use crate::nvme_ctrl::WorkerParts;
 use crate::subsystem::{Subsystem, Wake};
 use control::Attendant;
 use port::{Places, PollFds, Port};
 pub use signals::Signals;
+pub use tools::Tools;
 
 /// From SIGTERM to the end of the process, at most.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -49,13 +49,9 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let signals = Signals::install().context("cannot install signal handlers")?;
     let subsystem = Subsystem::new(namespaces, !config.further_sockets.is_empty());
     let parts = WorkerParts { lanes, laboratory: Arc::default() };
-    let faults = faults(&config, &parts.laboratory)?;
-    let copies = copy_log::open(&parts.laboratory, config.copy_log.as_deref())?;
+    let tools = Tools::open(&config, &parts.laboratory)?;
     let mut server = Server::new(&config, &subsystem, &parts)?;
-    if let Some(path) = &config.control {
-        server.attendant = Some(Attendant::open(path, &subsystem, (&faults, &copies), &server.waker)?);
-        log::info!("control socket: {}", path.display());
-    }
+    server.open_control(&config, kind, &subsystem, &tools)?;
     for socket in config.sockets() {
         announce(&start_line(socket));
     }
@@ -66,17 +62,8 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     logging::begin();
     server.serve(&signals);
     let code = server.farewell();
-    copy_log::end(&copies);
+    tools.end();
     Ok(code)
-}
-
-/// The fault rules of the configuration, in force before there is a worker.
-fn faults(config: &Config, laboratory: &Arc<Laboratory>) -> Result<Arc<Faults>, ConfigError> {
-    let faults = Faults::new(Arc::clone(laboratory));
-    for rule in &config.faults {
-        faults.add(rule.clone(), Duration::ZERO).map_err(|error| ConfigError::bad_rule(&error))?;
-    }
-    Ok(faults)
 }
 
 /// For whoever started us. That standard output is closed or full is no reason to end.
@@ -129,6 +116,24 @@ impl Server {
         };
         let ports = config.sockets().map(|path| Port::new(config, path, subsystem, parts, &waker));
         Ok(Self { ports: ports.collect::<anyhow::Result<_>>()?, wake, waker, attendant: None })
+    }
+
+    /// Makes the control socket, if the configuration has one, of a device whose lanes are of this kind.
+    ///
+    /// # Errors
+    /// The socket cannot be made, or its thread.
+    pub fn open_control(
+        &mut self,
+        config: &Config,
+        engine: LaneKind,
+        subsystem: &Arc<Subsystem>,
+        tools: &Tools,
+    ) -> anyhow::Result<()> {
+        if let Some(path) = &config.control {
+            self.attendant = Some(Attendant::open(path, config, engine, subsystem, tools, &self.waker)?);
+            log::info!("control socket: {}", path.display());
+        }
+        Ok(())
     }
 
     /// Serves until a signal, or a client of the control socket, asks to stop.

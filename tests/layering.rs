@@ -28,6 +28,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("nvme_ctrl", &["pci"]),
     ("vfio_user", &[]),
     ("config", &[]),
+    ("images", &["spec", "pci", "memory", "nvme_ctrl", "vfio_user"]),
     // They see nothing of a device but what it wrote.
     ("copy_log", &["pci", "memory", "disk", "subsystem", "nvme_ctrl", "vfio_user"]),
     ("plan", &["pci", "memory", "subsystem", "nvme_ctrl", "vfio_user", "copy_log"]),

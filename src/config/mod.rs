@@ -209,6 +209,27 @@ fn check_socket(socket: &OsStr) -> Result<(), ConfigError> {
     }
 }
 
+/// One more namespace, from the value of an `--nvme-ns`, beside `others` that there are already.
+///
+/// # Errors
+/// What is wrong with it, or in the way of it.
+pub fn another(given: &OsStr, nvme: &NvmeConfig, others: &[NsConfig]) -> Result<NsConfig, ConfigError> {
+    let draft = ns::parse(given)?;
+    let is_taken = |nsid: u32| others.iter().any(|other| other.nsid == nsid);
+    if let Some(nsid) = draft.nsid.filter(|nsid| is_taken(*nsid)) {
+        let reject =
+            value::Reject::with("is that of another namespace", "leave it out for the next free one");
+        return Err(ns::TABLE.refuse("nsid", nsid.to_string(), reject));
+    }
+    let free = || (1..=NSID_MAX).find(|nsid| !is_taken(*nsid));
+    let Some(nsid) = draft.nsid.or_else(free) else {
+        return Err(ConfigError::TooManyNamespaces { given: others.len() + 1, max: NSID_MAX });
+    };
+    let ns = draft.finish(nsid, nvme)?;
+    refuse_twin(others, &ns)?;
+    Ok(ns)
+}
+
 /// Gives each namespace its id: those named first, then the lowest free ones in order.
 fn number(drafts: Vec<ns::NsDraft>, nvme: &NvmeConfig) -> Result<Vec<NsConfig>, ConfigError> {
     let too_many = ConfigError::TooManyNamespaces { given: drafts.len(), max: NSID_MAX };
@@ -341,6 +362,31 @@ mod tests {
             assert_eq!(error(&[&a, &b]), message);
         }
         assert!(config(&["drive=a,eui64=0", "drive=b,eui64=0"]).is_ok());
+    }
+
+    #[test]
+    fn another_beside_those_that_there_are() {
+        let config = config(&["drive=a", "drive=b,nsid=3"]).unwrap();
+        let mut all = config.namespaces;
+        let mut add = |list: &str| {
+            let ns = another(list.as_ref(), &config.nvme, &all).map_err(|error| error.to_string())?;
+            all.push(ns.clone());
+            Ok::<_, String>(ns.nsid)
+        };
+        assert_eq!(add("drive=c"), Ok(2));
+        assert_eq!(add("drive=c"), Ok(4));
+        assert_eq!(add("drive=c,nsid=9"), Ok(9));
+        assert_eq!(
+            add("drive=c,nsid=3"),
+            Err("--nvme-ns nsid=3: is that of another namespace; leave it out for the next free one".into())
+        );
+        assert_eq!(add("drive=c,uuid=7d444840-9dc0-11d1-b245-5ffdce74fad2"), Ok(5));
+        let twin = add("drive=c,uuid=7d444840-9dc0-11d1-b245-5ffdce74fad2").unwrap_err();
+        assert!(twin.contains("is that of namespaces 5 and 6"), "{twin}");
+        assert!(add("drive=memory").unwrap_err().contains("needs a size"));
+        let full = (1..=NSID_MAX).map(|nsid| NsConfig { nsid, ..all[0].clone() }).collect::<Vec<_>>();
+        let error = another("drive=c".as_ref(), &config.nvme, &full).unwrap_err().to_string();
+        assert_eq!(error, "--nvme-ns: 257 namespaces, at most 256 are possible; leave some out");
     }
 
     #[test]

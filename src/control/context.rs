@@ -6,6 +6,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::stock::Stock;
 use super::wire::Refusal;
 use crate::laboratory::copy_log::CopyLog;
 use crate::laboratory::faults::Faults;
@@ -29,6 +30,8 @@ pub struct Context {
     pub started: Instant,
     /// Held by whoever drains the device.
     pub draining: Mutex<()>,
+    /// What namespaces are made of, and those that are detached.
+    pub stock: Stock,
 }
 
 /// The control thread as a job on it sees it.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::command::{Command, Kind};
-use super::commands::{copies, drain, fault, inspect, set, stats, status};
+use super::commands::{copies, drain, fault, inspect, namespaces, resize, set, stats, status};
 use super::wire::Refusal;
 
 /// All commands, in the order of help.
@@ -16,6 +16,11 @@ pub const TABLE: &[Command] = &[
     },
     status::COMMAND,
     set::COMMAND,
+    resize::COMMAND,
+    namespaces::ADD,
+    namespaces::REMOVE,
+    namespaces::ATTACH,
+    namespaces::DETACH,
     fault::COMMAND,
     stats::COMMAND,
     inspect::COMMAND,

@@ -2,7 +2,16 @@
 
 use serde::Serialize;
 
-use crate::namespace::Namespace;
+use super::wire::Refusal;
+use crate::namespace::{Namespace, Namespaces};
+
+/// No namespace of this NSID is attached; those that are.
+pub fn not_attached(namespaces: &Namespaces, nsid: u32) -> Refusal {
+    let nsids: Vec<_> = namespaces.iter().map(|ns| ns.nsid.to_string()).collect();
+    let expected =
+        if nsids.is_empty() { "an attached namespace; there is none".into() } else { nsids.join(", ") };
+    Refusal::new(format!("no namespace {nsid} is attached"), format!("nsid: {expected}"))
+}
 
 /// One namespace.
 #[derive(Debug, Serialize)]
@@ -26,6 +35,11 @@ pub struct NamespaceView {
 }
 
 impl NamespaceView {
+    /// Which it is.
+    pub fn nsid(&self) -> u32 {
+        self.nsid
+    }
+
     /// What `ns` is now.
     pub fn of(ns: &Namespace, attached: bool) -> Self {
         let facts = &ns.facts;

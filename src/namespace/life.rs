@@ -1,6 +1,9 @@
 //! What a namespace keeps when its value is replaced, and what each controller's host has set of it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::Namespace;
 
 /// Controllers that can share a namespace.
 pub const MAX_CONTROLLERS: u8 = 64;
@@ -31,6 +34,8 @@ pub struct Life {
     /// Error Recovery DULBE, a bit for each controller: set by control threads, read by workers when they
     /// start a command.
     dulbe: AtomicU64,
+    /// Values that were in a table, the newest last. Control threads only.
+    values: Mutex<Vec<Weak<Namespace>>>,
 }
 
 impl Life {
@@ -51,6 +56,24 @@ impl Life {
         } else {
             self.dulbe.fetch_and(!by.bit(), Ordering::AcqRel);
         }
+    }
+
+    /// The value is about to be in a table.
+    pub(super) fn note(&self, value: &Arc<Namespace>) {
+        let mut values = self.values();
+        values.retain(|value| value.strong_count() > 0);
+        values.push(Arc::downgrade(value));
+    }
+
+    /// The values that came before this one, if somebody has them still: commands that were admitted with them, and workers
+    /// that have not looked at their table since. All of them, if this one is none that was in a table.
+    pub fn before(&self, value: &Arc<Namespace>) -> Vec<Weak<Namespace>> {
+        let older = |other: &&Weak<Namespace>| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(value));
+        self.values().iter().take_while(older).cloned().collect()
+    }
+
+    fn values(&self) -> MutexGuard<'_, Vec<Weak<Namespace>>> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

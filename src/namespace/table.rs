@@ -22,6 +22,13 @@ pub enum NoNamespace {
     Inactive,
 }
 
+/// A value for a table, which its namespace's life knows of.
+fn noted(ns: Namespace) -> Arc<Namespace> {
+    let ns = Arc::new(ns);
+    ns.life.note(&ns);
+    ns
+}
+
 impl Namespaces {
     /// `nn` is the highest valid NSID (Identify Controller NN), at least the highest NSID in `list`.
     pub fn new(list: Vec<Namespace>, nn: u32) -> Self {
@@ -29,7 +36,7 @@ impl Namespaces {
         let mut by_nsid = vec![None; top];
         for ns in list {
             if let Some(slot) = (ns.nsid as usize).checked_sub(1).and_then(|i| by_nsid.get_mut(i)) {
-                *slot = Some(Arc::new(ns));
+                *slot = Some(noted(ns));
             }
         }
         Self { by_nsid }
@@ -54,7 +61,7 @@ impl Namespaces {
     pub fn with(&self, ns: Namespace) -> Result<Self, NoNamespace> {
         let mut by_nsid = self.by_nsid.clone();
         let slot = (ns.nsid as usize).checked_sub(1).and_then(|at| by_nsid.get_mut(at));
-        *slot.ok_or(NoNamespace::Invalid)? = Some(Arc::new(ns));
+        *slot.ok_or(NoNamespace::Invalid)? = Some(noted(ns));
         Ok(Self { by_nsid })
     }
 

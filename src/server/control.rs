@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::port::Port;
-use crate::config::ConfigError;
-use crate::control::{Asks, Context, Control, ControlThread, Job, PortMut};
-use crate::laboratory::copy_log::CopyLog;
-use crate::laboratory::faults::Faults;
+use super::tools::Tools;
+use crate::config::{Config, ConfigError};
+use crate::control::{Asks, Context, Control, ControlThread, Job, PortMut, Stock};
+use crate::disk::LaneKind;
 use crate::subsystem::{Subsystem, Wake};
 use crate::vfio_user::ListenError;
 
@@ -41,24 +41,27 @@ impl ControlThread for Here<'_> {
 }
 
 impl Attendant {
-    /// Listens at `path`; `wake` has this thread call [`Self::attend`].
+    /// Listens at `path`, for a device that is made of `config` and whose lanes are of this kind; `wake` has this thread call [`Self::attend`].
     ///
     /// # Errors
     /// The socket cannot be made, or its thread.
     pub fn open(
         path: &Path,
+        config: &Config,
+        engine: LaneKind,
         subsystem: &Arc<Subsystem>,
-        (faults, copies): (&Arc<Faults>, &Arc<CopyLog>),
+        tools: &Tools,
         wake: &Wake,
     ) -> anyhow::Result<Self> {
         let (sender, jobs) = sync_channel(JOBS);
         let context = Context {
             subsystem: Arc::clone(subsystem),
             thread: Asks::new(sender, Arc::clone(wake)),
-            faults: Arc::clone(faults),
-            copies: Arc::clone(copies),
+            faults: Arc::clone(&tools.faults),
+            copies: Arc::clone(&tools.copies),
             started: Instant::now(),
             draining: Mutex::default(),
+            stock: Stock::new(config, engine),
         };
         let socket = Control::open(path, context).map_err(|error| match error.downcast::<ListenError>() {
             Ok(error) => ConfigError::Unusable { prefix: "--control: ", text: error.to_string() }.into(),

@@ -111,6 +111,36 @@ mod tests {
     }
 
     #[test]
+    fn it_is_known_who_still_has_older_values() {
+        let subsystem = subsystem(true);
+        let now = || Arc::clone(subsystem.table().load().get(1).expect("it is there"));
+        let set = |mssrl| {
+            let change = |namespaces: &Namespaces| {
+                let mut ns = Namespace::clone(namespaces.get(1).expect("it is there"));
+                ns.facts.copy.mssrl = mssrl;
+                namespaces.with(ns)
+            };
+            subsystem.change(change).expect("it changes");
+        };
+        let alive = |value: &Arc<Namespace>| {
+            let before = value.life.before(value);
+            before.iter().filter_map(|old| Some(old.upgrade()?.facts.copy.mssrl)).collect::<Vec<_>>()
+        };
+        let first = now();
+        assert_eq!(alive(&first), Vec::<u16>::new());
+        set(1);
+        set(2);
+        let third = now();
+        set(3);
+        assert_eq!(alive(&third), [128], "the second is nobody's");
+        assert_eq!(alive(&now()), [128, 2]);
+        let gone = Arc::new(Namespace::clone(&third));
+        drop((first, third));
+        assert_eq!(alive(&now()), Vec::<u16>::new());
+        assert_eq!(alive(&gone), [3], "it was in no table");
+    }
+
+    #[test]
     fn a_change_that_is_refused_is_none() {
         let subsystem = subsystem(true);
         let seat = subsystem.join(no_wake()).expect("a seat");

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vfio_user_nvme::config::Config;
-use vfio_user_nvme::disk::{CacheMode, FileDisk, FileOptions, MemoryDisk, SharedDisk, Tap};
+use vfio_user_nvme::disk::{CacheMode, FileDisk, FileOptions, LaneKind, MemoryDisk, SharedDisk, Tap};
 use vfio_user_nvme::namespace::{CopyLimits, Identity, Namespace, Namespaces};
-use vfio_user_nvme::server::{Server, Signals};
+use vfio_user_nvme::server::{Server, Signals, Tools};
 use vfio_user_nvme::subsystem::Subsystem;
 
 use crate::doubles::Doubles;
-use crate::host::Host;
+use crate::host::{Control, Host};
 
 /// More than the farewell may take.
 const END: Duration = Duration::from_secs(13);
@@ -75,6 +75,7 @@ impl Device {
         let namespaces = namespaces.into_iter().map(over).collect();
         let socket = folder.path().join("s");
         let config = Config::new(socket, Some(OsStr::new(nvme)), &[], log::LevelFilter::Off).expect("config");
+        let config = config.with_control(Some(folder.path().join("c")));
         let signals = Arc::new(Signals::unbound().expect("signals"));
         let (ready, is_ready) = channel();
         let asked = Arc::clone(&signals);
@@ -84,6 +85,9 @@ impl Device {
             .name("server".into())
             .spawn(move || {
                 let mut server = Server::new(&config, &shared, &parts).expect("the server starts");
+                let tools = Tools::open(&config, &parts.laboratory).expect("no files");
+                let kind = LaneKind::Auto.resolve();
+                server.open_control(&config, kind, &shared, &tools).expect("a control socket");
                 ready.send(()).expect("the test listens");
                 server.serve(&asked);
                 server.farewell()
@@ -95,6 +99,11 @@ impl Device {
 
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("s")
+    }
+
+    /// A client of its control socket.
+    pub fn control(&self) -> Control {
+        Control::connect(&self.folder.path().join("c"))
     }
 
     pub fn file(&self, name: &str) -> Vec<u8> {

@@ -2,6 +2,7 @@
 //! our own. The library's server runs in a thread, over disks and lanes that misbehave on demand, and is driven
 //! over its socket.
 
+mod control;
 mod device;
 mod doubles;
 mod durability;

@@ -5,6 +5,7 @@
 //! from theirs.
 
 mod across;
+mod control;
 mod copy;
 mod faults;
 mod files;
@@ -201,6 +202,7 @@ fn main() -> ExitCode {
     trials.extend([
         trial("life::reboot_and_second_guest", Kernel::Stable, life::reboot_and_second_guest),
         trial("life::kill_keeps_acknowledged_writes", Kernel::Stable, life::kill),
+        trial("control::live", Kernel::Stable, control::live),
         trial("demo", Kernel::Stable, life::demo),
         trial("run::command", Kernel::Stable, run::command),
         trial("run::warning", Kernel::Stable, run::warning),

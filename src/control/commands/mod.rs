@@ -4,6 +4,8 @@ pub mod copies;
 pub mod drain;
 pub mod fault;
 pub mod inspect;
+pub mod namespaces;
+pub mod resize;
 pub mod set;
 pub mod stats;
 pub mod status;

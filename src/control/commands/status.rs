@@ -37,7 +37,9 @@ fn status(context: &Context) -> Result<Value, Refusal> {
         ports.map(view).collect::<Vec<_>>()
     });
     let namespaces = context.subsystem.table().load_full();
-    let namespaces: Vec<_> = namespaces.iter().map(|ns| NamespaceView::of(ns, true)).collect();
+    let mut namespaces: Vec<_> = namespaces.iter().map(|ns| NamespaceView::of(ns, true)).collect();
+    namespaces.extend(context.stock.detached().iter().map(|ns| NamespaceView::of(ns, false)));
+    namespaces.sort_by_key(NamespaceView::nsid);
     // What can be told is told, even if the control thread hangs.
     let controllers = ports.map_or_else(|refusal| json!({ "error": refusal }), |ports| json!(ports));
     Ok(json!({

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{Disk, Handle, Inbox, Lane, Op, SharedDisk, Tag, Ways};
+use crate::disk::{Disk, DiskError, Handle, Inbox, Lane, Op, ResizeError, SharedDisk, Tag, Ways};
 
 /// Opens and shuts for any number of [`Stall`]s, from any thread. Starts shut.
 #[derive(Clone, Debug, Default)]
@@ -119,6 +119,14 @@ impl Disk for Stall {
 
     fn ways_from(&self, source: &Handle<'_>) -> Ways {
         self.disk.ways_from(source)
+    }
+
+    fn resize(&self, len: u64) -> Result<(), ResizeError> {
+        self.disk.resize(len)
+    }
+
+    fn sync(&self) -> Result<(), DiskError> {
+        self.disk.sync()
     }
 
     fn name(&self) -> &str {

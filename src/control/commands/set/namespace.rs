@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::broken;
 use crate::control::context::Context;
-use crate::control::views::NamespaceView;
+use crate::control::views::{NamespaceView, not_attached};
 use crate::control::wire::{Refusal, Request};
-use crate::namespace::{Method, Namespace, Namespaces, Overlap};
+use crate::namespace::{Method, Namespace, Overlap};
 
 /// The arguments.
 pub(super) const NAMES: &[&str] = &["mssrl", "mcl", "msrc", "copy_overlap", "copy_method", "readonly"];
@@ -36,9 +36,10 @@ pub(super) fn set(context: &Context, request: &Request) -> Result<Value, Refusal
     }
     let mut changed = None;
     context.subsystem.change(|namespaces| {
-        let ns = args.apply(find(namespaces, args.nsid)?)?;
+        let gone = |_| not_attached(namespaces, args.nsid);
+        let ns = args.apply(namespaces.get(args.nsid).map_err(gone)?)?;
         changed = Some(NamespaceView::of(&ns, true));
-        namespaces.with(ns).map_err(|_| no_namespace(namespaces, args.nsid))
+        namespaces.with(ns).map_err(gone)
     })?;
     Ok(json!(changed))
 }
@@ -66,16 +67,4 @@ impl NamespaceArgs {
         }
         Ok(ns)
     }
-}
-
-/// The namespace of this NSID.
-fn find(namespaces: &Namespaces, nsid: u32) -> Result<&Namespace, Refusal> {
-    namespaces.get(nsid).map(|ns| &**ns).map_err(|_| no_namespace(namespaces, nsid))
-}
-
-fn no_namespace(namespaces: &Namespaces, nsid: u32) -> Refusal {
-    let nsids: Vec<_> = namespaces.iter().map(|ns| ns.nsid.to_string()).collect();
-    let expected =
-        if nsids.is_empty() { "an attached namespace; there is none".into() } else { nsids.join(", ") };
-    Refusal::new(format!("no namespace {nsid} is attached"), format!("nsid: {expected}"))
 }

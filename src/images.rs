@@ -17,12 +17,39 @@ pub fn open(config: &Config) -> Result<(Namespaces, Vec<String>), ConfigError> {
     let mut list = Vec::new();
     let mut lines = Vec::new();
     for (at, ns) in config.namespaces.iter().enumerate() {
-        let (disk, created) = image(ns, &config.namespaces[..at])?;
-        let namespace = namespace(ns, disk);
-        lines.push(line(ns, &namespace, created));
+        let (namespace, line) = open_one(ns, config.namespaces.get(..at).unwrap_or_default())?;
+        lines.push(line);
         list.push(namespace);
     }
     Ok((Namespaces::new(list, crate::config::NSID_MAX), lines))
+}
+
+/// One namespace, and a line about it for the log. `others` are those that are open.
+///
+/// # Errors
+/// Its image cannot be used.
+pub fn open_one(config: &NsConfig, others: &[NsConfig]) -> Result<(Namespace, String), ConfigError> {
+    let (disk, created) = image(config, others)?;
+    let namespace = namespace(config, disk);
+    let line = line(config, &namespace, created);
+    Ok((namespace, line))
+}
+
+/// May a namespace be added to a device whose lanes are of this kind?
+///
+/// # Errors
+/// It asks for another engine.
+pub fn check_engine(config: &NsConfig, running: LaneKind) -> Result<(), ConfigError> {
+    if [LaneKind::Auto, running].contains(&config.aio) {
+        return Ok(());
+    }
+    Err(ConfigError::bad_value(
+        "--nvme-ns",
+        "aio",
+        config.aio.to_string(),
+        format!("the device runs with {running}, and one engine serves all namespaces"),
+        "leave it out",
+    ))
 }
 
 /// The kind of lane all workers use. A worker sleeps in its lane, so there is one for all namespaces.

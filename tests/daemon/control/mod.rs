@@ -1,5 +1,10 @@
 //! The control socket: what it shows, what it changes, and whom it does not let near.
 
+mod clients;
+mod controllers;
+mod namespaces;
+mod shown;
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
@@ -27,6 +32,11 @@ fn ctl(daemon: &Daemon, words: &[&str]) -> (Option<i32>, String, String) {
     let output = run(&[&["ctl", path.to_str().unwrap()], words].concat());
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// The event that ends this request, if one comes.
+fn event(host: &mut Host, cid: u16) -> Option<Cqe> {
+    host.try_wait(0, cid, std::time::Duration::from_millis(50))
 }
 
 /// A Copy of so many blocks.
@@ -115,7 +125,9 @@ fn what_is_refused_says_what_was_expected() {
     for (request, text, expected) in [
         (json!({ "command": "statu" }), "no command \"statu\"", "status, set"),
         (json!({ "command": "status", "all": true }), "no argument \"all\"", "no argument"),
-        (json!({ "command": "set" }), "nothing is to be set", "mssrl"),
+        (json!({ "command": "set" }), "nothing is to be set", "nsid and some of mssrl"),
+        (json!({ "command": "resize", "nsid": 1 }), "needs size", "size: bytes"),
+        (json!({ "command": "set", "mssrl": 1 }), "mssrl is a namespace's", "nsid as well"),
         (json!({ "command": "set", "nsid": 2, "msrc": 0 }), "no namespace 2", "nsid: 1, 3"),
         (json!({ "command": "set", "nsid": 1 }), "nothing is to be set", "mssrl"),
         (json!({ "command": "set", "nsid": 1, "mssrl": 65536 }), "mssrl cannot be 65536", "mssrl: 0..65535"),
