@@ -72,7 +72,7 @@ fn what_is_in_flight_ends_under_the_old_size() {
             host.wait(1, cid).ok();
             assert_eq!(host.ram.read(to, 512), [ON_DISK; 512]);
             let answer = resize.join().expect("it is resized");
-            assert_eq!(json!([answer["nsze"], answer["image_resized"]]), json!([(LAST + 1) / 2, true]));
+            assert_eq!(json!([answer["nsze"], answer["image_resized"]]), json!([LAST.div_ceil(2), true]));
         });
         assert_eq!(device.file("a").len(), IMAGE / 2);
         drop(host);
@@ -137,7 +137,9 @@ fn inspect_shows_what_hangs() {
     let queue = &inspect["controllers"][0]["workers"][0]["state"]["submission_queues"][0];
     assert_eq!(json!([queue["qid"], queue["in_flight"]]), json!([1, 2]));
     hang.end();
-    [cid, copied].map(|cid| host.wait(1, cid).ok());
+    for cid in [cid, copied] {
+        host.wait(1, cid).ok();
+    }
     assert_eq!(commands(&control.ok(json!({ "command": "inspect" }))), Vec::<Value>::new());
     drop(host);
     device.ends_well();
