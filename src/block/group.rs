@@ -23,12 +23,14 @@ pub struct Group {
     error: Option<BlockError>,
     /// Where it changes data that it does not make durable.
     volatile: Option<Arc<Namespace>>,
+    /// The value that what is in flight was admitted with. Kept, for it tells that somebody still goes by it.
+    under: Option<Arc<Namespace>>,
 }
 
 impl Group {
     /// A group of `ops`; they are issued from the last to the first.
     pub fn new(ops: SmallVec<[(Arc<Namespace>, Op); 1]>, direction: Direction) -> Self {
-        Self { todo: ops, in_flight: 0, window: WINDOW, direction, error: None, volatile: None }
+        Self { todo: ops, in_flight: 0, window: WINDOW, direction, error: None, volatile: None, under: None }
     }
 
     /// Changes data of `ns` without making it durable: should the volatile write cache be off when it ends, a
@@ -68,7 +70,10 @@ impl Group {
                     issue(0, &ns, slice);
                     self.todo.push((ns, op));
                 }
-                None => issue(0, &ns, op),
+                None => {
+                    issue(0, &ns, op);
+                    self.under = Some(ns);
+                }
             }
         }
         if self.in_flight > 0 {
