@@ -27,7 +27,7 @@ fn formats_come_and_go() {
     let mut host = Host::with_queues(&daemon, 1, 16);
     let format = |host: &mut Host, format: u8| {
         let range = Range::of(1, 0, 8).bytes(format);
-        host.send(1, copy(1, 1000, 1, format), &range).code()
+        host.send(1, copy(1, 1000, 1, format), &range).status
     };
     assert_eq!([format(&mut host, 0), format(&mut host, 2)], [st::OK, st::INVALID_FIELD]);
     // As if the host had enabled it; it reads so, too.
@@ -76,7 +76,7 @@ fn mdts_waits_for_the_next_reset() {
     let ns = Ns::identify(&mut host, 1);
     let reads = |host: &mut Host, kib: u32| {
         let data = Data::prp(&mut host.ram, kib as usize * 1024);
-        host.exec(1, Host::rw(io::READ, &ns, 0, kib * 2).data(&data)).code()
+        host.exec(1, Host::rw(io::READ, &ns, 0, kib * 2).data(&data)).status
     };
     let set = control.ok(json!({ "command": "set", "mdts": 1 }));
     let controller = &set["controllers"][0];

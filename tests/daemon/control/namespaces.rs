@@ -20,7 +20,7 @@ fn active(host: &mut Host) -> Vec<u32> {
 }
 
 fn verify(host: &mut Host, nsid: u32, slba: u64) -> u16 {
-    host.exec(1, Sqe::new(io::VERIFY).nsid(nsid).lba(slba, 1)).code()
+    host.exec(1, Sqe::new(io::VERIFY).nsid(nsid).lba(slba, 1)).status
 }
 
 #[test]
