@@ -281,22 +281,24 @@ pub fn identify_says_otherwise(s: &Session) -> Outcome {
         let name = node.trim_start_matches("/dev/");
         Ok(s.guest.sh(&format!("cat /sys/block/{name}/queue/max_hw_sectors_kb"))?.trim().to_owned())
     };
-    let before = limit(s)?;
-    // The kernel looks at its namespaces anew after the reset, in its own time.
-    let reset_to = |wanted: &str| -> anyhow::Result<()> {
+    let mdts = || -> anyhow::Result<String> {
+        let said = s.guest.sh("nvme id-ctrl /dev/nvme0 | sed -n 's/^mdts *: *//p'")?;
+        Ok(said.trim().to_owned())
+    };
+    let before = (limit(s)?, mdts()?);
+    ensure!(before.0 != "64" && before.1 != "4", "it is {before:?} anyway");
+    // MDTS 4: 64 KiB. The kernel looks at its namespaces anew after the reset, in its own time.
+    meets(s, &["op=identify cdw10=1/0xff payload=77:04"], &[], || {
         s.guest.sh_within("echo 1 > /sys/class/nvme/nvme0/reset_controller", RECOVERY)?;
         let until = Instant::now() + RECOVERY;
-        loop {
-            let now = limit(s)?;
-            if now == wanted {
-                return Ok(());
-            }
-            ensure!(Instant::now() < until, "it is {now} KiB, not {wanted}; before all it was {before}");
+        while limit(s)? != "64" {
+            ensure!(Instant::now() < until, "it is {} KiB, before {before:?}", limit(s)?);
+            std::thread::sleep(Duration::from_millis(100));
         }
-    };
-    // MDTS 4: 64 KiB.
-    ensure!(before != "64", "it is that anyway");
-    meets(s, &["op=identify cdw10=1/0xff payload=77:04"], &[], || reset_to("64"))?;
-    reset_to(&before)?;
+        ensure!(mdts()? == "4", "MDTS is {}", mdts()?);
+        Ok(())
+    })?;
+    // The device is itself again. The kernel is not: resets only ever lower its limit, until it probes anew.
+    ensure!(mdts()? == before.1, "MDTS is {} afterwards, before {before:?}", mdts()?);
     Ok(None)
 }
