@@ -3,12 +3,13 @@
 //!
 //! Everything that takes a worker's own time charges what it costs. What is left of a turn is asked before
 //! the next command is fetched or polled, never the clock; so one command may go beyond, and has to be short
-//! by itself: [`Work::SLICE`] for what is done in slices, MDTS for a transfer, the bounds of a list for what
-//! decodes one.
+//! by itself: [`Work::SLICE`] for what is done in slices, [`Work::TRANSFER`] for transfers, the bounds of a list
+//! for what decodes one.
 
 use std::cell::Cell;
 
 use crate::disk::{How, IoBuf, Op};
+use crate::memory::GuestBuf;
 use crate::namespace::Namespace;
 
 /// Work done in a turn, in bytes: of memory that is moved in the same time. 1 MiB are some 200 us.
@@ -26,6 +27,9 @@ impl Work {
     pub const MOVES: u64 = 64 << 10;
     /// Of one poll at most.
     pub const SLICE: u64 = 128 << 10;
+    /// Of a transfer that is not cut into slices: what MDTS allows by default, for most hosts use no more. A
+    /// slice of a longer one, which costs pins, a list of pieces and a poll, is as long.
+    pub const TRANSFER: u64 = 512 << 10;
     /// A command that is fetched, or polled.
     pub const COMMAND: u64 = 2 << 10;
     /// A descriptor of an SGL, or one of the pieces it leads to.
@@ -86,26 +90,45 @@ pub fn slice(ns: &Namespace, rest: &mut Op) -> Option<Op> {
     if !ns.disk.is_immediate() {
         return None;
     }
-    let most = match rest {
-        Op::WriteZeroes { unmap: false, .. } => Work::SLICE,
-        // Pages go back to the system many at a time, whole huge pages where they lie on some.
-        Op::WriteZeroes { .. } | Op::Discard { .. } => Work::SLICE * Work::GIVEN_BACK,
-        _ => return None,
-    };
-    let (Op::WriteZeroes { offset, len, .. } | Op::Discard { offset, len }) = rest else { return None };
-    // Slices end where one that began at 0 would, so that none ends within a page.
+    match rest {
+        Op::Read { offset, buf: IoBuf::Guest(buf) } => {
+            let (offset, buf) = slice_transfer(offset, buf)?;
+            Some(Op::Read { offset, buf })
+        }
+        Op::Write { offset, buf: IoBuf::Guest(buf), fua } => {
+            let (offset, buf) = slice_transfer(offset, buf)?;
+            Some(Op::Write { offset, buf, fua: *fua })
+        }
+        Op::WriteZeroes { offset, len, unmap, fua } => {
+            // Pages go back to the system many at a time, whole huge pages where they lie on some.
+            let most = if *unmap { Work::SLICE * Work::GIVEN_BACK } else { Work::SLICE };
+            let (offset, len) = slice_range(offset, len, most)?;
+            Some(Op::WriteZeroes { offset, len, unmap: *unmap, fua: *fua })
+        }
+        Op::Discard { offset, len } => {
+            let (offset, len) = slice_range(offset, len, Work::SLICE * Work::GIVEN_BACK)?;
+            Some(Op::Discard { offset, len })
+        }
+        _ => None,
+    }
+}
+
+/// Slices end where one that began at 0 would, so that none ends within a page.
+fn slice_range(offset: &mut u64, len: &mut u64, most: u64) -> Option<(u64, u64)> {
     let now = most - *offset % most;
     if *len <= now {
         return None;
     }
     let at = *offset;
     (*offset, *len) = (at + now, *len - now);
-    Some(match rest {
-        Op::WriteZeroes { unmap, fua, .. } => {
-            Op::WriteZeroes { offset: at, len: now, unmap: *unmap, fua: *fua }
-        }
-        _ => Op::Discard { offset: at, len: now },
-    })
+    Some((at, now))
+}
+
+fn slice_transfer(offset: &mut u64, buf: &mut GuestBuf) -> Option<(u64, IoBuf)> {
+    let most = usize::try_from(Work::TRANSFER).ok().filter(|most| buf.len() > *most)?;
+    let at = *offset;
+    *offset += Work::TRANSFER;
+    Some((at, IoBuf::Guest(buf.split_front(most))))
 }
 
 #[cfg(test)]

@@ -115,6 +115,25 @@ impl GuestBuf {
         }
     }
 
+    /// Takes the first `len` bytes off, all of them if there are no more: a buffer of its own with the same pins.
+    pub fn split_front(&mut self, len: usize) -> Self {
+        let (mut left, mut whole) = (len.min(self.len), 0);
+        while let Some(piece) = self.iovecs.get(whole).filter(|piece| piece.iov_len <= left) {
+            left -= piece.iov_len;
+            whole += 1;
+        }
+        let mut iovecs: SmallVec<[libc::iovec; 4]> = self.iovecs.drain(..whole).collect();
+        if let Some(cut) = self.iovecs.first_mut().filter(|_| left > 0) {
+            iovecs.push(libc::iovec { iov_base: cut.iov_base, iov_len: left });
+            cut.iov_base = cut.iov_base.cast::<u8>().wrapping_add(left).cast();
+            cut.iov_len -= left;
+        }
+        let len = len.min(self.len);
+        self.len -= len;
+        let pins = self.pins.iter().map(Pin::again).collect();
+        Self { iovecs, pins, len, no_read: self.no_read, no_write: self.no_write, held: false }
+    }
+
     /// The memory is about to be handed to the kernel for a transfer past the page cache, or that is over.
     /// Meanwhile the kernel reaches the pages themselves: they cannot be taken away under the call.
     pub fn hold(&mut self, begins: bool) {
@@ -367,6 +386,31 @@ mod tests {
         assert_eq!(out[8..], [0; 24]);
         buf.append_discard(0).unwrap();
         assert_eq!(buf.iovecs().len(), 4);
+    }
+
+    #[test]
+    fn it_is_cut_at_any_place_and_both_parts_keep_their_memory() {
+        let guest = Guest::new(0, 0x2000);
+        let map = guest.dma();
+        let data: Vec<u8> = (1..=48).collect();
+        for at in 0..=50 {
+            let mut rest = gather(&map, &[0x1000, 0x800, 0x20]);
+            rest.copy_in(0, &data).unwrap();
+            let front = rest.split_front(at);
+            let at = at.min(48);
+            assert_eq!((front.len(), rest.len()), (at, 48 - at));
+            let read = |buf: &GuestBuf| {
+                let mut bytes = vec![0; buf.len()];
+                buf.copy_out(0, &mut bytes).unwrap();
+                assert_eq!(buf.iovecs().iter().map(|piece| piece.iov_len).sum::<usize>(), buf.len());
+                assert!(buf.iovecs().iter().all(|piece| piece.iov_len > 0));
+                bytes
+            };
+            assert_eq!([read(&front), read(&rest)].concat(), data);
+            assert_eq!(map.regions().next().unwrap().pins(), 2);
+            drop(rest);
+            assert_eq!(map.regions().next().unwrap().pins(), 1, "the other part needs it");
+        }
     }
 
     #[test]

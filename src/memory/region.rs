@@ -211,6 +211,12 @@ impl Pin {
         Ok(pin)
     }
 
+    /// Another one. This one keeps the region, so it can be had even if that has left the table.
+    pub(super) fn again(&self) -> Self {
+        self.0.pins.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(&self.0))
+    }
+
     pub(super) fn region(&self) -> &Arc<Region> {
         &self.0
     }

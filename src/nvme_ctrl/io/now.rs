@@ -2,7 +2,7 @@
 //! no pin, no allocation. And so a Read of a file, while that lies in the page cache.
 
 use super::submission::Context;
-use crate::block::Direction;
+use crate::block::{Direction, Work};
 use crate::disk::{Cached, CachedRead, DiskError, Immediate, Inline};
 use crate::memory::{self, Transient, prp, sgl};
 use crate::namespace::{Access, ByteRange, Extent, Lbas, Namespace, admit};
@@ -52,7 +52,9 @@ pub fn now<'a>(context: Context<'a>, sqe: &Sqe, may_try: bool) -> Option<Now<'a>
     };
     let lbas = Lbas { slba: sqe.slba(), nlb: sqe.nlb().count().into() };
     let Extent { data: range, if_allocated } = admit(ns, access, lbas, shared.cntlid).ok()?;
-    if sqe.fuse() != 0 || if_allocated || range.len > shared.limits.max_transfer() {
+    // Longer ones are done slice by slice.
+    let most = shared.limits.max_transfer().min(Work::TRANSFER);
+    if sqe.fuse() != 0 || if_allocated || range.len > most {
         return None;
     }
     let len = usize::try_from(range.len).ok()?;

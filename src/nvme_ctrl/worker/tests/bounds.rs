@@ -83,6 +83,41 @@ fn a_long_command_on_memory_is_done_in_slices() {
     }
 }
 
+/// The longest transfer there can be (MDTS 11) is done in slices, and is all there.
+#[test]
+fn a_long_transfer_of_memory_is_done_in_slices() {
+    const LEN: u64 = 8 * MIB;
+    const FROM: u64 = 2 * super::DATA;
+    let mut m = Machine::with_images(LEN + PAGE);
+    m.shared.limits.set_mdts(11);
+    for qid in 1..=2 {
+        m.cq(qid, 64);
+        m.sq(qid, 64, qid);
+    }
+    let data: Vec<u8> = (0..LEN / 4).flat_map(|n| (n as u32 * 3).to_le_bytes()).collect();
+    m.guest.set(FROM, &data);
+    let to = FROM + LEN;
+    for (opcode, at) in [(1, FROM), (2, to)] {
+        let mut sqe = [0; 64];
+        (sqe[0], sqe[1], sqe[4], sqe[40]) = (opcode, 0x40, 1, 1);
+        sqe[24..32].copy_from_slice(&at.to_le_bytes());
+        sqe[32..36].copy_from_slice(&(LEN as u32).to_le_bytes());
+        sqe[48..50].copy_from_slice(&((LEN / PAGE) as u16 - 1).to_le_bytes());
+        m.submit(1, 1, sqe);
+        let mut turns = 0;
+        while m.take(1, 1).is_empty() {
+            m.read(2, 1, 1);
+            m.core.turn();
+            assert_eq!(m.take(2, 9), [2], "in each turn");
+            turns += 1;
+            assert!(turns < 1000, "it ends");
+        }
+        assert!(turns >= 16, "{turns} turns");
+    }
+    assert_eq!(m.guest.bytes(to, LEN as usize), data);
+    assert_eq!((m.byte(PAGE - 1), m.byte(PAGE + 4)), (0, 3), "it went to block 1");
+}
+
 /// Commands that are all ready at once take turns.
 #[test]
 fn many_ready_commands_share_a_turn() {
