@@ -8,6 +8,7 @@
 
 pub mod copy_log;
 pub mod faults;
+pub mod oracle;
 
 mod bad_blocks;
 mod chain;
