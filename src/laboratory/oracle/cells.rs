@@ -73,7 +73,7 @@ impl Packed {
 
 /// See the module docs.
 pub struct Cells {
-    /// BlockState of a block that no command has touched.
+    /// State of a block that no command has touched.
     fresh: BlockState,
     chunks: Vec<Option<Box<[Packed]>>>,
     blocks: u64,

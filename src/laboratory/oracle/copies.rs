@@ -74,16 +74,26 @@ impl Expected {
         Self { began, to, from, in_order, sums }
     }
 
-    /// It has ended: what came from blocks that others wrote meanwhile is not known. `own` is the ledger of its
-    /// destination; `None` to look at sources elsewhere, by `calm`.
-    pub fn doubt(&mut self, own: Option<&Ledger>, calm: impl Fn(&CopySource, u64) -> bool) {
+    /// It has ended: of what came from blocks of range `index`, which lies in another namespace, and were written
+    /// meanwhile, nothing is known. Comes before [`Self::doubt`].
+    pub fn doubt_elsewhere(&mut self, index: usize, ledger: &Ledger) {
+        let before: u64 = self.from.iter().take(index).map(|range| range.blocks.nlb).sum();
+        let Some(range) = self.from.get(index) else { return };
+        for (sum, lba) in self.sums.iter_mut().skip(before as usize).zip(range.blocks.each()) {
+            if !ledger.is_calm(lba, range.since) {
+                *sum = None;
+            }
+        }
+    }
+
+    /// The same of the ranges that lie in its own namespace, whose ledger this is, and of all that was copied from
+    /// there in turn.
+    pub fn doubt(&mut self, ledger: &Ledger) {
         let Self { began, to, from, in_order, sums } = self;
         sources(from, *to, *in_order, |index, range, source| {
-            let stands = match (source, own) {
-                (Source::Earlier(earlier), _) => sums.get(earlier).is_some_and(Option::is_some),
-                (Source::Block(lba), Some(ledger)) if range.own => ledger.is_calm(lba, *began),
-                (Source::Block(lba), None) if !range.own => calm(range, lba),
-                _ => true,
+            let stands = match source {
+                Source::Earlier(earlier) => sums.get(earlier).is_some_and(Option::is_some),
+                Source::Block(lba) => !range.own || ledger.is_calm(lba, *began),
             };
             if let (false, Some(sum)) = (stands, sums.get_mut(index)) {
                 *sum = None;

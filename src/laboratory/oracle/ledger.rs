@@ -36,7 +36,7 @@ impl Span {
 }
 
 /// The ledger's clock at some time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tick(u64);
 
 /// What has been looked at so far.
@@ -60,7 +60,7 @@ pub struct Ledger {
     clock: u64,
     writers: Writers,
     first: Option<Difference>,
-    counts: Judged,
+    judged: Judged,
 }
 
 impl Ledger {
@@ -74,7 +74,7 @@ impl Ledger {
             clock: 0,
             writers: Writers::default(),
             first: None,
-            counts: Judged::default(),
+            judged: Judged::default(),
         }
     }
 
@@ -89,8 +89,8 @@ impl Ledger {
     }
 
     /// Of all that was looked at so far.
-    pub fn counts(&self) -> Judged {
-        self.counts
+    pub fn judged(&self) -> Judged {
+        self.judged
     }
 
     /// The first difference there was.
@@ -176,20 +176,20 @@ impl Ledger {
         for (lba, found) in blocks.below(self.cells.watched()).zip(found) {
             let cell = self.cells.get(lba);
             match (cell.state, found) {
-                _ if cell.stamp > since.0 => self.counts.unknown += 1,
-                (BlockState::Known(sum), Some(found)) if sum == *found => self.counts.checked += 1,
+                _ if cell.stamp > since.0 => self.judged.unknown += 1,
+                (BlockState::Known(sum), Some(found)) if sum == *found => self.judged.checked += 1,
                 (BlockState::Known(sum), Some(found)) => {
-                    self.counts.differing += 1;
+                    self.judged.differing += 1;
                     if self.first.is_none() {
                         self.first = Some(self.difference(lba, cell.stamp, sum, *found));
                         first = self.first;
                     }
                 }
                 (BlockState::Never, Some(found)) => {
-                    self.counts.never += 1;
+                    self.judged.never += 1;
                     self.cells.set(lba, Cell { state: BlockState::Known(*found), ..cell });
                 }
-                _ => self.counts.unknown += 1,
+                _ => self.judged.unknown += 1,
             }
         }
         first
