@@ -15,14 +15,20 @@ use super::verdict::WrittenBy;
 use crate::copy::SourceRange;
 use crate::laboratory::script::Post;
 use crate::laboratory::seam::{Accepted, CommandId, HostData, Lab};
-use crate::laboratory::tools::Place;
+use crate::laboratory::tools::{Place, Tool};
 use crate::namespace::{Namespace, Overlap};
 use crate::spec::commands::NvmCommand;
 use crate::spec::copy::CopyCommand;
 use crate::spec::{Outcome, Sqe};
 
+/// The tool that has the oracle told.
+pub fn tool(oracle: &Arc<Oracle>) -> Tool {
+    let oracle = Arc::clone(oracle);
+    Tool::for_workers("oracle", Arc::new(move |place| Box::new(Witness::new(place, Arc::clone(&oracle)))))
+}
+
 /// See the module docs.
-pub(super) struct Witness {
+struct Witness {
     place: Place,
     oracle: Arc<Oracle>,
     /// By serial number.
@@ -50,7 +56,7 @@ enum What {
 }
 
 impl Witness {
-    pub fn new(place: Place, oracle: Arc<Oracle>) -> Self {
+    fn new(place: Place, oracle: Arc<Oracle>) -> Self {
         Self { place, oracle, open: BTreeMap::new(), listed: None }
     }
 

@@ -16,6 +16,7 @@ mod verdict;
 
 pub use cells::MOST;
 pub use copies::{CopySource, Expected};
+pub use lab::tool;
 pub use ledger::{Judged, Ledger, Span, Tick};
 pub use registry::Oracle;
 pub use sum::Sum;

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-use super::lab::Witness;
 use super::ledger::{Judged, Ledger, Span, Tick};
 use super::sum::Sum;
 use super::verdict::Difference;
 use crate::laboratory::seam::HostData;
-use crate::laboratory::tools::Tool;
 use crate::namespace::{Life, Namespace};
 
 /// Blocks whose sums all commands in flight may hold: 64 MiB. Of what a write beyond that leaves nothing is known.
@@ -66,12 +64,6 @@ impl Watched {
 }
 
 impl Oracle {
-    /// The tool that has it told.
-    pub fn tool(self: &Arc<Self>) -> Tool {
-        let oracle = Arc::clone(self);
-        Tool::for_workers("oracle", Arc::new(move |place| Box::new(Witness::new(place, Arc::clone(&oracle)))))
-    }
-
     /// Watches this namespace from now on. `zeroed`: all its blocks are zeroes. What may be said of it in the
     /// log: how many of its blocks are watched, and the bytes that this may take.
     pub fn watch(&self, ns: &Namespace, zeroed: bool) -> (u64, u64) {
