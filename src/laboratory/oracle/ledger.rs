@@ -5,6 +5,8 @@
 //! so that a Read knows whether a write was in flight at any time while it was, and a write whether another
 //! one was. Where two commands met of which one writes, nothing is said of the block.
 
+use serde::Serialize;
+
 use super::cells::{BlockState, Cell, Cells};
 use super::sum::Sum;
 use super::verdict::{Difference, Origin, WrittenBy, Writers};
@@ -40,7 +42,7 @@ impl Span {
 pub struct Tick(u64);
 
 /// What has been looked at so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Judged {
     /// Blocks that held what they should.
     pub checked: u64,
@@ -50,6 +52,26 @@ pub struct Judged {
     pub never: u64,
     /// Blocks that held something else.
     pub differing: u64,
+}
+
+impl Judged {
+    /// What was looked at besides.
+    pub fn add(&mut self, other: Self) {
+        self.checked += other.checked;
+        self.unknown += other.unknown;
+        self.never += other.never;
+        self.differing += other.differing;
+    }
+
+    /// What was looked at since it was `before`.
+    fn since(self, before: Self) -> Self {
+        Self {
+            checked: self.checked - before.checked,
+            unknown: self.unknown - before.unknown,
+            never: self.never - before.never,
+            differing: self.differing - before.differing,
+        }
+    }
 }
 
 /// See the module docs.
@@ -193,6 +215,18 @@ impl Ledger {
             }
         }
         first
+    }
+
+    /// As [`Self::judge`], and what became of these blocks.
+    pub fn judge_counted(
+        &mut self,
+        since: Tick,
+        blocks: Span,
+        found: &[Option<Sum>],
+    ) -> (Option<Difference>, Judged) {
+        let before = self.judged;
+        let first = self.judge(since, blocks, found);
+        (first, self.judged.since(before))
     }
 
     fn difference(&self, lba: u64, stamp: u64, sum: Sum, found: Sum) -> Difference {

@@ -18,6 +18,6 @@ pub use cells::MOST;
 pub use copies::{CopySource, Expected};
 pub use lab::tool;
 pub use ledger::{Judged, Ledger, Span, Tick};
-pub use registry::Oracle;
+pub use registry::{Look, Oracle};
 pub use sum::Sum;
 pub use verdict::{Difference, Origin, WrittenBy};

@@ -54,16 +54,40 @@ impl Watched {
         each.collect()
     }
 
-    /// As [`Ledger::judge`], and tells the log.
-    pub fn judge(&self, since: Tick, span: Span, found: &[Option<Sum>]) {
-        let first = self.ledger().judge(since, span, found);
+    /// As [`Ledger::judge_counted`], and tells the log.
+    pub fn judge(&self, since: Tick, span: Span, found: &[Option<Sum>]) -> Judged {
+        let (first, judged) = self.ledger().judge_counted(since, span, found);
         if let Some(difference) = first {
             log::error!("oracle: {difference}");
         }
+        judged
+    }
+}
+
+/// Blocks of a watched namespace that are about to be read.
+pub struct Look {
+    watched: Arc<Watched>,
+    since: Tick,
+    span: Span,
+}
+
+impl Look {
+    /// This is what they held.
+    pub fn at(&self, bytes: &[u8]) -> Judged {
+        let blocks = bytes.chunks_exact(1 << self.watched.lbads);
+        let found: Vec<_> = blocks.map(|block| Some(Sum::of(block))).collect();
+        self.watched.judge(self.since, self.span, &found)
     }
 }
 
 impl Oracle {
+    /// Before `nlb` blocks (1-based) from `slba` on are read from the image; `None` when it is not watched.
+    pub fn look(&self, ns: &Namespace, slba: u64, nlb: u64) -> Option<Look> {
+        let watched = self.of(ns)?;
+        let since = watched.ledger().now();
+        Some(Look { watched, since, span: Span { slba, nlb } })
+    }
+
     /// Watches this namespace from now on. `zeroed`: all its blocks are zeroes. What may be said of it in the
     /// log: how many of its blocks are watched, and the bytes that this may take.
     pub fn watch(&self, ns: &Namespace, zeroed: bool) -> (u64, u64) {
