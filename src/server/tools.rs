@@ -11,7 +11,7 @@ use crate::control::scan;
 use crate::laboratory::Laboratory;
 use crate::laboratory::copy_log::{CopyLog, LogFile};
 use crate::laboratory::faults::Faults;
-use crate::laboratory::oracle::{self, Oracle};
+use crate::laboratory::oracle::{self, Judged, Oracle};
 use crate::subsystem::Subsystem;
 
 /// How long the last records may take to be written, when all else has ended.
@@ -60,8 +60,12 @@ impl Tools {
         let mut holds = true;
         for (nsid, judged, first) in self.oracle.verdicts() {
             holds &= first.is_none();
-            let first = first.map_or_else(|| "none differs".into(), |first| format!("first difference: {first}"));
-            log::info!("oracle: namespace {nsid}: {judged:?}; {first}");
+            let Judged { checked, unknown, never, differing } = judged;
+            let found = first.map_or_else(|| "none differs".into(), |first| format!("the first: {first}"));
+            log::info!(
+                "oracle: namespace {nsid}: {checked} checked, {unknown} unknown, {never} never seen, \
+                 {differing} differing; {found}"
+            );
         }
         holds
     }

@@ -55,6 +55,7 @@ fn oracle(context: &Context, request: &Request) -> Result<Value, Refusal> {
         let text = format!("{first}; differences seen since the start: {differing}");
         return Err(Refusal::new(text, "what the commands imply"));
     }
-    let seen: Vec<_> = verdicts.iter().map(|(nsid, judged, _)| json!({ "nsid": nsid, "blocks": judged })).collect();
+    let seen = verdicts.iter().map(|(nsid, judged, _)| json!({ "nsid": nsid, "blocks": judged }));
+    let seen: Vec<_> = seen.collect();
     Ok(json!({ "differs": false, "scans": scans, "seen": seen }))
 }

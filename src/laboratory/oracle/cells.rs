@@ -174,6 +174,7 @@ mod tests {
         let mut cells = Cells::new(2 * CHUNK, known);
         cells.resize(10);
         cells.resize(2 * CHUNK);
-        assert_eq!([9, 10, CHUNK - 1].map(|lba| cells.get(lba).state), [known, BlockState::Never, BlockState::Never]);
+        let states = [9, 10, CHUNK - 1].map(|lba| cells.get(lba).state);
+        assert_eq!(states, [known, BlockState::Never, BlockState::Never]);
     }
 }

@@ -16,7 +16,7 @@ use crate::copy::SourceRange;
 use crate::laboratory::script::Post;
 use crate::laboratory::seam::{Accepted, CommandId, HostData, Lab};
 use crate::laboratory::tools::{Place, Tool};
-use crate::namespace::{Namespace, Overlap};
+use crate::namespace::{Lbas, Namespace, Overlap};
 use crate::spec::commands::NvmCommand;
 use crate::spec::copy::CopyCommand;
 use crate::spec::{Outcome, Sqe};
@@ -32,13 +32,13 @@ struct Witness {
     place: Place,
     oracle: Arc<Oracle>,
     /// By serial number.
-    open: BTreeMap<u64, Open>,
+    open: BTreeMap<u64, InFlight>,
     /// Of the Copy that is being started.
     listed: Option<(u64, Vec<SourceRange>)>,
 }
 
 /// A command in flight.
-struct Open {
+struct InFlight {
     watched: Arc<Watched>,
     opc: u8,
     what: What,
@@ -61,7 +61,12 @@ impl Witness {
     }
 
     /// What a command does, from what its submission says alone.
-    fn opened(&mut self, id: CommandId, command: &Accepted<'_>, watched: &Arc<Watched>) -> Option<(What, Held)> {
+    fn opened(
+        &mut self,
+        id: CommandId,
+        command: &Accepted<'_>,
+        watched: &Arc<Watched>,
+    ) -> Option<(What, Held)> {
         let Accepted { sqe, ns, data, freed } = command;
         let span = Span { slba: sqe.slba(), nlb: sqe.nlb().count().into() };
         Some(match NvmCommand::of(sqe.opc)? {
@@ -83,7 +88,8 @@ impl Witness {
                 (What::Clear { began, spans, zeroes }, Held::default())
             }
             NvmCommand::Dsm => {
-                let spans: Vec<_> = freed.iter().map(|lbas| Span { slba: lbas.slba, nlb: lbas.nlb }).collect();
+                let span = |lbas: &Lbas| Span { slba: lbas.slba, nlb: lbas.nlb };
+                let spans: Vec<_> = freed.iter().map(span).collect();
                 let zeroes = ns.disk.unmaps();
                 let began = watched.ledger().begin(&spans);
                 (What::Clear { began, spans, zeroes }, Held::default())
@@ -124,8 +130,8 @@ impl Witness {
         (What::Copy { expected, elsewhere }, held)
     }
 
-    fn end(&self, id: CommandId, open: Open, outcome: &Outcome) {
-        let Open { watched, opc, what, .. } = open;
+    fn end(&self, id: CommandId, open: InFlight, outcome: &Outcome) {
+        let InFlight { watched, opc, what, .. } = open;
         let writer = WrittenBy { controller: self.place.cntlid.get(), id, opc };
         let success = outcome.status.is_success();
         match what {
@@ -174,7 +180,7 @@ impl Lab for Witness {
     fn accepted(&mut self, id: CommandId, command: Accepted<'_>) {
         let Some(watched) = self.oracle.of(command.ns) else { return };
         if let Some((what, held)) = self.opened(id, &command, &watched) {
-            self.open.insert(id.serial, Open { watched, opc: command.sqe.opc, what, _held: held });
+            self.open.insert(id.serial, InFlight { watched, opc: command.sqe.opc, what, _held: held });
         }
     }
 

@@ -156,7 +156,9 @@ impl Ledger {
         let watched = self.cells.watched();
         for lba in blocks.iter().flat_map(|blocks| blocks.below(watched)) {
             let state = match self.cells.get(lba).state {
-                BlockState::Writing { by, .. } => BlockState::Writing { by: by.saturating_add(1), clash: true },
+                BlockState::Writing { by, .. } => {
+                    BlockState::Writing { by: by.saturating_add(1), clash: true }
+                }
                 _ => BlockState::Writing { by: 1, clash: false },
             };
             self.cells.set(lba, Cell { state, stamp });
@@ -183,7 +185,9 @@ impl Ledger {
                 continue;
             };
             let state = match by {
-                0 | 1 if !clash && since == began.0 => sum(lba).map_or(BlockState::Unknown, BlockState::Known),
+                0 | 1 if !clash && since == began.0 => {
+                    sum(lba).map_or(BlockState::Unknown, BlockState::Known)
+                }
                 0 | 1 => BlockState::Unknown,
                 _ => BlockState::Writing { by: by - 1, clash: true },
             };
