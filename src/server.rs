@@ -49,7 +49,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let signals = Signals::install().context("cannot install signal handlers")?;
     let subsystem = Subsystem::new(namespaces, !config.further_sockets.is_empty());
     let parts = WorkerParts { lanes, laboratory: Arc::default() };
-    let tools = Tools::open(&config, &parts.laboratory)?;
+    let tools = Tools::open(&config, &parts.laboratory, &subsystem)?;
     let mut server = Server::new(&config, &subsystem, &parts)?;
     server.open_control(&config, kind, &subsystem, &tools)?;
     for socket in config.sockets() {
@@ -62,6 +62,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     logging::begin();
     server.serve(&signals);
     let code = server.farewell();
+    tools.verdict(&subsystem);
     tools.end();
     Ok(code)
 }

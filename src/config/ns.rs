@@ -71,6 +71,8 @@ pub struct NsConfig {
     pub discard: bool,
     /// The image is served as it is even if it looks like another format than raw; of no meaning for memory.
     pub raw: bool,
+    /// A checksum of each block is kept of what the commands imply.
+    pub oracle: bool,
 }
 
 /// What one `--nvme-ns` said so far; `None` where the default depends on something else.
@@ -95,6 +97,7 @@ pub(super) struct NsDraft {
     cache: CacheMode,
     discard: bool,
     raw: bool,
+    oracle: bool,
 }
 
 impl Default for NsDraft {
@@ -121,6 +124,7 @@ impl Default for NsDraft {
             // Not QEMU's ignore: images are created sparse here, and what a guest gives back is to be given back.
             discard: true,
             raw: false,
+            oracle: false,
         }
     }
 }
@@ -205,6 +209,7 @@ impl NsDraft {
             cache: self.cache,
             discard: self.discard,
             raw: self.raw,
+            oracle: self.oracle,
         })
     }
 }
@@ -362,6 +367,9 @@ pub(super) const TABLE: Table<NsDraft> = Table {
         "readonly" = "on|off", Def::Value("off"), "on",
             "The image is opened for reading only and the guest cannot write (memory stays all zero)",
             |d, v| { d.readonly = value::switch(v)?; Ok(()) };
+        "oracle" = "on|off", Def::Value("off"), "on",
+            "Keep a checksum of what the commands imply for each block, 16 bytes a block, and name the first that differs",
+            |d, v| { d.oracle = value::switch(v)?; Ok(()) };
         "locking" = "on|off", Def::Value("on"), "off",
             "Lock the image against other processes, as QEMU does; off: two may destroy it together",
             |d, v| { d.locking = value::switch(v)?; Ok(()) };
@@ -487,6 +495,7 @@ mod tests {
                 cache: CacheMode::Writeback,
                 discard: true,
                 raw: false,
+                oracle: false,
             }
         );
         assert_eq!(config("drive=a.img").notes(), Vec::<String>::new());
@@ -520,6 +529,7 @@ mod tests {
                 cache: CacheMode::Directsync,
                 discard: false,
                 raw: true,
+                oracle: false,
             }
         );
         assert_eq!(config("drive=memory,size=4K").drive, Drive::Memory { size: 4096 });
@@ -633,11 +643,11 @@ mod tests {
             ),
             (
                 "disk.img",
-                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages, cache, discard, format",
+                "--nvme-ns disk.img: unknown property; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, oracle, locking, aio, hugepages, cache, discard, format",
             ),
             (
                 "read-only=on",
-                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, locking, aio, hugepages, cache, discard, format",
+                "--nvme-ns read-only: unknown property, did you mean readonly?; valid: drive, size, nsid, logical_block_size, mssrl, mcl, msrc, copy_overlap, copy_method, uuid, nguid, eui64, readonly, oracle, locking, aio, hugepages, cache, discard, format",
             ),
         ] {
             assert_eq!(error(list), message);

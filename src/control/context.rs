@@ -10,6 +10,7 @@ use super::stock::Stock;
 use super::wire::Refusal;
 use crate::laboratory::copy_log::CopyLog;
 use crate::laboratory::faults::Faults;
+use crate::laboratory::oracle::Oracle;
 use crate::nvme_ctrl::Controller;
 use crate::subsystem::{Subsystem, Wake};
 
@@ -26,6 +27,8 @@ pub struct Context {
     pub faults: Arc<Faults>,
     /// Its Copies.
     pub copies: Arc<CopyLog>,
+    /// Which of its namespaces are watched.
+    pub oracle: Arc<Oracle>,
     /// When the device began.
     pub started: Instant,
     /// Held by whoever drains the device.

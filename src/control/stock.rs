@@ -55,6 +55,12 @@ impl Stock {
         };
         let others = self.known().configs.clone();
         let config = another(list.as_ref(), &self.nvme, &others).map_err(refuse)?;
+        if config.oracle {
+            return Err(Refusal::new(
+                "oracle=on is for namespaces that the device starts with",
+                "ns: the list without it",
+            ));
+        }
         images::check_engine(&config, self.engine).map_err(refuse)?;
         let opened = images::open_one(&config, &others).map_err(refuse)?;
         self.known().configs.push(config);

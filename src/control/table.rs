@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::command::{Command, Kind};
-use super::commands::{copies, drain, fault, inspect, namespaces, resize, set, stats, status};
+use super::commands::{copies, drain, fault, inspect, namespaces, oracle, resize, set, stats, status};
 use super::wire::Refusal;
 
 /// All commands, in the order of help.
@@ -28,6 +28,7 @@ pub const TABLE: &[Command] = &[
     drain::RESUME,
     drain::QUIT,
     copies::COMMAND,
+    oracle::COMMAND,
 ];
 
 /// The command of this name.

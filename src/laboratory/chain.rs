@@ -1,7 +1,7 @@
 //! Several laboratories of one worker, as one.
 
 use super::script::Post;
-use super::seam::{CommandId, Fate, Fetched, Lab};
+use super::seam::{Accepted, CommandId, Fate, Fetched, Lab};
 use crate::copy::{CopyPlan, Reject, SourceRange, Written};
 use crate::spec::Outcome;
 
@@ -52,6 +52,10 @@ impl Lab for Labs {
         self.each().map(|lab| lab.planned(id, plan)).fold(Fate::Pass, Fate::or)
     }
 
+    fn accepted(&mut self, id: CommandId, command: Accepted<'_>) {
+        self.each().for_each(|lab| lab.accepted(id, command));
+    }
+
     fn refused(&mut self, id: CommandId, why: &Reject) {
         self.each().for_each(|lab| lab.refused(id, why));
     }
@@ -67,6 +71,10 @@ impl Lab for Labs {
 
     fn over(&mut self, id: CommandId, outcome: &Outcome, post: Option<Post>) {
         self.each().for_each(|lab| lab.over(id, outcome, post));
+    }
+
+    fn failed(&mut self) {
+        self.each().for_each(|lab| lab.failed());
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod copy_log;
 pub mod faults;
+pub mod oracle;
 
 mod bad_blocks;
 mod chain;
@@ -25,6 +26,6 @@ pub use control::{ControlLab, RegisterEvent, RegisterFate};
 pub use fired::Fired;
 pub use lands::{Lands, Layout};
 pub use script::{Bend, Dw0, Edit, Flip, LateRange, Post, Script};
-pub use seam::{CommandId, Fate, Fetched, Lab};
+pub use seam::{Accepted, CommandId, Fate, Fetched, HostData, Lab};
 pub use tools::{Change, LabFactory, Laboratory, Place, Station, Tool};
 pub use until::{Latch, Stalled, Until};

@@ -1,8 +1,10 @@
 //! What a laboratory is asked and told.
 
+use std::sync::Arc;
+
 use super::script::{Post, Script};
 use crate::copy::{CopyPlan, Reject, SourceRange, Written};
-use crate::namespace::Namespace;
+use crate::namespace::{Lbas, Namespace};
 use crate::spec::{Outcome, Sqe, Status};
 
 /// Names a command in flight.
@@ -48,6 +50,26 @@ pub struct Fetched<'a> {
     pub depth: usize,
 }
 
+/// The host's memory of a command's transfer.
+pub trait HostData: Send {
+    /// Reads it from byte `offset` on; false when it cannot be.
+    fn read(&self, offset: usize, into: &mut [u8]) -> bool;
+}
+
+/// A command that passed its checks and has yet to move its first byte.
+#[derive(Clone, Copy)]
+pub struct Accepted<'a> {
+    /// The command.
+    pub sqe: &'a Sqe,
+    /// Its namespace.
+    pub ns: &'a Arc<Namespace>,
+    /// Of a Read and a Write: the host's memory. It stays mapped while this is held, so no longer than the command
+    /// is in flight. `None` when there is none that can be looked at.
+    pub data: &'a dyn Fn() -> Option<Box<dyn HostData>>,
+    /// Of a Dataset Management: what is deallocated.
+    pub freed: &'a [Lbas],
+}
+
 /// A laboratory, as one worker's thread asks it. None of its answers may take long: the worker's other
 /// commands wait.
 ///
@@ -68,6 +90,10 @@ pub trait Lab: Send {
         Fate::Pass
     }
 
+    /// A command is about to begin: it was not refused, and no laboratory ends it. Comes after [`Self::planned`]
+    /// and before anything of it has moved. Its end is told by [`Self::over`].
+    fn accepted(&mut self, _id: CommandId, _command: Accepted<'_>) {}
+
     /// A Copy was refused, and has changed nothing. `why` names the rule.
     fn refused(&mut self, _id: CommandId, _why: &Reject) {}
 
@@ -82,4 +108,7 @@ pub trait Lab: Send {
     /// Nothing more comes of a command. The outcome is what its host was told, and `post` how; `None`: nobody
     /// was, its queue is gone.
     fn over(&mut self, _id: CommandId, _outcome: &Outcome, _post: Option<Post>) {}
+
+    /// The worker has failed. Nothing is heard any more of the commands that it had in flight, which may still go on.
+    fn failed(&mut self) {}
 }

@@ -100,6 +100,11 @@ impl GuestBuf {
         &self.iovecs
     }
 
+    /// Is any of it lost ([`Self::append_discard`])?
+    pub fn discards(&self) -> bool {
+        self.iovecs.iter().any(is_scratch)
+    }
+
     /// Bytes that it has allocated.
     pub fn heap(&self) -> usize {
         let iovecs = if self.iovecs.spilled() { self.iovecs.capacity() } else { 0 };

@@ -59,6 +59,7 @@ impl Attendant {
             thread: Asks::new(sender, Arc::clone(wake)),
             faults: Arc::clone(&tools.faults),
             copies: Arc::clone(&tools.copies),
+            oracle: Arc::clone(&tools.oracle),
             started: Instant::now(),
             draining: Mutex::default(),
             stock: Stock::new(config, engine),

@@ -19,6 +19,7 @@ mod interrupts;
 mod life;
 mod log;
 mod peer_faults;
+mod oracle;
 mod pointers;
 mod ports;
 mod process;

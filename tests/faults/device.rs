@@ -85,7 +85,7 @@ impl Device {
             .name("server".into())
             .spawn(move || {
                 let mut server = Server::new(&config, &shared, &parts).expect("the server starts");
-                let tools = Tools::open(&config, &parts.laboratory).expect("no files");
+                let tools = Tools::open(&config, &parts.laboratory, &shared).expect("no files");
                 let kind = LaneKind::Auto.resolve();
                 server.open_control(&config, kind, &shared, &tools).expect("a control socket");
                 ready.send(()).expect("the test listens");

@@ -113,6 +113,7 @@ fn remove(context: &Context, request: &Request) -> Result<Value, Refusal> {
     };
     let left = Left::of(context, &ns);
     context.stock.forget(&turn, nsid);
+    context.oracle.forget(nsid);
     Ok(left.told(json!({ "nsid": nsid, "drive": ns.disk.name() })))
 }
 

@@ -55,6 +55,7 @@ fn resize(context: &Context, request: &Request) -> Result<Value, Refusal> {
         ns.disk.resize(is).and_then(|()| ns.disk.resize(size)).map_err(refuse)?;
     }
     let published = publish(context, nsid, size)?;
+    context.oracle.resized(nsid, published.facts.nsze);
     let mut answer = json!(NamespaceView::of(&published, true));
     let cut = if size < is { cut(context, &published, size) } else { Ok(()) };
     answer["image_resized"] = cut.is_ok().into();

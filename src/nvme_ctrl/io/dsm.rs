@@ -41,6 +41,9 @@ pub(super) fn dsm(cmd: &Submission<'_>) -> Result<Task, Status> {
             let lbas = Lbas { slba: range.slba.get(), nlb: range.nlb.get().into() };
             let data = namespace::admit(ns, Access::Write, lbas, cmd.shared.cntlid)?.data;
             if data.len > 0 {
+                if let Some(notes) = cmd.watched {
+                    notes.frees(lbas);
+                }
                 ops.push((Arc::clone(ns), Op::Discard { offset: data.offset, len: data.len }));
             }
         }

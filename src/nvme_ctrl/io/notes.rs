@@ -1,14 +1,16 @@
-//! What a laboratory is to know of a Copy besides its task.
+//! What a laboratory is to know of a command besides its task.
 
 use std::cell::{Cell, RefCell};
 
 use crate::copy::{Reject, SourceRange};
+use crate::namespace::Lbas;
 
-/// Notes that are made while a Copy is started.
+/// Notes that are made while a command is started.
 #[derive(Debug, Default)]
 pub struct Notes {
     ranges: RefCell<Option<Vec<SourceRange>>>,
     why: Cell<Option<Reject>>,
+    freed: RefCell<Vec<Lbas>>,
 }
 
 impl Notes {
@@ -20,6 +22,16 @@ impl Notes {
     /// It is refused.
     pub fn refused(&self, why: Reject) {
         self.why.set(Some(why));
+    }
+
+    /// A Dataset Management deallocates these too.
+    pub(super) fn frees(&self, lbas: Lbas) {
+        self.freed.borrow_mut().push(lbas);
+    }
+
+    /// What a Dataset Management deallocates. It is here no more then.
+    pub fn take_freed(&self) -> Vec<Lbas> {
+        self.freed.take()
     }
 
     /// The source ranges, if it got so far. They are here no more then.

@@ -154,6 +154,9 @@ impl Core {
         for index in indices {
             self.slots.remove(index);
         }
+        if let Some(labs) = &mut self.labs {
+            labs.failed();
+        }
         self.ready.clear();
         self.moving.clear();
         self.starved.clear();

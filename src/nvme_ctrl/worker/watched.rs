@@ -8,9 +8,12 @@ use super::core::Core;
 use super::rotation::BURST;
 use crate::block::Work;
 use crate::copy::{Reject, rule};
-use crate::laboratory::{CommandId, Fate, Fetched, Lab, Labs, Script};
-use crate::memory::DmaMap;
+use crate::laboratory::{Accepted, CommandId, Fate, Fetched, HostData, Lab, Labs, Script};
+use crate::memory::{Access, DmaMap, GuestBuf};
+use crate::namespace::Namespace;
 use crate::nvme_ctrl::io::{self, Context, Notes, Task};
+use crate::nvme_ctrl::shared::Shared;
+use crate::nvme_ctrl::transfer;
 use crate::spec::commands::NvmCommand;
 use crate::spec::{Outcome, Sqe, Status};
 
@@ -78,6 +81,10 @@ pub(super) fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
                 (Task::Over(Outcome::of(status)), None)
             }
         };
+        if let (Some(ns), false) = (ns, matches!(task, Task::Over(_))) {
+            let data = || host_data(shared, memory, work, &sqe, ns);
+            labs.accepted(id, Accepted { sqe: &sqe, ns, data: &data, freed: &notes.take_freed() });
+        }
         let Some(mut script) = script else {
             enter(sq, slots, ready, &sqe, task, id.serial);
             continue;
@@ -98,6 +105,31 @@ pub(super) fn burst(core: &mut Core, at: usize) -> Result<bool, String> {
         }
     }
     Ok(fetched > 0)
+}
+
+impl HostData for GuestBuf {
+    fn read(&self, offset: usize, into: &mut [u8]) -> bool {
+        self.copy_out(offset, into).is_ok()
+    }
+}
+
+/// The host's memory of a Read or a Write, looked up once more: the task's own goes with its operation.
+fn host_data(
+    shared: &Shared,
+    memory: &DmaMap,
+    work: &Work,
+    sqe: &Sqe,
+    ns: &Namespace,
+) -> Option<Box<dyn HostData>> {
+    let access = match NvmCommand::of(sqe.opc)? {
+        NvmCommand::Read => Access::Write,
+        NvmCommand::Write => Access::Read,
+        _ => return None,
+    };
+    let len = usize::try_from(u64::from(sqe.nlb().count()) << ns.facts.lbads).ok()?;
+    let buf = transfer::resolve(memory, sqe, len, shared.page_size(), access, true, work).ok()?;
+    // What fell into a bit bucket cannot be looked at.
+    (!buf.discards()).then(|| Box::new(buf) as Box<dyn HostData>)
 }
 
 /// What has become of a Copy so far. What they want of one that is planned.
