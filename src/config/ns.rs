@@ -368,7 +368,7 @@ pub(super) const TABLE: Table<NsDraft> = Table {
             "The image is opened for reading only and the guest cannot write (memory stays all zero)",
             |d, v| { d.readonly = value::switch(v)?; Ok(()) };
         "oracle" = "on|off", Def::Value("off"), "on",
-            "Keep a checksum of what the commands imply for each block, 16 bytes a block, and name the first that differs",
+            "Keep a checksum of each block, 16 bytes for one, and name the first block that differs",
             |d, v| { d.oracle = value::switch(v)?; Ok(()) };
         "locking" = "on|off", Def::Value("on"), "off",
             "Lock the image against other processes, as QEMU does; off: two may destroy it together",

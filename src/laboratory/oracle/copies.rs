@@ -92,7 +92,11 @@ impl Expected {
         let Self { began, to, from, in_order, sums } = self;
         sources(from, *to, *in_order, |index, range, source| {
             let stands = match source {
-                Source::Earlier(earlier) => sums.get(earlier).is_some_and(Option::is_some),
+                // Another command may have written there between the two ranges.
+                Source::Earlier(earlier) => {
+                    ledger.is_calm(to.slba + earlier as u64, *began)
+                        && sums.get(earlier).is_some_and(Option::is_some)
+                }
                 Source::Block(lba) => !range.own || ledger.is_calm(lba, *began),
             };
             if let (false, Some(sum)) = (stands, sums.get_mut(index)) {
