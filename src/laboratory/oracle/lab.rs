@@ -47,12 +47,28 @@ struct InFlight {
 }
 
 enum What {
-    Read { since: Tick, span: Span, data: Box<dyn HostData> },
+    Read {
+        since: Tick,
+        span: Span,
+        data: Box<dyn HostData>,
+    },
     /// `sums`: what its host's memory held when it began; empty where it is not known.
-    Write { began: Tick, span: Span, data: Option<Box<dyn HostData>>, sums: Vec<Option<Sum>> },
+    Write {
+        began: Tick,
+        span: Span,
+        data: Option<Box<dyn HostData>>,
+        sums: Vec<Option<Sum>>,
+    },
     /// `zeroes`: what it leaves, if that is known.
-    Clear { began: Tick, spans: Vec<Span>, zeroes: bool },
-    Copy { expected: Expected, elsewhere: Vec<Option<Arc<Watched>>> },
+    Clear {
+        began: Tick,
+        spans: Vec<Span>,
+        zeroes: bool,
+    },
+    Copy {
+        expected: Expected,
+        elsewhere: Vec<Option<Arc<Watched>>>,
+    },
 }
 
 impl Witness {

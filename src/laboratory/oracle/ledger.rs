@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::cells::{BlockState, Cell, Cells};
 use super::sum::Sum;
-use super::verdict::{Difference, Origin, WrittenBy, Writers};
+use super::verdict::{Difference, Origin, Writers, WrittenBy};
 
 /// Blocks on either side of one that differs that are searched for the owner of what it holds.
 const NEAR: u64 = 64 << 10;
@@ -242,15 +242,7 @@ impl Ledger {
         };
         let near = Span { slba: lba.saturating_sub(NEAR), nlb: 2 * NEAR };
         let mut near = near.below(self.cells.watched());
-        let belongs_to =
-            if is_zero { None } else { near.find(|near| self.sum(*near) == Some(found)) };
-        Difference {
-            nsid: self.nsid,
-            lba,
-            origin,
-            should_be_zero: sum == self.zero,
-            is_zero,
-            belongs_to,
-        }
+        let belongs_to = if is_zero { None } else { near.find(|near| self.sum(*near) == Some(found)) };
+        Difference { nsid: self.nsid, lba, origin, should_be_zero: sum == self.zero, is_zero, belongs_to }
     }
 }
